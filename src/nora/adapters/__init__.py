@@ -1,0 +1,13 @@
+"""NoRA and NoRA+ on PEFT models: Nyström init, its proof, the normalised scaled-GD preconditioner."""
+
+from nora.adapters.initialize import initialize_ as initialize_
+from nora.adapters.layers import AdapterLayer as AdapterLayer
+from nora.adapters.layers import lora_layers as lora_layers
+from nora.adapters.layers import snapshot_weights as snapshot_weights
+from nora.adapters.nystrom import nystrom_init_ as nystrom_init_
+from nora.adapters.preconditioner import Preconditioner as Preconditioner
+from nora.adapters.prefix import prefix_init_ as prefix_init_
+from nora.adapters.prefix import prove_prefix as prove_prefix
+from nora.adapters.proof import InitReport as InitReport
+from nora.adapters.proof import ModuleProof as ModuleProof
+from nora.adapters.proof import prove_init as prove_init

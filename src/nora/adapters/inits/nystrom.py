@@ -1,0 +1,39 @@
+"""Nyström sketch of the pretrained weight: NoRA (paper Alg. 1; X0 = W Ω, Y0 = 0)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nora.adapters.inits._factors import Factors
+
+PEFT_INIT = True
+MOVES_BASE = False
+OPTIONS = {"xi": 0.1, "side": "A", "divide_by_scaling": True}
+
+
+def factors(
+    weight: Tensor,
+    rank: int,
+    *,
+    scaling: float,
+    generator: torch.Generator,
+    xi: float = 0.1,
+    side: str = "A",
+    divide_by_scaling: bool = True,
+) -> Factors:
+    """Side "A": A = (ξ/s) G W with G ~ N(0, 1) of shape [rank, out], B = 0. Side "B": B = (ξ/s) W Ω, A = 0.
+
+    ``weight`` is [out, in], ``scaling`` is s = α/r (s = 1 in the formula where ``divide_by_scaling`` is off).
+    G and Ω are drawn in float32 on the generator's device; the product is float32.
+    """
+    out_features, in_features = weight.shape
+    scale = xi / scaling if divide_by_scaling else xi
+    W = weight.to(torch.float32)
+    if side == "A":
+        G = torch.randn(rank, out_features, generator=generator).to(W.device)
+        return Factors((G @ W).mul_(scale), torch.zeros(out_features, rank, device=W.device))
+    if side == "B":
+        omega = torch.randn(in_features, rank, generator=generator).to(W.device)
+        return Factors(torch.zeros(rank, in_features, device=W.device), (W @ omega).mul_(scale))
+    raise ValueError(f"side: given {side!r}, required 'A' or 'B'")

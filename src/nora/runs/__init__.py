@@ -1,0 +1,1 @@
+"""From a composed config to a record: spec, store, kinds of run, execution."""

@@ -1,0 +1,162 @@
+"""Spec → objects: base model, tokenizer, rows, adapter."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
+from nora.adapters.prefix import drawn_tokens, token_keys_values
+from nora.runs.errors import RunFailed
+from nora.runs.files import sha256_file
+from nora.runs.schema import MethodSpec, ModelSpec, TaskSpec
+from nora.training.pretrain import build_model
+
+# peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+_RANDOM_WEIGHTS_SEED = 0  # every run over a random-weight base shares one base
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else 0)
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise RunFailed(f"{path}: missing; the checkout is incomplete")
+        given = sha256_file(path)
+        if given != expected:
+            raise RunFailed(f"{path}: has SHA-256 {given}, the model's yaml says {expected}")
+
+
+def load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
+    """The base of a spec, its files checked against their hashes, in evaluation mode on ``device``."""
+    dtype = getattr(torch, spec.dtype)
+    if spec.source == "hub":
+        tokenizer = AutoTokenizer.from_pretrained(spec.repo, revision=spec.revision)
+        if spec.weights == "random":
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(spec.repo, revision=spec.revision)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(spec.repo, revision=spec.revision, dtype=dtype)
+    else:
+        folder = checkout / (spec.repo or spec.tokenizer or "")
+        _check_files(folder, spec.files or {})
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if spec.source == "asset":
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        else:
+            model = build_model(spec.architecture or {}, seed=_RANDOM_WEIGHTS_SEED).to(dtype)
+    model.requires_grad_(False)
+    return Base(model.to(device).eval(), tokenizer)
+
+
+def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Any], list[Any]]:
+    """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
+    if spec.source == "slice":
+        folder = checkout / "data"
+        _check_files(folder, spec.files or {})
+        return (
+            _read_lines(folder / spec.name / "train.jsonl"),
+            _read_lines(folder / spec.name / "validation.jsonl"),
+        )
+    from datasets import load_dataset
+
+    source = task.SOURCE
+    splits = []
+    for split, rows in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
+        data = load_dataset(source.path, source.name, split=split, revision=spec.revision)
+        if len(data) != rows:
+            raise RunFailed(f"{spec.name}: the split {split} has {len(data)} rows, the protocol expects {rows}")
+        splits.append(list(data))
+    return splits[0], splits[1]
+
+
+def _read_lines(path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RunFailed(f"{path}, line {number}: not valid JSON ({error})") from None
+    return rows
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base with its adapter and the proof of the adapter's start."""
+
+    model: PeftModel
+    proof: InitReport
+
+
+def add_adapter(
+    base: Base, method: MethodSpec, targets: list[str], *, seed: int, probe: Mapping[str, torch.Tensor]
+) -> Adapted:
+    """Wraps the base, starts the adapter from its own streams and proves the start on ``probe`` inputs.
+
+    Raises RunFailed where the proof fails: a run whose init is not what it says must not train.
+    """
+    adapted = (_add_prefix if method.adapter == "prefix" else _add_lora)(base, method, targets, seed, probe)
+    if not adapted.proof.passed:
+        raise RunFailed("the init proof failed: " + "; ".join(adapted.proof.problems[:3]))
+    return adapted
+
+
+def _add_lora(
+    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
+) -> Adapted:
+    module = inits.load(method.init)
+    pretrained = snapshot_weights(base.model, set(targets))
+    absent = [t for t in targets if not any(name.endswith(f".{t}") for name in pretrained)]
+    if absent:
+        raise RunFailed(f"model.targets: {', '.join(absent)} match no module of {type(base.model).__name__}")
+    with torch.no_grad():
+        base_output = base.model(**probe).logits
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        init_lora_weights=module.PEFT_INIT,
+    )
+    model = get_peft_model(base.model, config)
+    options = {key: value for key in module.OPTIONS if (value := getattr(method, key)) is not None}
+    initialize_(model, method.init, seed=seed, **options)
+    proof = prove_init(model, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
+    return Adapted(model, proof)
+
+
+def _add_prefix(
+    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
+) -> Adapted:
+    del targets, probe
+    count = method.num_virtual_tokens or 0
+    tokens = drawn_tokens(base.model.config.vocab_size, count, seed=seed)
+    keys_values = token_keys_values(base.model, tokens)
+    model = get_peft_model(base.model, PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=count))
+    prefix_init_(model, keys_values)
+    return Adapted(model, prove_prefix(model, base.model, tokens))

@@ -1,0 +1,94 @@
+"""Hydra's compose behind one clear error: every way a config can be wrong becomes a UserError."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nora.runs import limits
+from nora.runs.errors import UserError
+
+
+def choices(conf: Path, group: str) -> list[str]:
+    """The files of one config group."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def _is_group(conf: Path, key: str) -> bool:
+    return key.startswith("hydra") or (conf / key).is_dir()
+
+
+def _permit_new_keys(conf: Path, overrides: Sequence[str]) -> list[str]:
+    """Overrides of values written so that Hydra accepts unknown keys: the schema names them all, with the rest."""
+    permitted = []
+    for override in overrides:
+        key = override.split("=", 1)[0]
+        plain = "=" in override and key[:1] not in "+~" and "@" not in key
+        permitted.append(f"++{override}" if plain and not _is_group(conf, key.replace(".", "/")) else override)
+    return permitted
+
+
+def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("+")
+        if key.startswith("hydra") or not (conf / group).is_dir() or value in ("null", ""):
+            continue
+        allowed = choices(conf, group)
+        if re.fullmatch(r"[\w.\-]+", value) and value not in allowed:
+            near = difflib.get_close_matches(value, allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{group}: given {value!r}, allowed {', '.join(allowed)}{hint}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed, resolved config as plain data. Raises UserError; draws on no other state."""
+    limits.check_folder(conf)
+    limits.check_overrides(tuple(overrides))
+    try:
+        OverridesParser.create().parse_overrides(overrides=list(overrides))
+    except (OverrideParseException, HydraException) as error:
+        raise UserError(f"{_first_line(error)} (an override is key=value)") from None
+    _check_choices(conf, overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            config = compose("config", _permit_new_keys(conf, overrides))
+        limits.check_interpolations(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError("; ".join(f"{key}: a value is required (???), give {key}=…" for key in missing))
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    except ConfigCompositionException as error:
+        cause = error.__cause__
+        detail = f" ({_first_line(cause)})" if cause is not None else ""
+        raise UserError(f"{_first_line(error)}{detail}") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_line(error)) from None
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The override lists of a multirun: the product of every ``key=a,b`` as Hydra's basic sweeper makes it."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
+        (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise UserError(_first_line(error)) from None
+    return [list(job) for job in batch]

@@ -1,0 +1,47 @@
+"""What a kind of run is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nora.runs.schema import ExecSpec
+from nora.runs.store import Attempt
+
+
+@dataclass(frozen=True)
+class Update:
+    """One line of progress."""
+
+    phase: str
+    step: int
+    total: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where a run executes; nothing in here may change a number."""
+
+    checkout: Path
+    settings: ExecSpec
+    device: torch.device
+    attempt: Attempt
+    earlier: tuple[Attempt, ...]
+    """Attempts before this one: their checkpoints may be continued."""
+    report: Callable[[Update], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found out. ``files``: label → (stem, suffix, content, keep it on disk)."""
+
+    metrics: dict[str, Any]
+    proof: dict[str, Any]
+    files: dict[str, tuple[str, str, bytes, bool]]
+    diverged: dict[str, Any] | None = None
+    run: dict[str, Any] = field(default_factory=dict)

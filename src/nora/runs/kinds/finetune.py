@@ -1,0 +1,190 @@
+"""``kind=finetune``: one base, one task, one method, by the few-shot protocol."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from nora import streams, tasks
+from nora.adapters import Preconditioner, lora_layers
+from nora.runs import build
+from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
+from nora.runs.context import Outcome, RunContext, Update
+from nora.runs.errors import RunFailed
+from nora.runs.schema import FewShotProtocol, FinetuneSpec
+from nora.tasks.example import Example
+from nora.tasks.sampling import draw_subsets
+from nora.training.encoding import EncodedExample, encode_example
+from nora.training.evaluation import Scored, classification_metrics, score_candidates
+from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state, train
+from nora.training.objectives import ClassificationObjective, OptionLMObjective
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Split:
+    """Examples of one subset and their token ids."""
+
+    def __init__(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
+        self.examples = examples
+        self.encoded: list[EncodedExample] = [encode_example(e, tokenizer, max_length=max_length) for e in examples]
+        self.gold = [e.gold for e in examples]
+        self.correct = [e.correct for e in examples]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def _loop_settings(protocol: FewShotProtocol, micro_batch_size: int | None) -> LoopSettings:
+    return LoopSettings(
+        lr=protocol.lr,
+        batch_size=protocol.batch_size,
+        epochs=protocol.epochs,
+        schedule=protocol.schedule,
+        warmup_steps=protocol.warmup_steps,
+        betas=(protocol.betas[0], protocol.betas[1]),
+        eps=protocol.eps,
+        weight_decay=protocol.weight_decay,
+        max_grad_norm=protocol.max_grad_norm,
+        precision=protocol.precision,
+        micro_batch_size=micro_batch_size,
+    )
+
+
+def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> float | None:
+    """Test accuracy of always answering the training set's most frequent class; None where classes are not shared."""
+    if len({e.candidates for e in train}) != 1:
+        return None
+    (label, _), = Counter(e.gold for e in train).most_common(1)
+    return sum(label in e.correct for e in test) / len(test)
+
+
+def _predictions(scored: Sequence[Scored], correct: Sequence[Sequence[int]]) -> bytes:
+    """One JSON line per test example; scores rounded to six significant digits."""
+    lines = [
+        json.dumps({
+            "prediction": s.prediction,
+            "correct": list(right),
+            "scores": [float(f"{score:.6g}") for score in s.scores],
+        })
+        for s, right in zip(scored, correct, strict=True)
+    ]
+    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+
+
+def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
+    """Trains and evaluates one run; returns metrics, the init proof, predictions and the adapter."""
+    started = time.monotonic()
+    task = tasks.load(spec.task.suite, spec.task.name)
+    base = build.load_base(spec.model, context.checkout, context.device)
+    rows = build.load_rows(spec.task, task, context.checkout)
+    subsets = draw_subsets(
+        *rows, seed=spec.seed,
+        num_train=spec.task.num_train, num_dev=spec.task.num_dev, num_test=spec.task.num_test,
+    )
+    try:
+        splits = [_Split([task.build(row) for row in rows], base.tokenizer, spec.model.max_length) for rows in subsets]
+    except ValueError as error:
+        raise RunFailed(str(error)) from None
+    training, dev, test = splits
+
+    probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
+    adapted = build.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
+    model = adapted.model
+    preconditioner = None
+    if spec.method.preconditioner is not None:
+        preconditioner = Preconditioner(
+            lora_layers(model), damping=spec.method.damping or 0.0, normalize=spec.method.normalize or "none"
+        )
+
+    share = spec.protocol.share_prompt
+    if task.LOSS == "classification":
+        objective: Any = ClassificationObjective(training.encoded, training.gold, base.pad_id, share)
+    else:
+        objective = OptionLMObjective(training.encoded, training.gold, base.pad_id)
+
+    def score(split: _Split) -> list[Scored]:
+        return score_candidates(model, split.encoded, pad_id=base.pad_id, share_prompt=share)
+
+    def evaluate(_: nn.Module) -> dict[str, Any]:
+        return classification_metrics(score(dev), dev.correct)
+
+    settings = _loop_settings(spec.protocol, context.settings.micro_batch_size)
+    state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
+    resumed = _resume(state, context)
+    common: dict[str, Any] = {
+        "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
+        "rows": {"train": len(training), "dev": len(dev), "test": len(test)},
+        "truncated_tokens": sum(e.truncated for split in splits for e in split.encoded),
+        "majority_accuracy": majority_accuracy(training.examples, test.examples),
+    }
+    timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed}
+    training_started = time.monotonic()
+
+    def on_step(info: StepInfo) -> None:
+        context.report(Update("train", info.step, info.total_steps,
+                              {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}))
+
+    def on_boundary(state: LoopState) -> None:
+        if state.step % context.settings.checkpoint_every == 0:
+            save_checkpoint(context.attempt.path, state)
+
+    try:
+        train(
+            model, objective, settings, state,
+            order=lambda epoch: torch.randperm(
+                len(training), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
+            ),
+            before_step=lambda step: _seed_dropout(spec.seed, step),
+            evaluate=evaluate, on_step=on_step, on_boundary=on_boundary,
+        )
+    except Diverged as error:
+        return Outcome(
+            metrics={**common, "epochs": state.dev_log}, proof=adapted.proof.to_dict(), files={},
+            diverged={"step": error.step, "tensor": error.tensor}, run=timing,
+        )
+    timing["train_seconds"] = time.monotonic() - training_started
+    context.report(Update("test", 0, 1, {}))
+    scored = score(test)
+    metrics = {
+        **common,
+        "steps": state.step,
+        "epochs": state.dev_log,
+        "best_epoch": state.best_epoch,
+        "dev": next((e for e in state.dev_log if e["epoch"] == state.best_epoch), None),
+        "test": classification_metrics(scored, test.correct),
+    }
+    adapter = save({name: p.detach().contiguous().cpu() for name, p in state.parameters.items()})
+    timing["seconds"] = time.monotonic() - started
+    return Outcome(
+        metrics=metrics, proof=adapted.proof.to_dict(), run=timing,
+        files={
+            "predictions": ("predictions", ".jsonl.gz", _predictions(scored, test.correct), True),
+            "adapter": ("adapter", ".safetensors", adapter, context.settings.keep_adapter),
+        },
+    )
+
+
+def _seed_dropout(seed: int, step: int) -> None:
+    """Dropout masks of a step from the step's own stream (torch's dropout takes no generator)."""
+    torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}"))
+
+
+def _resume(state: LoopState, context: RunContext) -> int | None:
+    """Continues from the newest valid checkpoint of an earlier attempt; the step it was taken at."""
+    path, damaged = newest_valid(attempt.path for attempt in context.earlier)
+    for bad in damaged:
+        _LOG.warning("%s: damaged checkpoint left out", bad)
+    if path is None:
+        return None
+    restore_checkpoint(path, state)
+    return state.step

@@ -1,0 +1,90 @@
+"""The record of a finished run: the only thing collation reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nora.runs.files import canonical_json, sha256_bytes
+from nora.runs.spec import run_id, versionless_id
+
+SCHEMA = 1
+STATUSES = ("done", "diverged")
+
+
+class DamagedRecord(Exception):
+    """A record that cannot be trusted: unreadable, of a foreign schema, or not what its hashes say."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """``result``: spec, status, metrics, proof, hashes of the published files. ``run``: how it came about."""
+
+    id: str
+    result: Mapping[str, Any]
+    run: Mapping[str, Any]
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        spec: Mapping[str, Any] = self.result["spec"]
+        return spec
+
+    @property
+    def status(self) -> str:
+        return str(self.result["status"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        metrics: Mapping[str, Any] = self.result["metrics"]
+        return metrics
+
+    @property
+    def versionless_id(self) -> str:
+        return versionless_id(self.spec)
+
+    def to_json(self) -> str:
+        """The file's text; the hash covers ``result``."""
+        body = {
+            "schema": SCHEMA,
+            "id": self.id,
+            "result": self.result,
+            "result_sha256": sha256_bytes(canonical_json(self.result).encode()),
+            "run": self.run,
+        }
+        return json.dumps(body, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def parse_record(text: str, *, where: Path | str) -> Record:
+    """The record in ``text``; DamagedRecord where it is not whole, of another schema, or altered."""
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DamagedRecord(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        given = body.get("schema") if isinstance(body, dict) else type(body).__name__
+        raise DamagedRecord(f"{where}: given schema {given!r}, this version reads {SCHEMA}")
+    missing = [key for key in ("id", "result", "result_sha256", "run") if key not in body]
+    if missing:
+        raise DamagedRecord(f"{where}: lacks {', '.join(missing)}")
+    if sha256_bytes(canonical_json(body["result"]).encode()) != body["result_sha256"]:
+        raise DamagedRecord(f"{where}: the result is not what its hash says (changed by hand or damaged)")
+    record = Record(body["id"], body["result"], body["run"])
+    if run_id(record.spec) != record.id:
+        raise DamagedRecord(f"{where}: its spec has the id {run_id(record.spec)}, the record says {record.id}")
+    if record.status not in STATUSES:
+        raise DamagedRecord(f"{where}: given status {record.status!r}, allowed {', '.join(STATUSES)}")
+    return record
+
+
+def read_record(path: Path) -> Record | None:
+    """The record at ``path``, None where there is none; DamagedRecord where it cannot be trusted."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedRecord(f"{path}: unreadable ({error})") from None
+    return parse_record(text, where=path)

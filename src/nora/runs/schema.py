@@ -1,0 +1,203 @@
+"""What a composed config may say: types, ranges, closed sets of names. Validation reports every problem at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from nora.runs.errors import UserError
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelSpec:
+    """A base model: an asset of the checkout, a Hub repository by commit, or an architecture with random weights."""
+
+    name: Name
+    family: Literal["opt", "llama", "gemma"]
+    source: Literal["asset", "hub", "config"]
+    weights: Literal["pretrained", "random"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    targets: list[str]
+    max_length: Count
+    repo: str | None = None
+    revision: str | None = None
+    files: dict[str, str] | None = None
+    tokenizer: str | None = None
+    architecture: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> ModelSpec:
+        required = {"asset": ("repo", "files"), "hub": ("repo",), "config": ("architecture", "tokenizer", "files")}
+        missing = [key for key in required[self.source] if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"source={self.source} needs {', '.join(missing)}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TaskSpec:
+    """A data set and how many of its rows are used."""
+
+    name: Name
+    suite: Name
+    source: Literal["slice", "hub"]
+    num_train: Count
+    num_dev: Count
+    num_test: Count
+    revision: str | None = None
+    files: dict[str, str] | None = None
+
+
+_LORA_ONLY = ("rank", "alpha", "dropout")
+_NYSTROM_ONLY = ("xi", "side", "divide_by_scaling")
+_PRECONDITIONER_ONLY = ("normalize", "damping")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MethodSpec:
+    """An adapter and how it starts and steps."""
+
+    name: Name
+    adapter: Literal["lora", "prefix"]
+    init: Name
+    rank: Count | None = None
+    alpha: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    xi: Positive | None = None
+    side: Literal["A", "B"] | None = None
+    divide_by_scaling: bool | None = None
+    preconditioner: Literal["scaled_gd"] | None = None
+    normalize: Literal["frobenius", "none"] | None = None
+    damping: NonNegative | None = None
+    num_virtual_tokens: Count | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit_the_method(self) -> MethodSpec:
+        groups = {
+            _LORA_ONLY: (self.adapter == "lora", f"adapter={self.adapter}"),
+            _NYSTROM_ONLY: (self.init == "nystrom", f"init={self.init}"),
+            _PRECONDITIONER_ONLY: (self.preconditioner is not None, "preconditioner=null"),
+            ("num_virtual_tokens",): (self.adapter == "prefix", f"adapter={self.adapter}"),
+        }
+        problems = []
+        for keys, (wanted, because) in groups.items():
+            for key in keys:
+                given = getattr(self, key) is not None
+                if given and not wanted:
+                    problems.append(f"{key} has no meaning with {because}")
+                elif wanted and not given:
+                    problems.append(f"{key} is required with {because}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FewShotProtocol:
+    """Training and evaluation rules of the few-shot tasks."""
+
+    name: Literal["mezo"]
+    version: Count
+    lr: Positive
+    batch_size: Count
+    epochs: Size
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_steps: Size
+    optimizer: Literal["adamw"]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    eps: Positive
+    weight_decay: NonNegative
+    max_grad_norm: Positive | None
+    precision: Literal["fp32", "bf16"]
+    share_prompt: bool
+    max_steps: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FinetuneSpec:
+    """``kind=finetune``: one base model, one task, one method."""
+
+    kind: Literal["finetune"]
+    model: ModelSpec
+    task: TaskSpec
+    method: MethodSpec
+    protocol: FewShotProtocol
+    seed: Seed
+    measure: list[Literal["spectrum"]]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ExecSpec:
+    """Where and how a run executes; nothing here may change a number."""
+
+    name: Literal["local"]
+    results: Annotated[str, Field(min_length=1)]
+    processes: Count
+    threads: Count
+    device: Literal["auto", "cpu", "cuda"]
+    wandb: Literal["none", "offline", "online"]
+    wandb_project: Name
+    progress: bool
+    checkpoint_every: Count
+    keep_adapter: bool
+    micro_batch_size: Count | None = None
+
+
+Spec = FinetuneSpec
+KINDS: dict[str, type] = {"finetune": FinetuneSpec}
+
+
+def _keys_at(schema: Any, path: list[str]) -> list[str]:
+    """The field names the schema has at a path, [] where it has no say."""
+    for part in path:
+        hints = get_type_hints(schema) if is_dataclass(schema) else {}
+        schema = hints.get(part)
+        while schema is not None and not is_dataclass(schema) and get_origin(schema) is not None:
+            schema = next((a for a in get_args(schema) if is_dataclass(a)), None)
+    return [f.name for f in fields(schema)] if is_dataclass(schema) else []
+
+
+def _sentence(error: Any, schema: type) -> str:
+    location = [str(part) for part in error["loc"]]
+    path = ".".join(location)
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        allowed = _keys_at(schema, location[:-1])
+        near = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"; did you mean {'.'.join([*location[:-1], near[0]])}?" if near else ""
+        return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{path}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = error.get("input")
+    if isinstance(given, dict) or type(given).__name__.endswith("ArgsKwargs"):
+        return f"{path}: {message}"
+    hint = ""
+    if error["type"] == "literal_error":
+        options = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        near = difflib.get_close_matches(str(given), options, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{path}: given {given!r}, {message}{hint}"
+
+
+def validate(value: Any, schema: type, *, prefix: str = "") -> Any:
+    """The value as ``schema``; UserError with every problem, each with its path, what was given and what is allowed."""
+    try:
+        return TypeAdapter(schema).validate_json(json.dumps(value))  # JSON mode: strict types, yet dicts make dataclasses
+    except ValidationError as error:
+        problems = [_sentence(e, schema) for e in error.errors(include_url=False)]
+        raise UserError("; ".join(prefix + p for p in problems)) from None

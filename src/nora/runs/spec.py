@@ -1,0 +1,121 @@
+"""A run is a value: the resolved spec, its canonical JSON and the id made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nora.runs.compose import compose_config
+from nora.runs.errors import UserError
+from nora.runs.files import canonical_json
+from nora.runs.schema import KINDS, ExecSpec, Spec, validate
+
+ID_LENGTH = 16  # hex digits: 64 bits
+SPEC_KEYS = {"finetune": ("kind", "model", "task", "method", "protocol", "seed", "measure")}
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the mapping entries that are null: null means "as before this field existed"."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(v) for v in value]
+    return value
+
+
+def spec_dict(spec: Spec) -> dict[str, Any]:
+    """The spec as plain data, nulls left out."""
+    plain: dict[str, Any] = without_nulls(asdict(spec))
+    return plain
+
+
+def run_id(spec: Spec | Mapping[str, Any]) -> str:
+    """First 16 hex digits of SHA-256 over the canonical JSON of the resolved spec."""
+    plain = without_nulls(spec) if isinstance(spec, Mapping) else spec_dict(spec)
+    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()[:ID_LENGTH]
+
+
+def versionless_id(spec: Mapping[str, Any]) -> str:
+    """The id without the protocol's version: two specs that share it differ by code that changed a number."""
+    protocol = {k: v for k, v in spec["protocol"].items() if k != "version"}
+    return run_id({**spec, "protocol": protocol})
+
+
+class Pins:
+    """What pins inputs to their bytes: the Hub commits resolved by ``nora prefetch`` and the hashes of shipped rows."""
+
+    def __init__(self, checkout: Path) -> None:
+        self.lock: dict[str, Any] = _read_json(checkout / "conf" / "revisions.lock")
+        self.slices: dict[str, Any] = _read_json(checkout / "data" / "MANIFEST.json")
+
+    def apply(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """The spec with its revisions and row hashes filled in where they are known."""
+        model, task = dict(plain["model"]), dict(plain["task"])
+        if model.get("source") == "hub":
+            model["revision"] = self.lock.get("models", {}).get(model.get("repo"), {}).get("commit")
+        if task.get("source") == "hub":
+            task["revision"] = self.lock.get("tasks", {}).get(task.get("name"), {}).get("commit")
+        elif task.get("source") == "slice":
+            names = [f"{task.get('name')}/{split}.jsonl" for split in ("train", "validation")]
+            task["files"] = {n: self.slices[n]["sha256"] for n in names if n in self.slices} or None
+        return {**plain, "model": model, "task": task}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return value
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def build_spec(config: Mapping[str, Any], pins: Pins) -> Spec:
+    """The validated spec of a composed config; UserError with every problem at once."""
+    kind = config.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"kind: given {kind!r}, allowed {', '.join(KINDS)}")
+    absent = [key for key in SPEC_KEYS[kind] if config.get(key) is None]
+    if absent:
+        raise UserError("; ".join(f"{key}: required for kind={kind}" for key in absent))
+    extra = set(config) - set(SPEC_KEYS[kind]) - {"exec", "scale", "problem", "start", "solver", "experiment"}
+    if extra:
+        raise UserError("; ".join(f"{key}: unknown key, allowed here: {', '.join(SPEC_KEYS[kind])}" for key in sorted(extra)))
+    plain = pins.apply({key: config[key] for key in SPEC_KEYS[kind]})
+    spec: Spec = validate(plain, KINDS[kind])
+    return spec
+
+
+def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpec, str]:
+    """Overrides → (spec, exec, scale). Every problem of the spec and of exec is reported in one UserError."""
+    config = compose_config(checkout / "conf", overrides)
+    problems = []
+    spec = settings = None
+    try:
+        spec = build_spec(config, Pins(checkout))
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        settings = validate(config.get("exec"), ExecSpec, prefix="exec.")
+    except UserError as error:
+        problems.append(str(error))
+    if spec is None or settings is None:
+        raise UserError("; ".join(problems))
+    return spec, settings, config["scale"]["name"]
+
+
+def check_ready(spec: Spec) -> None:
+    """Refuses to start a run whose Hub inputs are not pinned to a commit."""
+    unpinned = [
+        name for name, part in (("model", spec.model), ("task", spec.task)) if part.source == "hub" and not part.revision
+    ]
+    if unpinned and spec.model.weights == "pretrained":
+        raise UserError(
+            f"{', '.join(unpinned)}: no commit in conf/revisions.lock; run `nora prefetch` for its table first, "
+            "on a machine with network"
+        )

@@ -1,0 +1,205 @@
+"""The run store: results/runs/<kind>/<id>/ with one published record and numbered attempts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nora.runs.files import publish_once, sha256_bytes, sha256_file, write_atomic
+from nora.runs.record import DamagedRecord, Record, read_record
+
+State = Literal["missing", "running", "failed", "diverged", "stale", "done", "damaged"]
+HEARTBEAT_SECONDS = 15.0
+DEAD_AFTER_HEARTBEATS = 8
+_NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the store knows of one run and why."""
+
+    state: State
+    reason: str = ""
+    record: Record | None = None
+
+
+def _process_started(pid: int) -> str | None:
+    """The kernel's start time of a live process (so that a re-used pid is not taken for it), None where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rsplit(")", 1)[1].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a run, in a folder of its own."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    def beat(self) -> None:
+        """Says that the attempt is alive."""
+        (self.path / "heartbeat").touch()
+
+    def fail(self, error: str, detail: str = "") -> None:
+        """Writes down why the attempt ended without a record."""
+        write_atomic(self.path / "failed.json", json.dumps({"error": error, "detail": detail}, indent=1))
+
+    def failure(self) -> str | None:
+        try:
+            return str(json.loads((self.path / "failed.json").read_text())["error"])
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+            return None
+
+    def is_alive(self) -> bool:
+        """On this host by its process, elsewhere by its heartbeat."""
+        try:
+            owner = json.loads((self.path / "owner.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        if owner["host"] == socket.gethostname():
+            return _process_started(owner["pid"]) == owner["process_started"]
+        try:
+            age = time.time() - (self.path / "heartbeat").stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return age < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS
+
+
+class Store:
+    """Paths and states below one results folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run_dir(self, kind: str, run_id: str) -> Path:
+        return self.root / "runs" / kind / run_id
+
+    def record_path(self, kind: str, run_id: str) -> Path:
+        return self.run_dir(kind, run_id) / "record.json"
+
+    def attempts(self, kind: str, run_id: str) -> list[Attempt]:
+        """Every attempt, in order."""
+        folder = self.run_dir(kind, run_id) / "attempts"
+        if not folder.is_dir():
+            return []
+        return [Attempt(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
+
+    def new_attempt(self, kind: str, run_id: str) -> Attempt:
+        """The next free number; ``mkdir`` decides between two that ask at once."""
+        folder = self.run_dir(kind, run_id) / "attempts"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((a.number for a in self.attempts(kind, run_id)), default=0) + 1
+        while True:
+            path = folder / f"{number:04d}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": _process_started(os.getpid())}
+        write_atomic(path / "owner.json", json.dumps(owner))
+        attempt = Attempt(path)
+        attempt.beat()
+        return attempt
+
+    def publish_file(self, kind: str, run_id: str, name: str, data: bytes) -> None:
+        """Puts a file beside the record; ``name`` is made of its content, so one that stands there is the same."""
+        path = self.run_dir(kind, run_id) / name
+        if not publish_once(path, data) and sha256_file(path) != sha256_bytes(data):
+            write_atomic(path, data)
+
+    def publish_record(self, record: Record) -> bool:
+        """Publishes the record unless one stands there already; the first valid one wins."""
+        kind = record.spec["kind"]
+        path = self.record_path(kind, record.id)
+        if publish_once(path, record.to_json()):
+            return True
+        try:
+            read_record(path)
+        except DamagedRecord:
+            write_atomic(path, record.to_json())
+            return True
+        return False
+
+    def read(self, kind: str, run_id: str) -> Record | None:
+        return read_record(self.record_path(kind, run_id))
+
+    def records(self) -> Iterator[Record]:
+        """Every readable record below the root; damaged ones are left out here and shown by ``damaged``."""
+        for path in sorted(self.root.glob("runs/*/*/record.json")):
+            try:
+                record = read_record(path)
+            except DamagedRecord:
+                continue
+            if record is not None:
+                yield record
+
+    def damaged(self) -> list[str]:
+        """One line per record that cannot be trusted."""
+        lines = []
+        for path in sorted(self.root.glob("runs/*/*/record.json")):
+            try:
+                read_record(path)
+            except DamagedRecord as error:
+                lines.append(str(error))
+        return lines
+
+    def state(self, kind: str, run_id: str) -> RunState:
+        """missing, running, failed, diverged, done or damaged; *stale* is a table's judgement, not a run's."""
+        try:
+            record = self.read(kind, run_id)
+        except DamagedRecord as error:
+            return RunState("damaged", str(error))
+        if record is not None:
+            where = f" at step {record.result['diverged']['step']}" if record.status == "diverged" else ""
+            return RunState("diverged" if where else "done", where.strip(), record)
+        attempts = self.attempts(kind, run_id)
+        if not attempts:
+            return RunState("missing")
+        if any(a.is_alive() and a.failure() is None for a in attempts):
+            return RunState("running", f"attempt {attempts[-1].number}")
+        reason = attempts[-1].failure() or "its process ended without a word (killed?)"
+        return RunState("failed", f"attempt {attempts[-1].number}: {reason}")
+
+    def verify_files(self, record: Record) -> list[str]:
+        """Problems with the files a record names: one line each, [] where every hash is right."""
+        problems = []
+        folder = self.run_dir(record.spec["kind"], record.id)
+        for label, file in record.result["files"].items():
+            path = folder / file["name"]
+            if not path.is_file():
+                if label not in _NOT_ALWAYS_KEPT:
+                    problems.append(f"{path}: missing ({label})")
+            elif sha256_file(path) != file["sha256"]:
+                problems.append(f"{path}: not what its hash says ({label})")
+        return problems
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of an append-only journal; a torn last line is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

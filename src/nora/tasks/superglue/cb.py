@@ -1,0 +1,26 @@
+"""CommitmentBank (SuperGLUE): does the premise commit its author to the hypothesis?
+
+    {"premise": "It was a complex language. …", "hypothesis": "the language was peeled down", "label": 0}
+    → 'Suppose It was … Can we infer that "the language was peeled down"? Yes, No, or Maybe?\n' + "Yes"
+
+Labels: 0 entailment, 1 contradiction, 2 neutral. 250 training rows in all: dev takes 100 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nora.tasks.example import Example, HubSource, labelled, require_fields
+
+SOURCE = HubSource("aps/super_glue", "cb", "train", "validation", 250, 56)
+FIELDS = ("premise", "hypothesis", "label")
+LOSS = "classification"
+METRIC = "accuracy"
+CANDIDATES = ("Yes", "No", "Maybe")
+
+
+def build(row: Mapping[str, Any]) -> Example:
+    require_fields(row, FIELDS, task="cb")
+    prompt = f'Suppose {row["premise"]} Can we infer that "{row["hypothesis"]}"? Yes, No, or Maybe?\n'
+    return labelled(prompt, CANDIDATES, row["label"], task="cb")

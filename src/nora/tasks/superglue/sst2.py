@@ -1,0 +1,25 @@
+"""SST-2 (GLUE): is a film-review sentence positive?
+
+    {"sentence": "hide new secretions from the parental units ", "label": 0}
+    → "hide new secretions from the parental units It was" + " terrible"
+
+The sentence carries a trailing blank; the answers start with one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nora.tasks.example import Example, HubSource, labelled, require_fields
+
+SOURCE = HubSource("nyu-mll/glue", "sst2", "train", "validation", 67349, 872)
+FIELDS = ("sentence", "label")
+LOSS = "classification"
+METRIC = "accuracy"
+CANDIDATES = (" terrible", " great")
+
+
+def build(row: Mapping[str, Any]) -> Example:
+    require_fields(row, FIELDS, task="sst2")
+    return labelled(f"{row['sentence'].strip()} It was", CANDIDATES, row["label"], task="sst2")

@@ -1,0 +1,1 @@
+"""Models, encoding, losses, the optimisation loop and evaluation."""

@@ -1,0 +1,78 @@
+"""Batched, length-sorted scoring of candidate answers, in float32 or better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nora.training.encoding import EncodedExample, collate
+from nora.training.forward import option_scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One example's outcome: the mean log-probability (nats per token) of each candidate and the best one."""
+
+    scores: tuple[float, ...]
+    prediction: int
+
+
+def _row_length(example: EncodedExample, share_prompt: bool) -> int:
+    lengths = [len(s) for s in example.sequences]
+    if not share_prompt:
+        return max(lengths)
+    return max(lengths) + sum(example.option_lengths)  # close enough to sort and to budget by
+
+
+def _batches(encoded: Sequence[EncodedExample], share_prompt: bool, max_tokens: int) -> Iterator[list[int]]:
+    """Indices by falling length, so many that rows × longest stays within ``max_tokens``."""
+    rows = [1 if share_prompt else len(e.sequences) for e in encoded]
+    lengths = [_row_length(e, share_prompt) for e in encoded]
+    batch: list[int] = []
+    num_rows, longest = 0, 0
+    for i in sorted(range(len(encoded)), key=lambda i: (-lengths[i], i)):
+        if batch and (num_rows + rows[i]) * max(longest, lengths[i]) > max_tokens:
+            yield batch
+            batch, num_rows, longest = [], 0, 0
+        batch.append(i)
+        num_rows, longest = num_rows + rows[i], max(longest, lengths[i])
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def score_candidates(
+    model: nn.Module, encoded: Sequence[EncodedExample], *, pad_id: int, share_prompt: bool, max_tokens: int = 4096
+) -> list[Scored]:
+    """Scores every candidate of every example, in eval mode and without autocast; the order is that of ``encoded``."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    outcome: list[Scored | None] = [None] * len(encoded)
+    for indices in _batches(encoded, share_prompt, max_tokens):
+        batch = collate([encoded[i] for i in indices], pad_id=pad_id, share_prompt=share_prompt).to(device)
+        scores = option_scores(model, batch).split(batch.num_options)
+        for i, example in zip(indices, scores, strict=True):
+            outcome[i] = Scored(tuple(example.tolist()), int(example.argmax()))
+    model.train(was_training)
+    return [scored for scored in outcome if scored is not None]
+
+
+def classification_metrics(scored: Sequence[Scored], correct: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Accuracy (the prediction is among the correct candidates), cross-entropy over candidates, loss of the gold answer.
+
+    ``gold_nll`` is minus the mean log-probability per token of the first correct candidate, averaged over examples.
+    """
+    n = len(scored)
+    hits = sum(s.prediction in right for s, right in zip(scored, correct, strict=True))
+    losses = [
+        F.cross_entropy(torch.tensor([s.scores], dtype=torch.float64), torch.tensor([right[0]])).item()
+        for s, right in zip(scored, correct, strict=True)
+    ]
+    gold = [-s.scores[right[0]] for s, right in zip(scored, correct, strict=True)]
+    return {"accuracy": hits / n, "loss": sum(losses) / n, "gold_nll": sum(gold) / n, "n": n}

@@ -1,0 +1,208 @@
+"""The one optimisation loop.
+
+Order of operations, per optimiser step t:
+  1. the step's randomness (dropout) is set from its own stream        before_step(t)
+  2. micro-batches: forward, loss / count of the whole batch, backward  (gradients accumulate)
+  3. a non-finite loss ends the run here, before anything moves         Diverged
+  4. gradients are preconditioned, once, from the factors as they are   NoRA+, LoRA-P
+  5. gradients are clipped to a global norm; a non-finite norm ends the run
+  6. optimiser step, then learning-rate schedule
+  7. logging; a checkpoint when due (the state is complete: 1–6 of step t+1 follow from it)
+and at the end of each epoch: evaluation on dev; the adapter with the lowest dev loss is kept and restored at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from nora.adapters import Preconditioner
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """Hyper-parameters of one run; ``micro_batch_size`` bounds memory and never changes the effective batch."""
+
+    lr: float
+    batch_size: int
+    epochs: int
+    schedule: str
+    warmup_steps: int
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_grad_norm: float | None
+    precision: str
+    micro_batch_size: int | None = None
+
+
+class Objective(Protocol):
+    """What is minimised: a sum over examples (or their tokens) divided by its count."""
+
+    num_examples: int
+
+    def count(self, indices: Sequence[int]) -> int:
+        """The divisor of the loss over these examples."""
+        ...
+
+    def loss(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
+        """The summed loss of these examples, nats."""
+        ...
+
+
+class Diverged(Exception):
+    """A non-finite loss or gradient: no step was taken."""
+
+    def __init__(self, step: int, tensor: str) -> None:
+        super().__init__(f"step {step}: {tensor} is not finite; no step was taken")
+        self.step = step
+        self.tensor = tensor
+
+
+@dataclass
+class LoopState:
+    """Everything the loop needs to go on from a step boundary; ``step`` counts the steps taken."""
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    preconditioner: Preconditioner | None
+    step: int = 0
+    epoch_loss: float = 0.0
+    dev_log: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Index of the epoch of lowest dev loss (the earlier of equals), None before the first evaluation."""
+        finite = [(entry["loss"], entry["epoch"]) for entry in self.dev_log if math.isfinite(entry["loss"])]
+        return min(finite)[1] if finite else None
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What one step looked like: mean loss (nats), gradient norm after preconditioning and before clipping, lr."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+def num_steps(num_examples: int, settings: LoopSettings) -> int:
+    """Optimiser steps of the whole run; the last batch of an epoch may be smaller."""
+    return settings.epochs * math.ceil(num_examples / settings.batch_size)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def make_state(
+    model: nn.Module, settings: LoopSettings, *, num_examples: int, preconditioner: Preconditioner | None
+) -> LoopState:
+    """A fresh optimiser (AdamW) and schedule over the trainable parameters."""
+    parameters = trainable_parameters(model)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    scheduler = get_scheduler(
+        settings.schedule, optimizer, num_warmup_steps=settings.warmup_steps,
+        num_training_steps=max(1, num_steps(num_examples, settings)),
+    )
+    return LoopState(parameters, optimizer, scheduler, preconditioner)
+
+
+def _first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
+    for name, parameter in parameters.items():
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f"the gradient of {name}"
+    return "the gradient norm"
+
+
+def train_step(
+    model: nn.Module, objective: Objective, indices: Sequence[int], settings: LoopSettings, state: LoopState
+) -> tuple[float, float]:
+    """Steps 2–6 of the order above on one batch; returns the mean loss and the gradient norm before clipping."""
+    device = next(iter(state.parameters.values())).device
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    count = objective.count(indices)
+    micro = settings.micro_batch_size or len(indices)
+    state.optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for start in range(0, len(indices), micro):
+        with autocast:
+            loss = objective.loss(model, indices[start : start + micro]) / count
+        total += loss.item()
+        if not math.isfinite(total):
+            raise Diverged(state.step, "the loss")
+        loss.backward()
+    if state.preconditioner is not None:
+        state.preconditioner.step()
+    limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(state.parameters.values(), limit))
+    if not math.isfinite(norm):
+        raise Diverged(state.step, _first_non_finite(state.parameters))
+    state.optimizer.step()
+    state.scheduler.step()
+    return total, norm
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    settings: LoopSettings,
+    state: LoopState,
+    *,
+    order: Callable[[int], Tensor],
+    before_step: Callable[[int], None],
+    evaluate: Callable[[nn.Module], dict[str, Any]],
+    on_step: Callable[[StepInfo], None],
+    on_boundary: Callable[[LoopState], None],
+) -> None:
+    """Runs ``state`` to the end of the last epoch and loads the adapter of lowest dev loss.
+
+    ``order(epoch)`` gives the epoch's permutation of the examples; ``evaluate`` the dev metrics with "loss" among
+    them; ``on_boundary`` is called after every step, when the state is complete. Raises Diverged.
+    """
+    per_epoch = math.ceil(objective.num_examples / settings.batch_size)
+    total = num_steps(objective.num_examples, settings)
+    while state.step < total:
+        epoch, position = divmod(state.step, per_epoch)
+        if position == 0:
+            state.epoch_loss = 0.0
+        permutation = order(epoch).tolist()
+        indices = permutation[position * settings.batch_size : (position + 1) * settings.batch_size]
+        model.train()
+        before_step(state.step)
+        lr = state.scheduler.get_last_lr()[0]
+        loss, norm = train_step(model, objective, indices, settings, state)
+        state.step += 1
+        state.epoch_loss += loss
+        on_step(StepInfo(state.step, total, epoch, loss, norm, lr))
+        if state.step % per_epoch == 0:
+            _end_epoch(model, state, epoch, per_epoch, evaluate)
+        on_boundary(state)
+    if state.best:
+        with torch.no_grad():
+            for name, parameter in state.parameters.items():
+                parameter.copy_(state.best[name])
+
+
+def _end_epoch(
+    model: nn.Module, state: LoopState, epoch: int, per_epoch: int, evaluate: Callable[[nn.Module], dict[str, Any]]
+) -> None:
+    metrics = evaluate(model)
+    state.dev_log.append({"epoch": epoch, "train_loss": state.epoch_loss / per_epoch, **metrics})
+    if state.best_epoch == epoch:
+        state.best = {name: p.detach().clone() for name, p in state.parameters.items()}
