@@ -11,6 +11,7 @@ from torch import nn
 
 from nora import streams
 from nora.adapters import inits
+from nora.adapters.inits._factors import Factors
 from nora.adapters.layers import AdapterLayer, lora_layers
 
 _MARK = "_nora_init"  # attribute of a LoRA layer: adapter name → InitMark
@@ -30,12 +31,10 @@ def init_mark(layer: AdapterLayer) -> InitMark | None:
     return getattr(layer.module, _MARK, {}).get(layer.adapter)
 
 
-def expected_factors(layer: AdapterLayer, weight: torch.Tensor, mark: InitMark) -> inits._factors.Factors:
+def expected_factors(layer: AdapterLayer, weight: torch.Tensor, mark: InitMark) -> Factors:
     """The init's formula on ``weight`` [out, in], from the seed and the module's canonical name."""
     draw = streams.generator(mark.seed, "init", layer.name)
-    return inits.load(mark.init).factors(
-        weight, layer.rank, scaling=layer.scaling, generator=draw, **mark.options
-    )
+    return inits.load(mark.init).factors(weight, layer.rank, scaling=layer.scaling, generator=draw, **mark.options)
 
 
 def _check_layer(layer: AdapterLayer, mark: InitMark) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -28,22 +29,25 @@ class AdapterLayer:
     """One LoRA layer and one of its adapters; ``weight`` [out, in], ``A`` [r, in], ``B`` [out, r]."""
 
     name: str
-    module: LoraLayer
+    module: Any
+    """The PEFT ``LoraLayer``."""
     adapter: str
 
     @property
     def weight(self) -> Tensor:
         """The frozen weight as [out, in] (a view; Conv1D stores its transpose)."""
-        weight = self.module.get_base_layer().weight.detach()
+        weight: Tensor = self.module.get_base_layer().weight.detach()
         return weight.T if getattr(self.module, "fan_in_fan_out", False) else weight
 
     @property
     def A(self) -> nn.Parameter:
-        return self.module.lora_A[self.adapter].weight
+        parameter: nn.Parameter = self.module.lora_A[self.adapter].weight
+        return parameter
 
     @property
     def B(self) -> nn.Parameter:
-        return self.module.lora_B[self.adapter].weight
+        parameter: nn.Parameter = self.module.lora_B[self.adapter].weight
+        return parameter
 
     @property
     def rank(self) -> int:
@@ -79,7 +83,7 @@ def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[Adapter
 
 @torch.no_grad()
 def snapshot_weights(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
-    """Copies of the weights [out, in] of the modules called ``names`` in a bare model, taken before any adapter exists."""
+    """Copies of the weights [out, in] of the modules called ``names``, taken before any adapter exists."""
     return {
         canonical_name(name): module.weight.detach().clone()
         for name, module in model.named_modules()

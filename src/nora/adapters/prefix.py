@@ -44,7 +44,9 @@ def prove_prefix(model: Any, base: nn.Module, tokens: Tensor) -> InitReport:
     cache = model.get_prompt(1)
     read = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
     difference = (torch.linalg.norm(read - expected) / torch.linalg.norm(expected)).item()
-    problems = () if difference <= TOLERANCE else (
-        f"the prefix read differs from the drawn tokens' keys and values by {difference:.2e}",
+    problems = (
+        ()
+        if difference <= TOLERANCE
+        else (f"the prefix read differs from the drawn tokens' keys and values by {difference:.2e}",)
     )
     return InitReport("real_activations", not problems, problems, (), difference)

@@ -82,12 +82,15 @@ def measure_layer(layer: AdapterLayer, mark: InitMark, pretrained: Tensor | None
     norm_W = torch.linalg.norm(W).item()
     out_features, in_features = W.shape
     if torch.any(A_read):
-        rho = _relative(in_features * torch.linalg.norm(A_read @ W.T).item() ** 2,
-                        torch.linalg.norm(A_read).item() ** 2 * norm_W**2)
+        rho = _relative(
+            in_features * torch.linalg.norm(A_read @ W.T).item() ** 2, torch.linalg.norm(A_read).item() ** 2 * norm_W**2
+        )
         width, factor = in_features, A_read
     else:
-        rho = _relative(out_features * torch.linalg.norm(B_read.T @ W).item() ** 2,
-                        torch.linalg.norm(B_read).item() ** 2 * norm_W**2)
+        rho = _relative(
+            out_features * torch.linalg.norm(B_read.T @ W).item() ** 2,
+            torch.linalg.norm(B_read).item() ** 2 * norm_W**2,
+        )
         width, factor = out_features, B_read
     gram = W @ W.T if out_features <= in_features else W.T @ W
     return ModuleProof(
@@ -100,7 +103,7 @@ def measure_layer(layer: AdapterLayer, mark: InitMark, pretrained: Tensor | None
     )
 
 
-def output_difference(model: nn.Module, inputs: Mapping[str, Any], reference: Tensor | None = None) -> float:
+def output_difference(model: Any, inputs: Mapping[str, Any], reference: Tensor | None = None) -> float:
     """Relative difference between the output with and without the adapter (or a given base output)."""
     was_training = model.training
     model.eval()
@@ -111,7 +114,9 @@ def output_difference(model: nn.Module, inputs: Mapping[str, Any], reference: Te
                 reference = _first_tensor(model(**inputs))
     finally:
         model.train(was_training)
-    return _relative(torch.linalg.norm((output - reference).float()).item(), torch.linalg.norm(reference.float()).item())
+    return _relative(
+        torch.linalg.norm((output - reference).float()).item(), torch.linalg.norm(reference.float()).item()
+    )
 
 
 def _first_tensor(output: Any) -> Tensor:

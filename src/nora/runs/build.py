@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
 from nora.adapters.prefix import drawn_tokens, token_keys_values
@@ -22,6 +23,7 @@ from nora.runs.schema import MethodSpec, ModelSpec, TaskSpec
 from nora.training.pretrain import build_model
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
+transformers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 _RANDOM_WEIGHTS_SEED = 0  # every run over a random-weight base shares one base
@@ -54,14 +56,15 @@ def load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
     """The base of a spec, its files checked against their hashes, in evaluation mode on ``device``."""
     dtype = getattr(torch, spec.dtype)
     if spec.source == "hub":
-        tokenizer = AutoTokenizer.from_pretrained(spec.repo, revision=spec.revision)
+        repo = str(spec.repo)
+        tokenizer = AutoTokenizer.from_pretrained(repo, revision=spec.revision)
         if spec.weights == "random":
             from transformers import AutoConfig
 
-            config = AutoConfig.from_pretrained(spec.repo, revision=spec.revision)
+            config = AutoConfig.from_pretrained(repo, revision=spec.revision)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(spec.repo, revision=spec.revision, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
     else:
         folder = checkout / (spec.repo or spec.tokenizer or "")
         _check_files(folder, spec.files or {})
@@ -111,6 +114,8 @@ class Adapted:
 
     model: PeftModel
     proof: InitReport
+    pretrained: Mapping[str, torch.Tensor]
+    """Weights [out, in] of the adapted modules before any adapter touched them ({} for prefix tuning)."""
 
 
 def add_adapter(
@@ -136,9 +141,10 @@ def _add_lora(
         raise RunFailed(f"model.targets: {', '.join(absent)} match no module of {type(base.model).__name__}")
     with torch.no_grad():
         base_output = base.model(**probe).logits
+    assert method.rank is not None and method.alpha is not None and method.dropout is not None  # the schema's promise
     config = LoraConfig(
         r=method.rank,
-        lora_alpha=method.alpha,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=method.dropout,
         target_modules=targets,
         init_lora_weights=module.PEFT_INIT,
@@ -147,7 +153,7 @@ def _add_lora(
     options = {key: value for key in module.OPTIONS if (value := getattr(method, key)) is not None}
     initialize_(model, method.init, seed=seed, **options)
     proof = prove_init(model, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
-    return Adapted(model, proof)
+    return Adapted(model, proof, pretrained)
 
 
 def _add_prefix(
@@ -159,4 +165,4 @@ def _add_prefix(
     keys_values = token_keys_values(base.model, tokens)
     model = get_peft_model(base.model, PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=count))
     prefix_init_(model, keys_values)
-    return Adapted(model, prove_prefix(model, base.model, tokens))
+    return Adapted(model, prove_prefix(model, base.model, tokens), {})

@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, state: LoopState) -> Path:
 
 def newest_valid(folders: Iterable[Path]) -> tuple[Path | None, list[Path]]:
     """The checkpoint of the most steps whose content is what its name says, and the damaged ones met on the way."""
-    damaged = []
+    damaged: list[Path] = []
     paths = [path for folder in folders for path in folder.glob("step-*.safetensors")]
     for path in sorted(paths, key=lambda p: p.name, reverse=True):
         if sha256_file(path) == path.name.split(".")[1]:
@@ -64,7 +64,8 @@ def restore_checkpoint(path: Path, state: LoopState) -> None:
     for name, parameter in state.parameters.items():
         parameter.copy_(tensors[f"parameter/{name}"])
         moments = {
-            key.split("/", 2)[1]: value for key, value in tensors.items()
+            key.split("/", 2)[1]: value
+            for key, value in tensors.items()
             if key.startswith("adam/") and key.split("/", 2)[2] == name
         }
         if moments:

@@ -87,11 +87,14 @@ def execute(
     attempt = store.new_attempt(kind, identity)
     plain = spec_dict(spec)
     mirror = open_mirror(
-        settings.wandb, project=settings.wandb_project, run_id=identity,
+        settings.wandb,
+        project=settings.wandb_project,
+        run_id=identity,
         group=f"{plain['protocol']['name']}/{plain['task']['name']}",
         name=f"{plain['method']['name']}-{plain['task']['name']}-{plain['seed']}-{identity[:6]}",
         tags=[kind, plain["method"]["name"], plain["task"]["name"], plain["model"]["name"], *tags],
-        config=plain, folder=attempt.path,
+        config=plain,
+        folder=attempt.path,
     )
     reporter = _Reporter(attempt, mirror, show)
     started = time.time()
@@ -108,16 +111,20 @@ def execute(
     finally:
         reporter.close()
     record = _make_record(identity, plain, outcome, store=store)
-    record = Record(record.id, record.result, {
-        **outcome.run,
-        **provenance.machine(device.type, settings.threads),
-        **provenance.code_version(checkout),
-        "libraries": provenance.library_versions(),
-        "attempt": attempt.number,
-        "started": started,
-        "wall_seconds": time.time() - started,
-        "tags": list(tags),
-    })
+    record = Record(
+        record.id,
+        record.result,
+        {
+            **outcome.run,
+            **provenance.machine(device.type, settings.threads),
+            **provenance.code_version(checkout),
+            "libraries": provenance.library_versions(),
+            "attempt": attempt.number,
+            "started": started,
+            "wall_seconds": time.time() - started,
+            "tags": list(tags),
+        },
+    )
     made = store.publish_record(record)
     mirror.finish({"status": record.status, **_flat(record.metrics)})
     if not made:

@@ -18,6 +18,10 @@ _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def _line(mark: Any) -> int | None:
+    return mark.line + 1 if mark is not None else None
+
+
 def check_file(path: Path) -> None:
     """Refuses a YAML file over 1 MB, over 10,000 nodes, deeper than 32 or with aliases, without building it."""
     size = path.stat().st_size
@@ -32,7 +36,9 @@ def check_text(text: str, where: str) -> None:
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             if isinstance(event, yaml.AliasEvent):
-                raise UserError(f"{where}, line {event.start_mark.line + 1}: YAML aliases are not allowed; write the value out")
+                raise UserError(
+                    f"{where}, line {_line(event.start_mark)}: YAML aliases are not allowed; write the value out"
+                )
             if isinstance(event, yaml.NodeEvent):
                 nodes += 1
             if isinstance(event, yaml.CollectionStartEvent):

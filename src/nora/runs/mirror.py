@@ -54,7 +54,15 @@ class WandbMirror:
 
 
 def open_mirror(
-    mode: str, *, project: str, run_id: str, group: str, name: str, tags: list[str], config: dict[str, Any], folder: Path
+    mode: str,
+    *,
+    project: str,
+    run_id: str,
+    group: str,
+    name: str,
+    tags: list[str],
+    config: dict[str, Any],
+    folder: Path,
 ) -> Mirror:
     """The mirror ``exec.wandb`` asks for; with one warning and no mirror where W&B is not there or does not answer."""
     if mode == "none":
@@ -66,8 +74,15 @@ def open_mirror(
             _LOG.warning("W&B: no API key configured; logging offline into %s", folder)
             mode = "offline"
         run = wandb.init(
-            project=project, id=run_id, group=group, name=name, tags=tags, config=config, dir=str(folder),
-            mode=mode, resume="allow" if mode == "online" else None,
+            project=project,
+            id=run_id,
+            group=group,
+            name=name,
+            tags=tags,
+            config=config,
+            dir=str(folder),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
             settings=wandb.Settings(init_timeout=_INIT_SECONDS, console="off", silent=True),
         )
     except ImportError:

@@ -137,7 +137,7 @@ class FinetuneSpec:
     method: MethodSpec
     protocol: FewShotProtocol
     seed: Seed
-    measure: list[Literal["spectrum"]]
+    measure: list[Literal["spectrum", "zero_shot"]]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -197,7 +197,9 @@ def _sentence(error: Any, schema: type) -> str:
 def validate(value: Any, schema: type, *, prefix: str = "") -> Any:
     """The value as ``schema``; UserError with every problem, each with its path, what was given and what is allowed."""
     try:
-        return TypeAdapter(schema).validate_json(json.dumps(value))  # JSON mode: strict types, yet dicts make dataclasses
+        return TypeAdapter(schema).validate_json(
+            json.dumps(value)
+        )  # JSON mode: strict types, yet dicts make dataclasses
     except ValidationError as error:
         problems = [_sentence(e, schema) for e in error.errors(include_url=False)]
         raise UserError("; ".join(prefix + p for p in problems)) from None

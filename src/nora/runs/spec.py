@@ -85,7 +85,9 @@ def build_spec(config: Mapping[str, Any], pins: Pins) -> Spec:
         raise UserError("; ".join(f"{key}: required for kind={kind}" for key in absent))
     extra = set(config) - set(SPEC_KEYS[kind]) - {"exec", "scale", "problem", "start", "solver", "experiment"}
     if extra:
-        raise UserError("; ".join(f"{key}: unknown key, allowed here: {', '.join(SPEC_KEYS[kind])}" for key in sorted(extra)))
+        raise UserError(
+            "; ".join(f"{key}: unknown key, allowed here: {', '.join(SPEC_KEYS[kind])}" for key in sorted(extra))
+        )
     plain = pins.apply({key: config[key] for key in SPEC_KEYS[kind]})
     spec: Spec = validate(plain, KINDS[kind])
     return spec
@@ -112,7 +114,9 @@ def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpe
 def check_ready(spec: Spec) -> None:
     """Refuses to start a run whose Hub inputs are not pinned to a commit."""
     unpinned = [
-        name for name, part in (("model", spec.model), ("task", spec.task)) if part.source == "hub" and not part.revision
+        name
+        for name, part in (("model", spec.model), ("task", spec.task))
+        if part.source == "hub" and not part.revision
     ]
     if unpinned and spec.model.weights == "pretrained":
         raise UserError(

@@ -27,7 +27,8 @@ def draw_subsets(
     order = np.random.RandomState(seed).permutation(len(train_rows))[: num_train + num_dev]
     if len(order) <= num_dev:
         raise ValueError(
-            f"the training split has {len(train_rows)} rows: none are left beside {num_dev} dev rows; lower task.num_dev"
+            f"the training split has {len(train_rows)} rows: none are left beside {num_dev} dev rows; "
+            "lower task.num_dev"
         )
     cut = len(order) - num_dev
     test_order = np.random.RandomState(seed).permutation(len(test_rows))[:num_test]

@@ -95,7 +95,7 @@ def train_tokenizer(paragraphs: Iterable[str], *, vocab_size: int) -> PreTrained
 
 
 def pack(paragraphs: list[str], tokenizer: PreTrainedTokenizerFast, *, length: int) -> torch.Tensor:
-    """Token blocks [blocks, length]: ``<s>`` before each paragraph, paragraphs joined, the last partial block dropped."""
+    """Token blocks [blocks, length]: ``<s>`` before each paragraph, all joined, the last partial block dropped."""
     ids: list[int] = []
     for encoding in tokenizer.backend_tokenizer.encode_batch(paragraphs):
         ids.extend(encoding.ids)

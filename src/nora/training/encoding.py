@@ -108,7 +108,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return Batch(**moved)
+        return Batch(**moved)  # type: ignore[arg-type]
 
 
 def collate(

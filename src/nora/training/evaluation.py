@@ -64,7 +64,7 @@ def score_candidates(
 
 
 def classification_metrics(scored: Sequence[Scored], correct: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Accuracy (the prediction is among the correct candidates), cross-entropy over candidates, loss of the gold answer.
+    """Accuracy (a correct candidate scores best), cross-entropy over the candidates, loss of the gold answer.
 
     ``gold_nll`` is minus the mean log-probability per token of the first correct candidate, averaged over examples.
     """

@@ -16,8 +16,8 @@ def hidden_states(model: Any, *, input_ids: Tensor, position_ids: Tensor, mask: 
 
     With prefix tuning every query also reads the prefix, and the first token keeps the position it has without one.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    past = None
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    past: Any = None
     if isinstance(model, PeftModel) and isinstance(model.active_peft_config, PrefixTuningConfig):
         past = model.get_prompt(len(input_ids))
         prefix = mask.new_ones(*mask.shape[:3], past.get_seq_length())
@@ -33,10 +33,8 @@ def hidden_states(model: Any, *, input_ids: Tensor, position_ids: Tensor, mask: 
 
 def token_log_probs(model: Any, batch: Batch) -> Tensor:
     """Log-probability [t] (nats, float32 or better) of each scored token; the head runs on those positions alone."""
-    hidden = hidden_states(
-        model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask
-    )
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     logits = base.get_output_embeddings()(hidden[batch.row, batch.predict_from])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]

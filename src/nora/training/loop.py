@@ -113,11 +113,16 @@ def make_state(
     """A fresh optimiser (AdamW) and schedule over the trainable parameters."""
     parameters = trainable_parameters(model)
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.lr, betas=settings.betas, eps=settings.eps,
+        parameters.values(),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
     scheduler = get_scheduler(
-        settings.schedule, optimizer, num_warmup_steps=settings.warmup_steps,
+        settings.schedule,
+        optimizer,
+        num_warmup_steps=settings.warmup_steps,
         num_training_steps=max(1, num_steps(num_examples, settings)),
     )
     return LoopState(parameters, optimizer, scheduler, preconditioner)
@@ -185,7 +190,7 @@ def train(
         indices = permutation[position * settings.batch_size : (position + 1) * settings.batch_size]
         model.train()
         before_step(state.step)
-        lr = state.scheduler.get_last_lr()[0]
+        lr = float(state.scheduler.get_last_lr()[0])
         loss, norm = train_step(model, objective, indices, settings, state)
         state.step += 1
         state.epoch_loss += loss

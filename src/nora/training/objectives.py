@@ -52,7 +52,5 @@ class OptionLMObjective:
 
     def loss(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
         device = next(model.parameters()).device
-        batch = collate(
-            [self.encoded[i] for i in indices], pad_id=self.pad_id, only=[self.gold[i] for i in indices]
-        )
+        batch = collate([self.encoded[i] for i in indices], pad_id=self.pad_id, only=[self.gold[i] for i in indices])
         return option_lm_loss(model, batch.to(device))

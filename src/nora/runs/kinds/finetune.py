@@ -16,6 +16,7 @@ from torch import nn
 
 from nora import streams, tasks
 from nora.adapters import Preconditioner, lora_layers
+from nora.adapters.spectrum import moved_singular_values
 from nora.runs import build
 from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
 from nora.runs.context import Outcome, RunContext, Update
@@ -64,18 +65,20 @@ def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> floa
     """Test accuracy of always answering the training set's most frequent class; None where classes are not shared."""
     if len({e.candidates for e in train}) != 1:
         return None
-    (label, _), = Counter(e.gold for e in train).most_common(1)
+    ((label, _),) = Counter(e.gold for e in train).most_common(1)
     return sum(label in e.correct for e in test) / len(test)
 
 
 def _predictions(scored: Sequence[Scored], correct: Sequence[Sequence[int]]) -> bytes:
     """One JSON line per test example; scores rounded to six significant digits."""
     lines = [
-        json.dumps({
-            "prediction": s.prediction,
-            "correct": list(right),
-            "scores": [float(f"{score:.6g}") for score in s.scores],
-        })
+        json.dumps(
+            {
+                "prediction": s.prediction,
+                "correct": list(right),
+                "scores": [float(f"{score:.6g}") for score in s.scores],
+            }
+        )
         for s, right in zip(scored, correct, strict=True)
     ]
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
@@ -88,8 +91,11 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     base = build.load_base(spec.model, context.checkout, context.device)
     rows = build.load_rows(spec.task, task, context.checkout)
     subsets = draw_subsets(
-        *rows, seed=spec.seed,
-        num_train=spec.task.num_train, num_dev=spec.task.num_dev, num_test=spec.task.num_test,
+        *rows,
+        seed=spec.seed,
+        num_train=spec.task.num_train,
+        num_dev=spec.task.num_dev,
+        num_test=spec.task.num_test,
     )
     try:
         splits = [_Split([task.build(row) for row in rows], base.tokenizer, spec.model.max_length) for rows in subsets]
@@ -120,19 +126,24 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
 
     settings = _loop_settings(spec.protocol, context.settings.micro_batch_size)
     state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
-    resumed = _resume(state, context)
     common: dict[str, Any] = {
         "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
         "rows": {"train": len(training), "dev": len(dev), "test": len(test)},
         "truncated_tokens": sum(e.truncated for split in splits for e in split.encoded),
         "majority_accuracy": majority_accuracy(training.examples, test.examples),
     }
+    if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
+        common["zero_shot"] = classification_metrics(score(test), test.correct)
+    resumed = _resume(state, context)
     timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed}
     training_started = time.monotonic()
 
     def on_step(info: StepInfo) -> None:
-        context.report(Update("train", info.step, info.total_steps,
-                              {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}))
+        context.report(
+            Update(
+                "train", info.step, info.total_steps, {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}
+            )
+        )
 
     def on_boundary(state: LoopState) -> None:
         if state.step % context.settings.checkpoint_every == 0:
@@ -140,17 +151,25 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
 
     try:
         train(
-            model, objective, settings, state,
+            model,
+            objective,
+            settings,
+            state,
             order=lambda epoch: torch.randperm(
                 len(training), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
             ),
             before_step=lambda step: _seed_dropout(spec.seed, step),
-            evaluate=evaluate, on_step=on_step, on_boundary=on_boundary,
+            evaluate=evaluate,
+            on_step=on_step,
+            on_boundary=on_boundary,
         )
     except Diverged as error:
         return Outcome(
-            metrics={**common, "epochs": state.dev_log}, proof=adapted.proof.to_dict(), files={},
-            diverged={"step": error.step, "tensor": error.tensor}, run=timing,
+            metrics={**common, "epochs": state.dev_log},
+            proof=adapted.proof.to_dict(),
+            files={},
+            diverged={"step": error.step, "tensor": error.tensor},
+            run=timing,
         )
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
@@ -163,10 +182,14 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         "dev": next((e for e in state.dev_log if e["epoch"] == state.best_epoch), None),
         "test": classification_metrics(scored, test.correct),
     }
+    if "spectrum" in spec.measure and spec.method.adapter == "lora":
+        metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
     adapter = save({name: p.detach().contiguous().cpu() for name, p in state.parameters.items()})
     timing["seconds"] = time.monotonic() - started
     return Outcome(
-        metrics=metrics, proof=adapted.proof.to_dict(), run=timing,
+        metrics=metrics,
+        proof=adapted.proof.to_dict(),
+        run=timing,
         files={
             "predictions": ("predictions", ".jsonl.gz", _predictions(scored, test.correct), True),
             "adapter": ("adapter", ".safetensors", adapter, context.settings.keep_adapter),

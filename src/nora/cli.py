@@ -1,0 +1,312 @@
+"""The command line: the only reader of arguments and environment. Imports what a verb needs when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nora.launch.plan import PlannedCell
+    from nora.runs.record import Record
+    from nora.runs.store import Store
+    from nora.tables.table import Table
+
+_DESCRIPTION = """\
+NoRA and NoRA+ (arXiv 2410.18965): from a config to a run, from runs to the paper's tables.
+
+TARGET is a table of conf/table/, key=value narrows it (task=cb,rte method=nora seed=0 scale=mini search=chosen)
+or sets a field of every run. Exit codes: 0 done, 1 the work failed, 2 the input is wrong.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, text: str, handler: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(handler=handler)
+        return sub
+
+    verbs.add_parser("run", help="one run, or a Hydra multirun with -m: nora run [-m] key=value …", add_help=False)
+    for name, text, handler in (
+        ("plan", "the cells of a target: state, reason, cost", _plan),
+        ("launch", "run exactly what is missing", _launch),
+        ("status", "how far a target is", _status),
+        ("collate", "records → tables under results/tables", _collate),
+        ("verify", "re-hash the records and re-score their predictions", _verify),
+    ):
+        sub = verb(name, text, handler)
+        sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
+        if name in ("plan", "status", "verify"):
+            sub.add_argument("--json", action="store_true", help="machine-readable output")
+        if name == "status":
+            sub.add_argument("--watch", action="store_true", help="refresh every few seconds")
+        if name in ("launch", "collate"):
+            sub.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    sub = verb("trace", "a cell's runs, seeds, settings, commit and the commands that repeat it", _trace)
+    sub.add_argument("target", metavar="TARGET")
+    sub.add_argument("cell", metavar="CELL", help="METHOD/TASK, for example nora_plus/cb")
+    sub.add_argument("overrides", nargs="*", metavar="key=value")
+    sub.add_argument("--json", action="store_true")
+    sub = verb("show", "one record: spec, metrics, init proof, provenance", _show)
+    sub.add_argument("id", metavar="ID")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub = verb("pretrain", "make a small base model from a folder of text", _pretrain)
+    sub.add_argument("model", metavar="MODEL")
+    sub.add_argument("--corpus", required=True, type=Path, metavar="FOLDER", help="the folder the yaml's paths are in")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: assets/MODEL")
+    sub = verb("bench", "run benchmarks/NAME.py", _bench)
+    sub.add_argument("name", metavar="NAME")
+    sub.add_argument("--quick", action="store_true", help="small sizes")
+    sub = verb("completion", "a completion script for the shell", _completion)
+    sub.add_argument("shell", choices=("bash", "zsh"))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    from nora.runs.errors import RunFailed, UserError
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["run"]:
+            return _run(given[1:])
+        options = _parser().parse_args(given)
+        handler: Callable[[argparse.Namespace], int] = options.handler
+        return handler(options)
+    except UserError as error:
+        print(f"nora: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"nora: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nora: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _checkout() -> Path:
+    from nora.runs.checkout import find_checkout
+
+    return find_checkout()
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments in (["--help"], ["-h"]):
+        print(_RUN_HELP)
+        return 0
+    from nora.runs.hydra_app import run
+
+    return run(arguments, _checkout())
+
+
+_RUN_HELP = """\
+nora run [-m] key=value …      one run; with -m a Hydra multirun over every key=a,b
+
+  nora run method=nora task=cb seed=0
+  nora run -m method=lora,nora seed=0,1
+  nora run method=nora_plus method.xi=0.2 protocol.lr=1e-3 --cfg job --resolve
+
+Groups: scale model task method protocol exec (their choices are the files of conf/GROUP/).
+Often typed: method.rank method.alpha method.xi method.side method.damping protocol.lr protocol.batch_size
+protocol.epochs seed exec.device exec.threads exec.results exec.wandb.
+"""
+
+
+def _read_targets(words: Sequence[str]) -> tuple[list[Table], dict[str, Any], list[str]]:
+    """Tables, exec settings and exec overrides of ``TARGET… key=value…``."""
+    from nora.runs.errors import UserError
+    from nora.tables.table import load_table
+
+    checkout = _checkout()
+    names = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    if not names:
+        raise UserError("a TARGET is required, for example table2")
+    exec_overrides = [word for word in overrides if word.startswith("exec")]
+    tables = [load_table(checkout, name, overrides) for name in names]
+    return tables, _exec_settings(checkout, exec_overrides), exec_overrides
+
+
+def _exec_settings(checkout: Path, exec_overrides: Sequence[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from nora.runs.compose import compose_config
+    from nora.runs.schema import ExecSpec, validate
+
+    config = compose_config(checkout / "conf", exec_overrides)
+    settings: ExecSpec = validate(config["exec"], ExecSpec, prefix="exec.")
+    return asdict(settings)
+
+
+def _records(store: Store) -> dict[str, Record]:
+    for line in store.damaged():
+        print(f"nora: {line}", file=sys.stderr)
+    return {record.id: record for record in store.records()}
+
+
+def _planned(table: Table, store: Store) -> list[PlannedCell]:
+    from nora.launch.plan import plan
+    from nora.tables.cells import cells
+
+    records = _records(store)
+    return plan(cells(table, records, checkout=_checkout()), store, records)
+
+
+def _store(settings: dict[str, Any]) -> Store:
+    from nora.runs.store import Store
+
+    return Store(_checkout() / settings["results"])
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from nora.launch.show import plan_text
+
+    tables, settings, _ = _read_targets(options.targets)
+    planned = {table.name: _planned(table, _store(settings)) for table in tables}
+    if options.json:
+        print(json.dumps({name: [p.to_dict() for p in cells] for name, cells in planned.items()}, indent=1))
+    else:
+        for table in tables:
+            print(plan_text(table, planned[table.name]))
+    return 0
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from nora.launch.campaign import launch_local
+
+    tables, settings, exec_overrides = _read_targets(options.targets)
+    code = 0
+    for table in tables:
+        if options.dry_run:
+            from nora.launch.plan import SUBMITTABLE
+
+            for planned in _planned(table, _store(settings)):
+                if planned.state in SUBMITTABLE:
+                    print("nora run " + " ".join(planned.cell.overrides))
+            continue
+        code |= launch_local(
+            table,
+            checkout=_checkout(),
+            store=_store(settings),
+            processes=settings["processes"],
+            threads=settings["threads"],
+            exec_overrides=exec_overrides,
+        )
+    return code
+
+
+def _status(options: argparse.Namespace) -> int:
+    import time
+
+    from nora.launch.plan import counts
+    from nora.launch.show import status_text
+
+    tables, settings, _ = _read_targets(options.targets)
+    while True:
+        planned = {table.name: _planned(table, _store(settings)) for table in tables}
+        if options.json:
+            print(json.dumps({name: counts(cells) for name, cells in planned.items()}))
+        else:
+            text = "\n".join(status_text(table, planned[table.name]) for table in tables)
+            print(("\033[2J\033[H" if options.watch and sys.stdout.isatty() else "") + text, flush=True)
+        if not options.watch or not any(p.state == "running" for cells in planned.values() for p in cells):
+            return 0
+        time.sleep(5)
+
+
+def _collate(options: argparse.Namespace) -> int:
+    from nora.collate.artefacts import build_document, write_document
+    from nora.collate.document import to_markdown
+
+    tables, settings, _ = _read_targets(options.targets)
+    store = _store(settings)
+    records = _records(store)
+    for table in tables:
+        document = build_document(table, records, checkout=_checkout())
+        print(to_markdown(document))
+        if not options.dry_run:
+            for path in write_document(document, store.root / "tables"):
+                print(path)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from nora.runs.verify import verify_record
+
+    tables, settings, _ = _read_targets(options.targets)
+    store = _store(settings)
+    problems = store.damaged()
+    checked = 0
+    records = {record.id: record for record in store.records()}
+    for table in tables:
+        for planned in _planned(table, store):
+            record = records.get(planned.cell.id or "")
+            if record is not None:
+                checked += 1
+                problems += verify_record(store, record)
+    if options.json:
+        print(json.dumps({"checked": checked, "problems": problems}, indent=1))
+    else:
+        print("\n".join([*problems, f"{checked} records checked, {len(problems)} problems"]))
+    return 1 if problems else 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from nora.collate.trace import trace, trace_text
+
+    tables, settings, _ = _read_targets([options.target, *options.overrides])
+    traced = trace(tables[0], options.cell, _records(_store(settings)), checkout=_checkout())
+    print(json.dumps(traced, indent=1) if options.json else trace_text(traced))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from nora.collate.trace import show_text
+    from nora.runs.errors import UserError
+
+    store = _store(_exec_settings(_checkout(), options.overrides))
+    found = [record for record in store.records() if record.id.startswith(options.id)]
+    if len(found) != 1:
+        raise UserError(f"ID: given {options.id!r}, {len(found)} records of {store.root} start with it; required one")
+    print(
+        found[0].to_json() if options.json else show_text(found[0], store.run_dir(found[0].spec["kind"], found[0].id))
+    )
+    return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from nora.runs.pretrain import make_base
+
+    return make_base(options.model, corpus=options.corpus, checkout=_checkout(), out=options.out)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from nora.runs.bench import run_benchmark
+
+    return run_benchmark(options.name, checkout=_checkout(), quick=options.quick)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from nora.runs.completion import script
+
+    actions = _parser()._subparsers._group_actions  # type: ignore[union-attr]
+    print(script(options.shell, sorted(actions[0].choices or ()), _checkout()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Tables with a row per method and a column per task (Table 2): dev-chosen settings, test metric over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nora.collate import labels
+from nora.collate.document import Block, Document, Entry, Line
+from nora.collate.statistics import Summary, summarize
+from nora.runs.record import Record
+from nora.tables.cells import SpecBook, chosen_settings, make_cell
+from nora.tables.printed import PrintedValue, printed_grid
+from nora.tables.table import Settings, Table
+
+MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What one method reached on one task: its runs over the seeds and what is missing."""
+
+    settings: Settings | None
+    ids: tuple[str, ...]
+    records: tuple[Record | None, ...]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.records) and all(r is not None and r.status == "done" for r in self.records)
+
+    def values(self, read: Callable[[Record], float]) -> Summary | None:
+        """Mean over all seeds, None unless every seed has a finished record."""
+        return summarize([read(r) for r in self.records if r is not None]) if self.complete else None
+
+    def gap(self) -> str:
+        """Why there is no number."""
+        if self.settings is None:
+            return MISSING
+        diverged = sum(r is not None and r.status == "diverged" for r in self.records)
+        there = sum(r is not None for r in self.records)
+        if diverged:
+            return f"diverged {diverged}/{len(self.records)}"
+        return f"{MISSING} ({there}/{len(self.records)})"
+
+
+def report(
+    table: Table, book: SpecBook, records: Mapping[str, Record], checkout: Path
+) -> dict[tuple[str, str], Reported]:
+    """(method, task) → what is reported."""
+    outcome = {}
+    for task in table.columns:
+        for method in table.methods:
+            settings = chosen_settings(table, book, method, task, records, checkout)
+            if settings is None:
+                outcome[method, task] = Reported(None, (), ())
+                continue
+            ids = tuple(str(make_cell(table, book, method, task, seed, 0, settings).id) for seed in table.seeds)
+            outcome[method, task] = Reported(settings, ids, tuple(records.get(i) for i in ids))
+    return outcome
+
+
+def _percent(summary: Summary) -> str:
+    spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
+    return f"{100 * summary.mean:.1f}{spread}"
+
+
+def _best(cells: Mapping[str, Summary | None], methods: tuple[str, ...], *, lowest: bool = False) -> set[str]:
+    """The methods whose printed mean is the best of a column; empty unless all are there."""
+    means = {m: s.mean for m in methods if (s := cells[m]) is not None}
+    if len(means) != len(methods) or not means:
+        return set()
+    top = min(means.values()) if lowest else max(means.values())
+    return {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
+
+
+def _with_paper(ours: str, summary: Summary | None, printed: PrintedValue | None) -> str:
+    if printed is None:
+        return ours
+    doubt = "†" if printed.doubtful else ""
+    paper = f"{printed.mean:.1f}{doubt}" + ("" if printed.std is None else f" ± {printed.std:.1f}")
+    if summary is None:
+        return f"{ours} (paper {paper})"
+    return f"{ours} (paper {paper}, Δ {100 * summary.mean - printed.mean:+.1f}, n={summary.n})"
+
+
+def _test_metric(name: str) -> Callable[[Record], float]:
+    return lambda record: float(record.metrics["test"][name])
+
+
+def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
+    """The table's document from the records there are."""
+    book = SpecBook(checkout, table)
+    reported = report(table, book, records, checkout)
+    printed = printed_grid(table.name) if table.scale == "paper" else {}
+    rows = tuple(m for m in table.file.rows if m in table.methods)
+    below = tuple(m for m in table.file.below_rule if m in table.methods)
+    metric = {task: book.metric(task) for task in table.columns}
+    scores = {
+        task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
+        for task in table.columns
+    }
+    columns = (*(labels.task(t) for t in table.columns), "avg")
+    lines = []
+    for method in (*rows, *below):
+        entries = []
+        for task in table.columns:
+            summary = scores[task][method]
+            text = _percent(summary) if summary is not None else reported[method, task].gap()
+            text = _with_paper(text, summary, printed.get((method, task)))
+            entries.append(Entry(text, method in rows and method in _best(scores[task], rows)))
+        means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
+        average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
+        if (method, "avg") in printed and len(table.columns) == len(table.file.columns):
+            average += f" (paper {printed[method, 'avg'].mean:.1f})"
+        mark = " (not in the paper)" if method in below else ""
+        lines.append(Line(labels.method(method) + mark, (*entries, Entry(average)), method == next(iter(below), None)))
+    blocks = [Block("Test score, %", columns, tuple(lines + _references(table, reported)))]
+    if table.scale != "paper":
+        blocks.append(_loss_block(table, reported, (*rows, *below)))
+    return Document(
+        name=f"{table.name}.{table.scale}",
+        title=f"Table {table.name.removeprefix('table')} – {table.file.title} of {_model(table, reported)}",
+        banner=labels.BANNERS[table.scale],
+        blocks=tuple(blocks),
+        notes=_notes(table, reported, metric),
+        csv_header=(
+            "table",
+            "scale",
+            "method",
+            "task",
+            "metric",
+            "seed",
+            "value",
+            "gold_nll",
+            "settings",
+            "id",
+            "state",
+        ),
+        csv_rows=_csv_rows(table, reported, metric),
+    )
+
+
+def _model(table: Table, reported: Mapping[tuple[str, str], Reported]) -> str:
+    names = {r.spec["model"]["name"] for entry in reported.values() for r in entry.records if r is not None}
+    return ", ".join(sorted(names)) or "the base model"
+
+
+def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> list[Line]:
+    """What no training reaches: the most frequent class and the untrained base, where the records have them."""
+    outcome: list[Line] = []
+    for label, read in (
+        ("Majority class", lambda r: r.metrics["majority_accuracy"]),
+        ("Zero-shot base", lambda r: r.metrics.get("zero_shot", {}).get("accuracy")),
+    ):
+        entries, found = [], []
+        for task in table.columns:
+            values = _from_first(reported, table, task, read)
+            found += [sum(values) / len(values)] if values else []
+            entries.append(Entry(f"{100 * found[-1]:.1f}" if values else "–"))
+        average = f"{100 * sum(found) / len(found):.1f}" if len(found) == len(table.columns) else "–"
+        outcome.append(Line(label, (*entries, Entry(average)), not outcome))
+    return outcome
+
+
+def _from_first(
+    reported: Mapping[tuple[str, str], Reported], table: Table, task: str, read: Callable[[Record], float | None]
+) -> list[float]:
+    """One value per seed from the search's first method, whose records carry the references; [] unless complete."""
+    entry = reported.get((table.file.search.first, task))
+    if entry is None or not entry.complete:
+        return []
+    values = [read(r) for r in entry.records if r is not None]
+    return [v for v in values if v is not None] if all(v is not None for v in values) else []
+
+
+def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], methods: tuple[str, ...]) -> Block:
+    losses = {
+        task: {m: reported[m, task].values(lambda r: r.metrics["test"]["gold_nll"]) for m in methods}
+        for task in table.columns
+    }
+    rows = tuple(m for m in methods if m in table.file.rows)
+    lines = []
+    for method in methods:
+        entries = []
+        for task in table.columns:
+            summary = losses[task][method]
+            text = MISSING
+            if summary is not None:
+                text = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
+            entries.append(Entry(text, method in rows and method in _best(losses[task], rows, lowest=True)))
+        lines.append(Line(labels.method(method), tuple(entries), method in table.file.below_rule[:1]))
+    zero = []
+    for task in table.columns:
+        values = _from_first(reported, table, task, lambda r: r.metrics.get("zero_shot", {}).get("gold_nll"))
+        zero.append(Entry(f"{sum(values) / len(values):.3f}" if values else "–"))
+    lines.append(Line("Zero-shot base", tuple(zero), True))
+    return Block(
+        "Test loss of the gold answer, nats per token", tuple(labels.task(t) for t in table.columns), tuple(lines)
+    )
+
+
+def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]) -> tuple[str, ...]:
+    seeds = ", ".join(map(str, table.seeds))
+    notes = [
+        f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), each with its "
+        "own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test.",
+        "Metric: " + ", ".join(f"{labels.task(t)} {metric[t]}" for t in table.columns) + ".",
+    ]
+    if table.search == "grid":
+        trials = ", ".join(f"{labels.method(m)} {_trials(table, m)}" for m in table.methods)
+        notes.append(f"Settings tried per task and seed: {trials}; every method but LoRA takes over LoRA's batch size.")
+    else:
+        notes.append(f"Settings from conf/chosen/{table.name}.{table.scale}.yaml.")
+    proofs = [r.result["proof"]["passed"] for e in reported.values() for r in e.records if r is not None]
+    if proofs:
+        notes.append(f"Init proof passed in {sum(proofs)} of {len(proofs)} runs.")
+    dirty = sum(bool(r.run.get("dirty")) for e in reported.values() for r in e.records if r is not None)
+    if dirty:
+        notes.append(f"{dirty} of the runs were made from a checkout with uncommitted changes.")
+    if table.scale == "paper" and any(v.doubtful for v in printed_grid(table.name).values()):
+        notes.append("† the scan of the paper leaves this printed number or its spread open.")
+    return tuple(notes)
+
+
+def _trials(table: Table, method: str) -> int:
+    count = 1
+    for values in table.file.search.grid[method].values():
+        count *= len(values)
+    return count
+
+
+def _csv_rows(
+    table: Table, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]
+) -> tuple[tuple[object, ...], ...]:
+    rows: list[tuple[object, ...]] = []
+    for (method, task), entry in reported.items():
+        settings = ";".join(f"{k}={v}" for k, v in (entry.settings or {}).items())
+        if not entry.records:
+            rows.append((table.name, table.scale, method, task, metric[task], "", "", "", "", "", MISSING))
+        for seed, identity, record in zip(table.seeds, entry.ids, entry.records, strict=False):
+            test = record.metrics.get("test", {}) if record is not None else {}
+            rows.append(
+                (
+                    table.name,
+                    table.scale,
+                    method,
+                    task,
+                    metric[task],
+                    seed,
+                    test.get(metric[task], ""),
+                    test.get("gold_nll", ""),
+                    settings,
+                    identity,
+                    record.status if record is not None else MISSING,
+                )
+            )
+    return tuple(rows)

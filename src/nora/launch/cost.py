@@ -1,0 +1,50 @@
+"""What a run will cost, in device hours: measured where a like run has a record, otherwise an estimate that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from statistics import mean
+from typing import Any
+
+from nora.runs.record import Record
+from nora.tables.cells import Cell
+
+# Parameters that every token passes through, from the models' own configs (tied heads counted once).
+_PARAMETERS = {"opt_1.3b": 1.316e9}
+# Tokens per row (prompt and one candidate) and candidates per row, OPT's tokenizer; rough means of the real sets.
+_TOKENS = {"sst2": 30, "cb": 110, "rte": 90, "wsc": 70, "boolq": 160, "multirc": 380, "record": 300, "squad": 200}
+_CANDIDATES = {"sst2": 2, "cb": 3, "rte": 2, "wsc": 2, "boolq": 2, "multirc": 2, "record": 20, "squad": 1}
+_FLOPS_PER_SECOND = 0.2 * 989e12  # an H100's bf16 peak at the low utilisation of short sequences
+_SETUP_SECONDS = 30.0
+
+
+def _key(spec: Any) -> tuple[str, str, str]:
+    return spec["model"]["name"], spec["task"]["name"], spec["method"]["name"]
+
+
+@lru_cache(maxsize=8)
+def _measured_hours(ids: tuple[tuple[tuple[str, str, str], float], ...]) -> dict[tuple[str, str, str], float]:
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for key, seconds in ids:
+        groups.setdefault(key, []).append(seconds)
+    return {key: mean(values) / 3600 for key, values in groups.items()}
+
+
+def estimate(cell: Cell, measured: Sequence[Record]) -> tuple[float | None, str]:
+    """Hours of one run and where the figure comes from ("measured", "estimate: …" or "unknown")."""
+    if cell.spec is None:
+        return None, "unknown until the choice it waits for"
+    hours = _measured_hours(tuple((_key(r.spec), r.run["wall_seconds"]) for r in measured if r.status == "done"))
+    known = hours.get(_key(cell.spec))
+    if known is not None:
+        return known, "measured: mean of the records of this model, task and method"
+    parameters = _PARAMETERS.get(cell.spec["model"]["name"])
+    if parameters is None or cell.task not in _TOKENS:
+        return None, "unknown: no like run has a record yet"
+    task, protocol = cell.spec["task"], cell.spec["protocol"]
+    tokens = _TOKENS[cell.task] * _CANDIDATES[cell.task]
+    trained = task["num_train"] * tokens * protocol["epochs"]
+    scored = (task["num_dev"] * protocol["epochs"] + task["num_test"]) * tokens
+    flops = 4 * parameters * trained + 2 * parameters * scored
+    return (flops / _FLOPS_PER_SECOND + _SETUP_SECONDS) / 3600, "estimate: 4N FLOP per trained token at 20 % of an H100"

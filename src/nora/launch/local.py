@@ -1,0 +1,96 @@
+"""``exec=local``: the missing runs of a table in a few processes of this machine."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from nora.runs.errors import RunFailed, UserError
+from nora.tables.cells import Cell
+
+_MAX_CRASHES = 2  # a run that takes its process down this often is left alone
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How one run ended."""
+
+    cell: Cell
+    state: str
+    message: str = ""
+
+
+def _start_worker(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the launcher, which stops its workers
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+def _run(checkout: str, cell: Cell, exec_overrides: tuple[str, ...], tags: tuple[str, ...]) -> tuple[str, str]:
+    from nora.runs.execute import execute
+    from nora.runs.spec import compose_run
+    from nora.runs.store import Store
+
+    root = Path(checkout)
+    try:
+        spec, settings, _ = compose_run(root, [*cell.overrides, *exec_overrides])
+        record, _ = execute(spec, settings, checkout=root, store=Store(root / settings.results), tags=tags)
+    except (RunFailed, UserError) as error:
+        return "failed", str(error)
+    return record.status, ""
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    checkout: Path,
+    processes: int,
+    threads: int,
+    exec_overrides: Sequence[str],
+    on_finished: Callable[[Finished], None],
+) -> list[Finished]:
+    """Runs every cell, ``processes`` at a time; a run that raises or kills its process leaves the others alone."""
+    pending: list[Cell] = list(cells)
+    crashes: dict[str, int] = {}
+    finished: list[Finished] = []
+    context = multiprocessing.get_context("spawn")
+
+    def done(outcome: Finished) -> None:
+        finished.append(outcome)
+        on_finished(outcome)
+
+    while pending:
+        queue, pending = pending, []
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
+            running: dict[Future[tuple[str, str]], Cell] = {}
+            try:
+                while queue or running:
+                    while queue and len(running) < processes:  # no more than run now: the rest survives a broken pool
+                        cell = queue.pop(0)
+                        tags = (cell.table, cell.scale)
+                        running[pool.submit(_run, str(checkout), cell, tuple(exec_overrides), tags)] = cell
+                    ready, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        state, message = future.result()
+                        done(Finished(running.pop(future), state, message))
+            except BrokenProcessPool:
+                for cell in running.values():
+                    key = str(cell.id)
+                    crashes[key] = crashes.get(key, 0) + 1
+                    if crashes[key] >= _MAX_CRASHES:
+                        done(Finished(cell, "failed", "its process was killed, twice"))
+                    else:
+                        pending.append(cell)
+                pending += queue
+            except KeyboardInterrupt:
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+                raise
+    return finished

@@ -1,0 +1,85 @@
+"""The plan of a table: each cell's state, the reason for it and what it will cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nora.launch.cost import estimate
+from nora.runs.record import Record
+from nora.runs.store import RunState, Store
+from nora.tables.cells import Cell
+
+STATES = ("done", "running", "failed", "diverged", "damaged", "stale", "missing", "waits")
+SUBMITTABLE = ("missing", "failed", "damaged", "stale")
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell with its state."""
+
+    cell: Cell
+    state: str
+    reason: str
+    hours: float | None
+    cost_source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "table": self.cell.table,
+            "scale": self.cell.scale,
+            "task": self.cell.task,
+            "method": self.cell.method,
+            "seed": self.cell.seed,
+            "stage": self.cell.stage,
+            "settings": self.cell.settings,
+            "id": self.cell.id,
+            "state": self.state,
+            "reason": self.reason,
+            "hours": self.hours,
+            "cost_source": self.cost_source,
+            "overrides": list(self.cell.overrides),
+        }
+
+
+def _state(cell: Cell, store: Store, records: Mapping[str, Record], versions: Mapping[str, Record]) -> RunState:
+    if cell.id is None or cell.spec is None:
+        return RunState("missing")
+    if cell.id in records:
+        record = records[cell.id]
+        if record.status == "diverged":
+            where = record.result["diverged"]
+            return RunState("diverged", f"step {where['step']}, {where['tensor']}", record)
+        return RunState("done", "", record)
+    state = store.state(cell.spec["kind"], cell.id)
+    if state.state == "missing":
+        from nora.runs.spec import versionless_id
+
+        older = versions.get(versionless_id(cell.spec))
+        if older is not None:
+            version = older.spec["protocol"]["version"]
+            return RunState("stale", f"a record of protocol version {version} exists ({older.id})", older)
+    return state
+
+
+def plan(cells: Sequence[Cell], store: Store, records: Mapping[str, Record]) -> list[PlannedCell]:
+    """The state of every cell, in the order of ``cells``."""
+    versions = {record.versionless_id: record for record in records.values()}
+    measured = [r for r in records.values() if "wall_seconds" in r.run]
+    planned = []
+    for cell in cells:
+        hours, source = estimate(cell, measured)
+        if cell.waits_for is not None:
+            planned.append(PlannedCell(cell, "waits", f"for {cell.waits_for}", hours, source))
+            continue
+        state = _state(cell, store, records, versions)
+        planned.append(PlannedCell(cell, state.state, state.reason, hours, source))
+    return planned
+
+
+def counts(planned: Sequence[PlannedCell]) -> dict[str, int]:
+    """Cells per state, in a fixed order, states without cells left out."""
+    tally = Counter(p.state for p in planned)
+    return {state: tally[state] for state in STATES if tally[state]}

@@ -1,0 +1,63 @@
+"""A plan and a status as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from nora.launch.plan import STATES, PlannedCell, counts
+from nora.tables.table import Table
+
+_LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
+
+
+def _hours(planned: Sequence[PlannedCell]) -> str:
+    known = [p.hours for p in planned if p.hours is not None]
+    if not known:
+        return "cost unknown"
+    total = sum(known)
+    figure = f"{total:.1f} h" if total >= 1 else f"{60 * total:.1f} min"
+    return figure + (f" (of {len(known)} of {len(planned)} cells)" if len(known) < len(planned) else "")
+
+
+def _head(table: Table, planned: Sequence[PlannedCell]) -> str:
+    tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
+    return f"{table.name} at scale={table.scale}, search={table.search}: {len(planned)} cells: {tally}"
+
+
+def plan_text(table: Table, planned: Sequence[PlannedCell]) -> str:
+    """State, reason and cost: cell by cell for a small plan, summed by method and stage for a large one."""
+    lines = [_head(table, planned)]
+    rest = [p for p in planned if p.state not in ("done", "diverged")]
+    lines.append(f"still to run: {len(rest)} cells, {_hours(rest)} on one device" if rest else "nothing to run")
+    sources = sorted({p.cost_source for p in rest if p.hours is not None})
+    lines += [f"  cost: {source}" for source in sources]
+    if len(rest) <= _LISTED:
+        for p in rest:
+            settings = " ".join(f"{k.split('.')[-1]}={v}" for k, v in p.cell.settings.items())
+            lines.append(
+                f"  {p.cell.id or '-' * 16}  {p.state:8} {p.cell.method:10} {p.cell.task:8} seed {p.cell.seed}  "
+                f"{settings}  {p.reason}".rstrip()
+            )
+        return "\n".join(lines)
+    groups = Counter((p.cell.stage, p.cell.method, p.state, p.reason if p.state == "waits" else "") for p in planned)
+    for (stage, method, state, reason), n in sorted(groups.items()):
+        lines.append(f"  stage {stage}  {method:10} {n:5} {state} {reason}".rstrip())
+    lines.append("  (--json lists every cell)")
+    return "\n".join(lines)
+
+
+def status_text(table: Table, planned: Sequence[PlannedCell]) -> str:
+    """Counts of states per method."""
+    shown = [state for state in STATES if any(p.state == state for p in planned)]
+    lines = [_head(table, planned), "  " + " ".join(["method    ", *(f"{state:>8}" for state in shown)])]
+    for method in table.methods:
+        tally = Counter(p.state for p in planned if p.cell.method == method)
+        lines.append("  " + " ".join([f"{method:10}", *(f"{tally[state]:8}" for state in shown)]))
+    for p in planned:
+        if p.state in ("failed", "damaged", "diverged", "stale"):
+            lines.append(f"  {p.cell.id} {p.state} {p.cell.method} {p.cell.task} seed {p.cell.seed}: {p.reason}")
+    rest = [p for p in planned if p.state not in ("done", "diverged")]
+    if rest:
+        lines.append(f"  left: {_hours(rest)} on one device")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""``nora run``: one run through the compose API, or Hydra itself for multiruns and its own flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from nora.runs.compose import expand_sweep
+from nora.runs.errors import RunFailed
+from nora.runs.record import Record
+from nora.runs.schema import ExecSpec, Spec, validate
+from nora.runs.spec import Pins, build_spec, check_ready, compose_run, run_id
+
+
+def headline(record: Record, *, made: bool, folder: Path) -> str:
+    """One line that says how a run ended."""
+    spec, metrics = record.spec, record.metrics
+    name = (
+        f"{record.id}  {spec['method']['name']} on {spec['task']['name']}, {spec['model']['name']}, seed {spec['seed']}"
+    )
+    if record.status == "diverged":
+        outcome = f"diverged at step {record.result['diverged']['step']} ({record.result['diverged']['tensor']})"
+    else:
+        test = metrics["test"]
+        outcome = (
+            ", ".join(f"{key} {value:.4g}" for key, value in test.items() if key != "n") + f" on {test['n']} test rows"
+        )
+    proof = "init proved" if record.result["proof"]["passed"] else "INIT NOT PROVED"
+    return f"{name}: {outcome}; {proof}{'' if made else '; already done, nothing to do'}  [{folder}]"
+
+
+def run_once(spec: Spec, settings: ExecSpec, checkout: Path) -> Record:
+    """Executes one run with a progress bar and prints its headline."""
+    from nora.runs.execute import execute
+    from nora.runs.progress import progress_bar
+    from nora.runs.store import Store
+
+    store = Store(checkout / settings.results)
+    label = f"{spec.method.name} {spec.task.name}"
+    with progress_bar(label, enabled=settings.progress) as show:
+        record, made = execute(spec, settings, checkout=checkout, store=store, show=show)  # type: ignore[arg-type]
+    print(headline(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
+    return record
+
+
+def job(config: DictConfig) -> None:
+    """One job of a Hydra multirun, on this machine or wherever its launcher put it."""
+    from nora.runs.checkout import find_checkout
+
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    checkout = find_checkout()
+    spec = build_spec(plain, Pins(checkout))
+    record = run_once(spec, validate(plain["exec"], ExecSpec, prefix="exec."), checkout)
+    if record.status != "done":
+        raise RunFailed(f"run {record.id} {record.status}")
+
+
+_FLAGS_WITH_VALUE = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--info",
+    "-i",
+)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags (with their values) and overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("-"):
+            flags.append(argument)
+            if argument in _FLAGS_WITH_VALUE and rest and "=" not in rest[0]:
+                flags.append(rest.pop(0))
+        else:
+            overrides.append(argument)
+    return flags, overrides
+
+
+def run(arguments: Sequence[str], checkout: Path) -> int:
+    """The exit code of ``nora run ARGUMENTS``; raises UserError for wrong input and RunFailed for failed work."""
+    flags, overrides = _split(arguments)
+    if not flags:
+        spec, settings, _ = compose_run(checkout, overrides)
+        check_ready(spec)
+        return 0 if run_once(spec, settings, checkout).status == "done" else 1
+    own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    if {"-m", "--multirun"} & set(flags):
+        jobs = expand_sweep(own)
+        seen: dict[str, list[str]] = {}
+        for one in jobs:  # every job's config is right before the first one starts
+            spec, _, _ = compose_run(checkout, one)
+            check_ready(spec)
+            seen.setdefault(run_id(spec), one)
+        print(f"{len(jobs)} jobs, {len(seen)} different runs", flush=True)
+    elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
+        compose_run(checkout, own)
+    sys.argv = ["nora run", *arguments]
+    hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(job)()
+    return 0

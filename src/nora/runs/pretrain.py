@@ -1,0 +1,119 @@
+"""``nora pretrain MODEL``: corpus folder → tokenizer, weights and model card of a small base."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from nora.runs import limits, provenance
+from nora.runs.errors import UserError
+from nora.runs.files import sha256_file, write_atomic
+from nora.training.corpus import evaluation_texts, pack, read_corpus, train_tokenizer
+from nora.training.pretrain import PretrainSettings, perplexity, pretrain
+
+SHIPPED = ("model.safetensors", "config.json", "tokenizer.json")
+THREADS = 1  # one thread: the same seed then gives the same bytes on a machine of the same type
+
+
+def _files(folder: Path, patterns: list[str], *, what: str) -> list[Path]:
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if not found:
+        raise UserError(f"--corpus {folder}: none of {', '.join(patterns)} is there ({what})")
+    return found
+
+
+def make_base(name: str, *, corpus: Path, checkout: Path, out: Path | None) -> int:
+    """Pretrains conf/pretrain/NAME.yaml and writes assets/NAME with its card; returns the exit code."""
+    recipe_path = checkout / "conf" / "pretrain" / f"{name}.yaml"
+    if not recipe_path.is_file():
+        allowed = sorted(path.stem for path in recipe_path.parent.glob("*.yaml"))
+        raise UserError(f"MODEL: given {name!r}, allowed {', '.join(allowed)}")
+    limits.check_file(recipe_path)
+    recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8"))
+    console = Console(stderr=True)
+    torch.set_num_threads(THREADS)
+    train_files = _files(corpus, recipe["train"], what="training text")
+    valid_files = _files(corpus, recipe["valid"], what="held-out text")
+    held_out = [path for pattern in recipe["held_out"] for path in sorted(corpus.glob(pattern))]
+    held_out += sorted((checkout / "data").glob("*/*.jsonl"))
+    text = read_corpus(train_files, held_out=evaluation_texts(held_out))
+    tokenizer = train_tokenizer(text.paragraphs, vocab_size=recipe["vocab_size"])
+    settings = PretrainSettings(**recipe["settings"])
+    blocks = pack(text.paragraphs, tokenizer, length=settings.length)
+    valid = pack(read_corpus(valid_files, held_out=()).paragraphs, tokenizer, length=settings.length)
+    console.print(f"{name}: {len(text.paragraphs)} paragraphs ({text.num_dropped} dropped), {blocks.numel()} tokens")
+    started = time.monotonic()
+
+    def on_step(step: int, loss: float) -> None:
+        if (step + 1) % 50 == 0:
+            left = (time.monotonic() - started) / (step + 1) * (settings.steps - step - 1)
+            console.print(f"step {step + 1}/{settings.steps}  loss {loss:.3f}  {left / 60:.1f} min left")
+
+    result = pretrain(settings, blocks, on_step=on_step)
+    folder = out or checkout / "assets" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    result.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    facts = {
+        "parameters": sum(p.numel() for p in result.model.parameters()),
+        "steps": settings.steps,
+        "seed": settings.seed,
+        "threads": THREADS,
+        "tokens_seen": result.tokens_seen,
+        "training_tokens": blocks.numel(),
+        "paragraphs_kept": len(text.paragraphs),
+        "paragraphs_dropped": text.num_dropped,
+        "training_text_sha256": text.sha256,
+        "train_loss": round(result.train_loss, 4),
+        "held_out_perplexity": round(perplexity(result.model, valid), 3),
+        "held_out_tokens": valid.numel(),
+        "seconds": round(result.seconds),
+        "files": {file: sha256_file(folder / file) for file in SHIPPED},
+        "sources": [
+            {"path": str(path.relative_to(corpus)), "sha256": sha256_file(path)}
+            for path in [*train_files, *valid_files]
+        ],
+        "libraries": provenance.library_versions(),
+        "cpu": provenance.machine("cpu", THREADS)["cpu"],
+    }
+    write_atomic(folder / "pretraining.json", json.dumps(facts, indent=1) + "\n")
+    write_atomic(folder / "README.md", card(name, recipe, facts))
+    console.print(f"{folder}: held-out perplexity {facts['held_out_perplexity']} per token")
+    console.print("put these into conf/model/" + name + ".yaml, files: " + json.dumps(facts["files"]))
+    return 0
+
+
+def card(name: str, recipe: dict[str, Any], facts: dict[str, Any]) -> str:
+    """The model card; zero-shot scores are in results/ with every run that measures them."""
+    sources = "\n".join(f"- `{s['path']}` (sha256 `{s['sha256']}`)" for s in facts["sources"])
+    architecture = ", ".join(f"{k} {v}" for k, v in recipe["settings"]["architecture"].items())
+    notes = recipe.get("sources", "")
+    return f"""# {name}
+
+A small base model for rehearsing the experiments on a laptop, made by `nora pretrain {name}`. It is of the class the
+paper uses and really pretrained, but {facts["parameters"]:,} parameters do not make a language model to rely on.
+
+- **Architecture**: {architecture}.
+- **Training**: {facts["steps"]} steps of {recipe["settings"]["batch_size"]} × {recipe["settings"]["length"]} tokens
+  ({facts["tokens_seen"]:,} tokens, {facts["training_tokens"]:,} different), AdamW, seed {facts["seed"]},
+  {facts["threads"]} thread, {facts["seconds"] // 60} minutes on a {facts["cpu"]}.
+- **Final training loss** {facts["train_loss"]} nats per token; **held-out perplexity** {facts["held_out_perplexity"]}
+  per token on {facts["held_out_tokens"]:,} tokens of two books not trained on.
+- **Left out**: {facts["paragraphs_dropped"]:,} of {facts["paragraphs_dropped"] + facts["paragraphs_kept"]:,}
+  paragraphs, each of which shares 13 consecutive words with a row of an evaluation set or of a shipped slice.
+- Training text sha256 `{facts["training_text_sha256"]}`; recipe `conf/pretrain/{name}.yaml`; all facts in
+  `pretraining.json`.
+
+## Sources
+
+{sources}
+
+{notes}
+"""

@@ -1,0 +1,166 @@
+"""``cells(table, records)``: the one function that says which runs an artefact needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nora import tasks
+from nora.runs.compose import compose_config
+from nora.runs.record import Record
+from nora.runs.spec import Pins, build_spec, run_id, spec_dict
+from nora.tables.choice import Trial, choose, grid_points, summarize
+from nora.tables.table import Settings, Table, read_chosen
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table. A cell that waits for another's choice has no spec yet."""
+
+    table: str
+    scale: str
+    method: str
+    task: str
+    seed: int
+    stage: int
+    settings: Settings
+    overrides: tuple[str, ...]
+    """What `nora run` is given to make exactly this run."""
+    spec: Mapping[str, Any] | None
+    id: str | None
+    waits_for: str | None = None
+
+
+class SpecBook:
+    """Specs of a table's cells: composed once per task and once per method, the grid merged in as plain data."""
+
+    def __init__(self, checkout: Path, table: Table) -> None:
+        self._conf = checkout / "conf"
+        self._pins = Pins(checkout)
+        self._fixed = [f"scale={table.scale}", *table.overrides]
+        self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def _config(self, group: str, choice: str) -> dict[str, Any]:
+        key = (group, choice)
+        if key not in self._nodes:
+            self._nodes[key] = compose_config(self._conf, [*self._fixed, f"{group}={choice}"])
+        return self._nodes[key]
+
+    def metric(self, task: str) -> str:
+        """The metric a task is reported with."""
+        return str(tasks.load(self._config("task", task)["task"]["suite"], task).METRIC)
+
+    def spec(self, method: str, task: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
+        """The resolved spec as plain data."""
+        config = dict(self._config("task", task))
+        config["method"] = self._config("method", method)["method"]
+        config["seed"] = seed
+        config["measure"] = measure
+        for path, value in settings.items():
+            group, key = path.split(".", 1)
+            config[group] = {**config[group], key: value}
+        return spec_dict(build_spec(config, self._pins))
+
+
+def format_value(value: Any) -> str:
+    """A value as Hydra's grammar reads it back."""
+    if isinstance(value, list):
+        return "[" + ",".join(format_value(v) for v in value) + "]"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _measure(table: Table, method: str) -> list[str]:
+    return table.file.measure.get(method, table.file.measure["default"])
+
+
+def make_cell(table: Table, book: SpecBook, method: str, task: str, seed: int, stage: int, settings: Settings) -> Cell:
+    """A cell whose settings are all known."""
+    measure = _measure(table, method)
+    spec = book.spec(method, task, seed, measure, settings)
+    overrides = (
+        f"scale={table.scale}",
+        f"task={task}",
+        f"method={method}",
+        *(f"{key}={format_value(value)}" for key, value in settings.items()),
+        f"measure={format_value(measure)}",
+        *table.overrides,
+        f"seed={seed}",
+    )
+    return Cell(table.name, table.scale, method, task, seed, stage, settings, overrides, spec, run_id(spec))
+
+
+def trials(
+    table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record], reused: Settings | None = None
+) -> list[Trial]:
+    """Every grid point of one method and task with its dev outcome over the table's seeds."""
+    outcome = []
+    for point in grid_points(table.file.search.grid[method]):
+        settings = {**(reused or {}), **point}
+        ids = [make_cell(table, book, method, task, seed, 0, settings).id for seed in table.seeds]
+        outcome.append(summarize(settings, [records.get(i or "") for i in ids], metric=book.metric(task)))
+    return outcome
+
+
+def chosen_settings(
+    table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record], checkout: Path
+) -> Settings | None:
+    """The settings a method is reported with on a task, None where the search is not complete."""
+    if table.search == "chosen":
+        return read_chosen(checkout, table.name, table.scale).get(task, {}).get(method)
+    reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
+    if reused is None:
+        return None
+    best = choose(trials(table, book, method, task, records, reused))
+    return best.settings if best is not None else None
+
+
+def reused_settings(table: Table, book: SpecBook, task: str, records: Mapping[str, Record]) -> Settings | None:
+    """What stage 2 takes over from stage 1's choice on a task, None while that is open."""
+    search = table.file.search
+    best = choose(trials(table, book, search.first, task, records))
+    return {key: best.settings[key] for key in search.reuse} if best is not None else None
+
+
+def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: SpecBook | None = None) -> list[Cell]:
+    """Every run of a table, in the order they are best made. Pure: same files and records, same cells.
+
+    With ``search=grid`` stage 1 is the first method's whole grid and stage 2 the others'; a stage-2 cell whose reused
+    setting is still open is listed with ``waits_for`` and without a spec. With ``search=chosen`` there is one cell
+    per method, task and seed.
+    """
+    book = book or SpecBook(checkout, table)
+    search = table.file.search
+    made: list[Cell] = []
+    if table.search == "chosen":
+        chosen = read_chosen(checkout, table.name, table.scale)
+        for task in table.columns:
+            for method in table.methods:
+                settings = chosen.get(task, {}).get(method)
+                for seed in table.seeds:
+                    if settings is None:
+                        made.append(
+                            Cell(table.name, table.scale, method, task, seed, 2, {}, (), None, None, "a choice")
+                        )
+                    else:
+                        made.append(make_cell(table, book, method, task, seed, 1, settings))
+        return made
+    for task in table.columns:
+        if search.first in table.methods:
+            for point in grid_points(search.grid[search.first]):
+                made += [make_cell(table, book, search.first, task, seed, 1, point) for seed in table.seeds]
+    for task in table.columns:
+        reused = reused_settings(table, book, task, records)
+        for method in table.methods:
+            if method == search.first:
+                continue
+            for point in grid_points(search.grid[method]):
+                for seed in table.seeds:
+                    if reused is None:
+                        made.append(
+                            Cell(table.name, table.scale, method, task, seed, 2, point, (), None, None, search.first)
+                        )
+                    else:
+                        made.append(make_cell(table, book, method, task, seed, 2, {**reused, **point}))
+    return made

@@ -1,0 +1,64 @@
+"""Hyper-parameters by the best dev metric averaged over seeds; the test set is never looked at."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nora.runs.record import Record
+from nora.tables.table import Settings
+
+
+def grid_points(grid: Mapping[str, Sequence[Any]]) -> list[Settings]:
+    """The product of a grid, in the order written."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and its dev outcome averaged over seeds (metric: higher is better; loss in nats)."""
+
+    settings: Settings
+    metric: float
+    loss: float
+    ids: tuple[str, ...]
+    complete: bool
+    diverged: int
+
+
+def summarize(settings: Settings, records: Sequence[Record | None], *, metric: str) -> Trial:
+    """A trial from its records over the seeds; it is complete where every seed has one."""
+    present = [r for r in records if r is not None]
+    finished = [r for r in present if r.status == "done"]
+    values = [r.metrics["dev"][metric] for r in finished]
+    losses = [r.metrics["dev"]["loss"] for r in finished]
+    usable = len(finished) == len(records)
+    return Trial(
+        settings=settings,
+        metric=sum(values) / len(values) if usable else -math.inf,
+        loss=sum(losses) / len(losses) if usable else math.inf,
+        ids=tuple(r.id for r in present),
+        complete=len(present) == len(records),
+        diverged=sum(r.status == "diverged" for r in present),
+    )
+
+
+def choose(trials: Sequence[Trial]) -> Trial | None:
+    """The best trial: highest metric; ties by lower dev loss, lower lr, smaller ξ. None until all are complete, or
+    where every one diverged."""
+    if not trials or not all(t.complete for t in trials):
+        return None
+    best = min(
+        trials,
+        key=lambda t: (
+            -t.metric,
+            t.loss,
+            t.settings.get("protocol.lr", 0.0),
+            t.settings.get("method.xi", 0.0),
+            str(sorted(t.settings.items())),
+        ),
+    )
+    return best if math.isfinite(best.metric) else None

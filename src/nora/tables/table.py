@@ -1,0 +1,152 @@
+"""A table file: which runs make an artefact."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from nora.runs import limits
+from nora.runs.compose import choices
+from nora.runs.errors import UserError
+from nora.runs.schema import validate
+
+Settings = dict[str, Any]
+"""Hyper-parameter keys as typed on the command line → values."""
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class Search:
+    """Stage 1 searches ``first`` over its grid; the others reuse ``reuse`` from its choice and search the rest."""
+
+    first: str
+    reuse: list[str]
+    grid: dict[str, dict[str, list[Any]]]
+
+
+@checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class TableFile:
+    """The content of conf/table/<name>.yaml."""
+
+    title: str
+    layout: str
+    columns: list[str]
+    rows: list[str]
+    below_rule: list[str]
+    seeds: list[int]
+    paper_seeds: list[int]
+    measure: dict[str, list[str]]
+    search: Search
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table file at one scale, narrowed by what was asked for."""
+
+    name: str
+    scale: str
+    file: TableFile
+    columns: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    search: str
+    """"grid": every run of the search; "chosen": only the committed choice."""
+    overrides: tuple[str, ...] = field(default=())
+    """Further overrides applied to every cell."""
+
+
+_AXES = ("task", "method", "seed", "search", "scale")
+
+
+def names(checkout: Path) -> list[str]:
+    """The tables there are: the files of conf/table/."""
+    return choices(checkout / "conf", "table")
+
+
+def _read_yaml(path: Path) -> Any:
+    limits.check_file(path)
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _pick(axis: str, given: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
+    wanted = [part.strip() for part in given.split(",")]
+    by_text = {str(a): a for a in allowed}
+    for part in wanted:
+        if part not in by_text:
+            near = difflib.get_close_matches(part, by_text, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{axis}: given {part!r}, this table has {', '.join(by_text)}{hint}")
+    return tuple(by_text[part] for part in wanted)
+
+
+def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Table:
+    """The table ``name`` narrowed by ``task=a,b method=… seed=… search=grid|chosen scale=…``.
+
+    Other ``key=value`` pairs are overrides of every run. UserError for a name or value that is not there.
+    """
+    allowed = names(checkout)
+    if name not in allowed:
+        near = difflib.get_close_matches(name, allowed, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"target: given {name!r}, allowed {', '.join(allowed)}{hint}")
+    axes: dict[str, str] = {}
+    rest: list[str] = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"given {override!r}, required key=value")
+        if key in _AXES:
+            axes[key] = value
+        elif key.startswith("exec"):
+            continue
+        else:
+            rest.append(override)
+    scale = axes.get("scale", "mini")
+    (scale,) = _pick("scale", scale, choices(checkout / "conf", "scale"))
+    raw = {
+        "scale": _read_yaml(checkout / "conf" / "scale" / f"{scale}.yaml")["scale"],
+        "table": _read_yaml(checkout / "conf" / "table" / f"{name}.yaml"),
+    }
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"conf/table/{name}.yaml: {str(error).splitlines()[0]}") from None
+    file: TableFile = validate(plain["table"], TableFile, prefix=f"conf/table/{name}.yaml: ")  # type: ignore[index, call-overload]
+    methods = [*file.rows, *file.below_rule]
+    (search,) = _pick("search", axes.get("search", "grid"), ("grid", "chosen"))
+    return Table(
+        name=name,
+        scale=scale,
+        file=file,
+        columns=_pick("task", axes["task"], file.columns) if "task" in axes else tuple(file.columns),
+        methods=_pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
+        seeds=_pick("seed", axes["seed"], file.seeds) if "seed" in axes else tuple(file.seeds),
+        search=search,
+        overrides=tuple(rest),
+    )
+
+
+def chosen_path(checkout: Path, table: str, scale: str) -> Path:
+    """Where the committed choice of a table's hyper-parameters is."""
+    return checkout / "conf" / "chosen" / f"{table}.{scale}.yaml"
+
+
+def read_chosen(checkout: Path, table: str, scale: str) -> Mapping[str, Mapping[str, Settings]]:
+    """task → method → settings; UserError where nothing was chosen yet."""
+    path = chosen_path(checkout, table, scale)
+    if not path.is_file():
+        raise UserError(f"{path.relative_to(checkout)}: not there yet; `nora collate tuning` writes it from the search")
+    content = _read_yaml(path)
+    chosen: Mapping[str, Mapping[str, Settings]] = {
+        task: {method: entry["settings"] for method, entry in methods.items()}
+        for task, methods in content["chosen"].items()
+    }
+    return chosen
