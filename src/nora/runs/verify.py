@@ -6,15 +6,16 @@ import gzip
 import json
 from pathlib import Path
 
+from nora import tasks
 from nora.runs.record import Record
 from nora.runs.store import Store
+from nora.tasks.metrics import score
 
 
-def rescore(path: Path) -> float:
-    """Accuracy from a predictions file."""
+def rescore(path: Path, metric: str) -> float:
+    """The metric from a predictions file."""
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return sum(row["prediction"] in row["correct"] for row in rows) / len(rows)
+    return score(metric, [json.loads(line) for line in lines])
 
 
 def verify_record(store: Store, record: Record) -> list[str]:
@@ -24,7 +25,8 @@ def verify_record(store: Store, record: Record) -> list[str]:
     if problems or file is None:
         return problems
     path = store.run_dir(record.spec["kind"], record.id) / file["name"]
-    recorded, again = record.metrics["test"]["accuracy"], rescore(path)
+    metric = tasks.load(record.spec["task"]["suite"], record.spec["task"]["name"]).METRIC
+    recorded, again = record.metrics["test"][metric], rescore(path, metric)
     if recorded != again:
         problems.append(f"{path}: the predictions score {again}, the record says {recorded}")
     return problems

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from nora.training.encoding import EncodedExample, collate
-from nora.training.forward import option_scores
+from nora.training.forward import option_scores, token_log_probs
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,30 @@ def score_candidates(
     return [scored for scored in outcome if scored is not None]
 
 
-def classification_metrics(scored: Sequence[Scored], correct: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Accuracy (a correct candidate scores best), cross-entropy over the candidates, loss of the gold answer.
-
-    ``gold_nll`` is minus the mean log-probability per token of the first correct candidate, averaged over examples.
-    """
-    n = len(scored)
-    hits = sum(s.prediction in right for s, right in zip(scored, correct, strict=True))
+def candidate_cross_entropy(scored: Sequence[Scored], gold: Sequence[int]) -> float:
+    """Mean over the examples of the cross-entropy over their candidates' scores, nats."""
     losses = [
-        F.cross_entropy(torch.tensor([s.scores], dtype=torch.float64), torch.tensor([right[0]])).item()
-        for s, right in zip(scored, correct, strict=True)
+        F.cross_entropy(torch.tensor([s.scores], dtype=torch.float64), torch.tensor([label])).item()
+        for s, label in zip(scored, gold, strict=True)
     ]
-    gold = [-s.scores[right[0]] for s, right in zip(scored, correct, strict=True)]
-    return {"accuracy": hits / n, "loss": sum(losses) / n, "gold_nll": sum(gold) / n, "n": n}
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def gold_log_probs(
+    model: nn.Module, encoded: Sequence[EncodedExample], gold: Sequence[int], *, pad_id: int, max_tokens: int = 4096
+) -> list[float]:
+    """Summed log-probability (nats) of each example's gold answer, in eval mode; the order is that of ``encoded``."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    outcome = [0.0] * len(encoded)
+    for indices in _batches(encoded, True, max_tokens):
+        only = [gold[i] for i in indices]
+        batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device)
+        log_probs = token_log_probs(model, batch)
+        sums = log_probs.new_zeros(len(indices)).index_add(0, batch.option, log_probs)
+        for i, value in zip(indices, sums.tolist(), strict=True):
+            outcome[i] = value
+    model.train(was_training)
+    return outcome

@@ -24,25 +24,11 @@ from nora.runs.errors import RunFailed
 from nora.runs.schema import FewShotProtocol, FinetuneSpec
 from nora.tasks.example import Example
 from nora.tasks.sampling import draw_subsets
-from nora.training.encoding import EncodedExample, encode_example
-from nora.training.evaluation import Scored, classification_metrics, score_candidates
+from nora.training.assess import Assessor, Split
 from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state, train
 from nora.training.objectives import ClassificationObjective, OptionLMObjective
 
 _LOG = logging.getLogger(__name__)
-
-
-class _Split:
-    """Examples of one subset and their token ids."""
-
-    def __init__(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
-        self.examples = examples
-        self.encoded: list[EncodedExample] = [encode_example(e, tokenizer, max_length=max_length) for e in examples]
-        self.gold = [e.gold for e in examples]
-        self.correct = [e.correct for e in examples]
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
 
 def _loop_settings(protocol: FewShotProtocol, micro_batch_size: int | None) -> LoopSettings:
@@ -69,18 +55,9 @@ def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> floa
     return sum(label in e.correct for e in test) / len(test)
 
 
-def _predictions(scored: Sequence[Scored], correct: Sequence[Sequence[int]]) -> bytes:
-    """One JSON line per test example; scores rounded to six significant digits."""
-    lines = [
-        json.dumps(
-            {
-                "prediction": s.prediction,
-                "correct": list(right),
-                "scores": [float(f"{score:.6g}") for score in s.scores],
-            }
-        )
-        for s, right in zip(scored, correct, strict=True)
-    ]
+def _pack(predictions: Sequence[dict[str, Any]]) -> bytes:
+    """One JSON line per test example, compressed; the same predictions give the same bytes."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in predictions]
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
 
 
@@ -98,10 +75,12 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         num_test=spec.task.num_test,
     )
     try:
-        splits = [_Split([task.build(row) for row in rows], base.tokenizer, spec.model.max_length) for rows in subsets]
+        training, dev, test = (
+            Split.encode([task.build(row) for row in rows], base.tokenizer, max_length=spec.model.max_length)
+            for rows in subsets
+        )
     except ValueError as error:
         raise RunFailed(str(error)) from None
-    training, dev, test = splits
 
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
     adapted = build.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
@@ -118,22 +97,17 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     else:
         objective = OptionLMObjective(training.encoded, training.gold, base.pad_id)
 
-    def score(split: _Split) -> list[Scored]:
-        return score_candidates(model, split.encoded, pad_id=base.pad_id, share_prompt=share)
-
-    def evaluate(_: nn.Module) -> dict[str, Any]:
-        return classification_metrics(score(dev), dev.correct)
-
+    assessor = Assessor(task, base.tokenizer, base.pad_id, share, spec.model.max_length)
     settings = _loop_settings(spec.protocol, context.settings.micro_batch_size)
     state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
     common: dict[str, Any] = {
         "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
         "rows": {"train": len(training), "dev": len(dev), "test": len(test)},
-        "truncated_tokens": sum(e.truncated for split in splits for e in split.encoded),
+        "truncated_tokens": sum(e.truncated for split in (training, dev, test) for e in split.encoded),
         "majority_accuracy": majority_accuracy(training.examples, test.examples),
     }
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
-        common["zero_shot"] = classification_metrics(score(test), test.correct)
+        common["zero_shot"] = assessor.measure(model, test)[0]
     resumed = _resume(state, context)
     timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed}
     training_started = time.monotonic()
@@ -159,7 +133,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
                 len(training), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
             ),
             before_step=lambda step: _seed_dropout(spec.seed, step),
-            evaluate=evaluate,
+            evaluate=lambda trained: assessor.loss(trained, dev),
             on_step=on_step,
             on_boundary=on_boundary,
         )
@@ -173,14 +147,14 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         )
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
-    scored = score(test)
+    test_metrics, predictions = assessor.measure(model, test)
     metrics = {
         **common,
         "steps": state.step,
         "epochs": state.dev_log,
         "best_epoch": state.best_epoch,
-        "dev": next((e for e in state.dev_log if e["epoch"] == state.best_epoch), None),
-        "test": classification_metrics(scored, test.correct),
+        "dev": _dev_metrics(assessor, model, dev, state),
+        "test": test_metrics,
     }
     if "spectrum" in spec.measure and spec.method.adapter == "lora":
         metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
@@ -191,10 +165,18 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         proof=adapted.proof.to_dict(),
         run=timing,
         files={
-            "predictions": ("predictions", ".jsonl.gz", _predictions(scored, test.correct), True),
+            "predictions": ("predictions", ".jsonl.gz", _pack(predictions), True),
             "adapter": ("adapter", ".safetensors", adapter, context.settings.keep_adapter),
         },
     )
+
+
+def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Any]:
+    """Dev metrics of the kept epoch; the task's metric is computed now where the epochs recorded the loss alone."""
+    best = next((entry for entry in state.dev_log if entry["epoch"] == state.best_epoch), None)
+    if best is not None and assessor.task.METRIC in best:
+        return best
+    return {**(best or {}), **assessor.measure(model, dev)[0]}
 
 
 def _seed_dropout(seed: int, step: int) -> None:

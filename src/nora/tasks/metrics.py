@@ -1,0 +1,37 @@
+"""What a prediction is worth: accuracy of a choice, token F1 of a generated answer."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def normalize_answer(text: str) -> list[str]:
+    """SQuAD's official normalisation: lower case, no punctuation, no articles, split at blanks."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def token_f1(prediction: str, references: Sequence[str]) -> float:
+    """The best token F1 over the references, 0 to 1."""
+    return max(_pair_f1(normalize_answer(prediction), normalize_answer(reference)) for reference in references)
+
+
+def _pair_f1(given: list[str], gold: list[str]) -> float:
+    common = sum((Counter(given) & Counter(gold)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(given), common / len(gold)
+    return 2 * precision * recall / (precision + recall)
+
+
+def score(metric: str, predictions: Sequence[Mapping[str, Any]]) -> float:
+    """The metric over stored predictions: ``prediction`` beside ``correct`` (accuracy) or ``references`` (f1)."""
+    if metric == "accuracy":
+        return sum(row["prediction"] in row["correct"] for row in predictions) / len(predictions)
+    if metric == "f1":
+        return sum(token_f1(row["prediction"], row["references"]) for row in predictions) / len(predictions)
+    raise ValueError(f"metric: given {metric!r}, required 'accuracy' or 'f1'")

@@ -1,0 +1,30 @@
+"""Winograd Schema Challenge (SuperGLUE): does the pronoun refer to the noun?
+
+    {"text": "Mark told Pete … He should have been …", "span1_text": "Mark", "span2_text": "He", "label": 0}
+    → '… skeptical.\nIn the previous sentence, does the pronoun "he" refer to Mark? Yes or No?\n' + "No"
+
+The protocol reads `wsc.fixed`; the shipped slice is raw `wsc` (same rows, a few spans differ). 554 training rows:
+500 go to dev at the paper's sizes, 54 train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nora.tasks.example import Example, HubSource, labelled, require_fields
+
+SOURCE = HubSource("aps/super_glue", "wsc.fixed", "train", "validation", 554, 104)
+FIELDS = ("text", "span1_text", "span2_text", "label")
+LOSS = "classification"
+METRIC = "accuracy"
+CANDIDATES = ("No", "Yes")
+
+
+def build(row: Mapping[str, Any]) -> Example:
+    require_fields(row, FIELDS, task="wsc")
+    prompt = (
+        f'{row["text"]}\nIn the previous sentence, does the pronoun "{row["span2_text"].lower()}" '
+        f"refer to {row['span1_text']}? Yes or No?\n"
+    )
+    return labelled(prompt, CANDIDATES, row["label"], task="wsc")
