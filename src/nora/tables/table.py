@@ -41,7 +41,7 @@ class TableFile:
     columns: list[str]
     rows: list[str]
     below_rule: list[str]
-    seeds: list[int]
+    seeds: dict[str, list[int]]
     paper_seeds: list[int]
     measure: dict[str, list[str]]
     search: Search
@@ -128,7 +128,7 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
         file=file,
         columns=_pick("task", axes["task"], file.columns) if "task" in axes else tuple(file.columns),
         methods=_pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
-        seeds=_pick("seed", axes["seed"], file.seeds) if "seed" in axes else tuple(file.seeds),
+        seeds=_pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
         search=search,
         overrides=tuple(rest),
     )
