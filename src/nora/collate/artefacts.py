@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nora.collate import methods_by_tasks
+from nora.collate import methods_by_tasks, tuning
 from nora.collate.document import Document, to_csv, to_latex, to_markdown
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
 from nora.runs.record import Record
 from nora.tables.table import Table
 
-_LAYOUTS = {"methods_by_tasks": methods_by_tasks.build}
+_LAYOUTS = {"methods_by_tasks": methods_by_tasks.build, "tuning": tuning.build}
 
 
 def build_document(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
@@ -26,9 +26,10 @@ def build_document(table: Table, records: Mapping[str, Record], *, checkout: Pat
 
 def write_document(document: Document, folder: Path) -> list[Path]:
     """Writes md, tex and csv; unchanged files are left alone. Returns their paths."""
+    texts = (("md", to_markdown(document)), ("tex", to_latex(document)), ("csv", to_csv(document)))
+    outputs = [(folder / f"{document.name}.{suffix}", text) for suffix, text in texts]
     paths = []
-    for suffix, text in (("md", to_markdown(document)), ("tex", to_latex(document)), ("csv", to_csv(document))):
-        path = folder / f"{document.name}.{suffix}"
+    for path, text in [*outputs, *document.files]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomic(path, text)
         paths.append(path)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
@@ -47,6 +48,8 @@ class Document:
     notes: tuple[str, ...] = ()
     csv_header: tuple[str, ...] = ()
     csv_rows: tuple[tuple[object, ...], ...] = field(default=())
+    files: tuple[tuple[Path, str], ...] = ()
+    """Further text files that follow from the same records."""
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -108,7 +108,7 @@ def chosen_settings(
 ) -> Settings | None:
     """The settings a method is reported with on a task, None where the search is not complete."""
     if table.search == "chosen":
-        return read_chosen(checkout, table.name, table.scale).get(task, {}).get(method)
+        return read_chosen(checkout, table.source, table.scale).get(task, {}).get(method)
     reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
     if reused is None:
         return None
@@ -134,7 +134,7 @@ def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: 
     search = table.file.search
     made: list[Cell] = []
     if table.search == "chosen":
-        chosen = read_chosen(checkout, table.name, table.scale)
+        chosen = read_chosen(checkout, table.source, table.scale)
         for task in table.columns:
             for method in table.methods:
                 settings = chosen.get(task, {}).get(method)

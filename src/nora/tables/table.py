@@ -52,6 +52,8 @@ class Table:
     """A table file at one scale, narrowed by what was asked for."""
 
     name: str
+    source: str
+    """The table whose runs these are: its own name unless the file says ``cells_of``."""
     scale: str
     file: TableFile
     columns: tuple[str, ...]
@@ -87,6 +89,17 @@ def _pick(axis: str, given: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(by_text[part] for part in wanted)
 
 
+def _read_table(checkout: Path, name: str) -> tuple[dict[str, Any], str]:
+    """The file's content; with ``cells_of: other`` that table's content under this one's title and layout."""
+    content = _read_yaml(checkout / "conf" / "table" / f"{name}.yaml")
+    source = content.pop("cells_of", None)
+    if source is None:
+        return content, name
+    if source not in names(checkout):
+        raise UserError(f"conf/table/{name}.yaml: cells_of: given {source!r}, allowed {', '.join(names(checkout))}")
+    return {**_read_yaml(checkout / "conf" / "table" / f"{source}.yaml"), **content}, source
+
+
 def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Table:
     """The table ``name`` narrowed by ``task=a,b method=… seed=… search=grid|chosen scale=…``.
 
@@ -111,9 +124,10 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
             rest.append(override)
     scale = axes.get("scale", "mini")
     (scale,) = _pick("scale", scale, choices(checkout / "conf", "scale"))
+    content, source = _read_table(checkout, name)
     raw = {
         "scale": _read_yaml(checkout / "conf" / "scale" / f"{scale}.yaml")["scale"],
-        "table": _read_yaml(checkout / "conf" / "table" / f"{name}.yaml"),
+        "table": content,
     }
     try:
         plain = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
@@ -124,6 +138,7 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
     (search,) = _pick("search", axes.get("search", "grid"), ("grid", "chosen"))
     return Table(
         name=name,
+        source=source,
         scale=scale,
         file=file,
         columns=_pick("task", axes["task"], file.columns) if "task" in axes else tuple(file.columns),

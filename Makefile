@@ -1,0 +1,38 @@
+PY ?= python3
+# Your own build of torch: make setup TORCH="torch==2.13.0 --index-url <pytorch's CPU index>" or TORCH="'torch>=2.4'"
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-all lint paper bench
+
+help:            ## what there is
+	@grep -hE '^[a-z-]+: *##|^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+setup:           ## .venv with everything (a torch of the outer Python is used where there is one)
+	test -d .venv || $(PY) -m venv $$($(PY) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') .venv
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev]'
+
+demo:            ## three tasks × seven methods × two seeds, really trained on real rows: Table 2 at mini scale, < 10 min on 2 cores
+	rm -rf .demo
+	$(BIN)/nora launch table2 search=chosen task=sst2,cb,rte seed=0,1 exec.results=.demo
+	$(BIN)/nora collate table2 search=chosen task=sst2,cb,rte seed=0,1 exec.results=.demo
+
+test:            ## the test suite (fast part; markers: slow slurm gpu network)
+	$(BIN)/python -m pytest -q
+
+test-all:        ## the slow tests too
+	$(BIN)/python -m pytest -q -m 'not gpu and not network'
+
+lint:            ## ruff, types, import contract
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+paper:           ## every artefact from the records present
+	$(BIN)/nora collate all
+
+bench:           ## every benchmark, one after the other
+	for name in $$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p'); do $(BIN)/nora bench $$name || exit 1; done
