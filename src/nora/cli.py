@@ -24,6 +24,9 @@ or sets a field of every run. Exit codes: 0 done, 1 the work failed, 2 the input
 """
 
 
+_TARGET_VERBS = ("plan", "launch", "status", "collate", "verify", "trace", "show")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -81,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["run"]:
             return _run(given[1:])
+        if given[:1] and given[0] in _TARGET_VERBS:  # their flags take no value, so they may stand anywhere
+            words = [word for word in given[1:] if not word.startswith("-")]
+            given = [given[0], *(word for word in given[1:] if word.startswith("-")), *words]
         options = _parser().parse_args(given)
         handler: Callable[[argparse.Namespace], int] = options.handler
         return handler(options)
@@ -130,9 +136,12 @@ def _read_targets(words: Sequence[str]) -> tuple[list[Table], dict[str, Any], li
     """Tables, exec settings and exec overrides of ``TARGET… key=value…``."""
     from nora.runs.errors import UserError
     from nora.tables.table import load_table
+    from nora.tables.table import names as table_names
 
     checkout = _checkout()
     names = [word for word in words if "=" not in word]
+    if names == ["all"]:
+        names = table_names(checkout)
     overrides = [word for word in words if "=" in word]
     if not names:
         raise UserError("a TARGET is required, for example table2")
@@ -229,17 +238,16 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _collate(options: argparse.Namespace) -> int:
-    from nora.collate.artefacts import build_document, write_document
-    from nora.collate.document import to_markdown
+    from nora.collate.artefacts import build, summary, write
 
     tables, settings, _ = _read_targets(options.targets)
     store = _store(settings)
     records = _records(store)
     for table in tables:
-        document = build_document(table, records, checkout=_checkout())
-        print(to_markdown(document))
+        artefact = build(table, records, checkout=_checkout())
+        print(summary(artefact))
         if not options.dry_run:
-            for path in write_document(document, store.root / "tables"):
+            for path in write(artefact, store.root):
                 print(path)
     return 0
 

@@ -1,36 +1,46 @@
-"""Target → files under results/: one path for every table."""
+"""Target → files under results/: one path for every table and figure."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from nora.collate import methods_by_tasks, tuning
 from nora.collate.document import Document, to_csv, to_latex, to_markdown
+from nora.collate.figures import Figure, write_figure
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
 from nora.runs.record import Record
 from nora.tables.table import Table
 
-_LAYOUTS = {"methods_by_tasks": methods_by_tasks.build, "tuning": tuning.build}
+# A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
+_LAYOUTS = ("methods_by_tasks", "tuning", "hyperparameters", "singular_values")
 
 
-def build_document(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
-    """The document of a table by its layout."""
-    if table.file.layout not in _LAYOUTS:
-        raise UserError(
-            f"conf/table/{table.name}.yaml: given layout {table.file.layout!r}, allowed {', '.join(_LAYOUTS)}"
-        )
-    return _LAYOUTS[table.file.layout](table, records, checkout=checkout)
+def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document | Figure:
+    """The artefact of a table by its layout."""
+    layout = table.file.layout
+    if layout not in _LAYOUTS:
+        raise UserError(f"conf/table/{table.name}.yaml: given layout {layout!r}, allowed {', '.join(_LAYOUTS)}")
+    module = importlib.import_module(f"nora.collate.{layout}")
+    artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    return artefact
 
 
-def write_document(document: Document, folder: Path) -> list[Path]:
-    """Writes md, tex and csv; unchanged files are left alone. Returns their paths."""
-    texts = (("md", to_markdown(document)), ("tex", to_latex(document)), ("csv", to_csv(document)))
-    outputs = [(folder / f"{document.name}.{suffix}", text) for suffix, text in texts]
-    paths = []
-    for path, text in [*outputs, *document.files]:
+def write(artefact: Document | Figure, results: Path) -> list[Path]:
+    """Writes the artefact's files below ``results``; unchanged files are left alone. Returns their paths."""
+    if isinstance(artefact, Figure):
+        return write_figure(artefact, results / "figures")
+    texts = (("md", to_markdown(artefact)), ("tex", to_latex(artefact)), ("csv", to_csv(artefact)))
+    outputs = [(results / "tables" / f"{artefact.name}.{suffix}", text) for suffix, text in texts]
+    for path, text in [*outputs, *artefact.files]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomic(path, text)
-        paths.append(path)
-    return paths
+    return [path for path, _ in [*outputs, *artefact.files]]
+
+
+def summary(artefact: Document | Figure) -> str:
+    """What is printed for a person after collation."""
+    if isinstance(artefact, Figure):
+        return "\n".join([artefact.title, *artefact.notes])
+    return to_markdown(artefact)
