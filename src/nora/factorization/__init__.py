@@ -22,6 +22,7 @@ The measured companion of Table 1 is ``rates``, every theorem is checked in ``th
 of ScaledGD used as a factorisation (Appendix A.5).
 """
 
+from nora.factorization import rates as rates
 from nora.factorization import solvers as solvers
 from nora.factorization import starts as starts
 from nora.factorization.linalg import State as State
