@@ -107,6 +107,12 @@ def test_sparse_and_operator_inputs_equal_dense(rank):
         torch.testing.assert_close(X @ Y.mT, dense[0] @ dense[1].mT, rtol=0, atol=1e-12)
 
 
+def test_a_dense_matrix_is_used_as_it_is(monkeypatch):
+    """Converted to sparse it gives the same numbers ten times slower."""
+    monkeypatch.setattr(torch.Tensor, "to_sparse", lambda *a: pytest.fail("dense A converted"))
+    factorize(matrix(), 5, generator=generator(0, "init"))
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_csr():
     A = matrix()

@@ -16,8 +16,8 @@ class State(NamedTuple):
     Y: Tensor | None = None
 
 
-def require_float(tensor: Tensor, name: str) -> None:
-    """Refuse what no solver can work with: integers, float16, non-finite entries."""
+def require_dtype(tensor: Tensor, name: str) -> None:
+    """Refuse integers, complex numbers and float16."""
     if tensor.dtype == torch.float16:
         raise ValueError(
             f"{name}: given dtype float16, required float64, float32 or bfloat16 "
@@ -25,6 +25,11 @@ def require_float(tensor: Tensor, name: str) -> None:
         )
     if not tensor.dtype.is_floating_point:
         raise ValueError(f"{name}: given dtype {tensor.dtype}, required a real floating type; use .to(torch.float64)")
+
+
+def require_float(tensor: Tensor, name: str) -> None:
+    """Refuse what no solver can work with: integers, float16, non-finite entries."""
+    require_dtype(tensor, name)
     if not bool(torch.isfinite(tensor).all()):
         count = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name}: given {count} non-finite entries, required finite ones; clean the data first")
