@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nora.launch.plan import PlannedCell
     from nora.runs.record import Record
     from nora.runs.store import Store
-    from nora.tables.table import Table
+    from nora.tables.targets import Target
 
 _DESCRIPTION = """\
 NoRA and NoRA+ (arXiv 2410.18965): from a config to a run, from runs to the paper's tables.
@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--corpus", required=True, type=Path, metavar="FOLDER", help="the folder the yaml's paths are in")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: assets/MODEL")
+    sub = verb("theory", "the ledger of every theorem: checked, and compared with the committed verdicts", _theory)
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--only", nargs="+", default=[], metavar="ID", help='for example --only "Lemma 10"')
     sub = verb("bench", "run benchmarks/NAME.py", _bench)
     sub.add_argument("name", metavar="NAME")
     sub.add_argument("--quick", action="store_true", help="small sizes")
@@ -132,11 +135,11 @@ protocol.epochs seed exec.device exec.threads exec.results exec.wandb.
 """
 
 
-def _read_targets(words: Sequence[str]) -> tuple[list[Table], dict[str, Any], list[str]]:
+def _read_targets(words: Sequence[str]) -> tuple[list[Target], dict[str, Any], list[str]]:
     """Tables, exec settings and exec overrides of ``TARGET… key=value…``."""
     from nora.runs.errors import UserError
-    from nora.tables.table import load_table
     from nora.tables.table import names as table_names
+    from nora.tables.targets import load_target
 
     checkout = _checkout()
     names = [word for word in words if "=" not in word]
@@ -146,7 +149,7 @@ def _read_targets(words: Sequence[str]) -> tuple[list[Table], dict[str, Any], li
     if not names:
         raise UserError("a TARGET is required, for example table2")
     exec_overrides = [word for word in overrides if word.startswith("exec")]
-    tables = [load_table(checkout, name, overrides) for name in names]
+    tables = [load_target(checkout, name, overrides) for name in names]
     return tables, _exec_settings(checkout, exec_overrides), exec_overrides
 
 
@@ -167,12 +170,12 @@ def _records(store: Store) -> dict[str, Record]:
     return {record.id: record for record in store.records()}
 
 
-def _planned(table: Table, store: Store) -> list[PlannedCell]:
+def _planned(table: Target, store: Store) -> list[PlannedCell]:
     from nora.launch.plan import plan
-    from nora.tables.cells import cells
+    from nora.tables.targets import target_cells
 
     records = _records(store)
-    return plan(cells(table, records, checkout=_checkout()), store, records)
+    return plan(target_cells(table, records, checkout=_checkout()), store, records)
 
 
 def _store(settings: dict[str, Any]) -> Store:
@@ -275,8 +278,12 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _trace(options: argparse.Namespace) -> int:
     from nora.collate.trace import trace, trace_text
+    from nora.runs.errors import UserError
+    from nora.tables.table import Table
 
     tables, settings, _ = _read_targets([options.target, *options.overrides])
+    if not isinstance(tables[0], Table):
+        raise UserError(f"TARGET: {options.target} has no METHOD/TASK cells; its CSV names the runs, see nora show")
     traced = trace(tables[0], options.cell, _records(_store(settings)), checkout=_checkout())
     print(json.dumps(traced, indent=1) if options.json else trace_text(traced))
     return 0
@@ -300,6 +307,33 @@ def _pretrain(options: argparse.Namespace) -> int:
     from nora.runs.pretrain import make_base
 
     return make_base(options.model, corpus=options.corpus, checkout=_checkout(), out=options.out)
+
+
+def _theory(options: argparse.Namespace) -> int:
+    import torch
+
+    from nora.collate.artefacts import write
+    from nora.collate.ledger import build, line
+    from nora.factorization.theory import check_expectations, run_ledger
+    from nora.runs.errors import UserError
+
+    torch.set_num_threads(1)
+    quiet = options.json
+    try:
+        rows = run_ledger(
+            only=options.only, progress=lambda row: None if quiet else print(line(row.as_dict()), flush=True)
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    problems = check_expectations(rows, complete=not options.only)
+    if quiet:
+        print(json.dumps({"rows": [row.as_dict() for row in rows], "problems": problems}, indent=1, ensure_ascii=False))
+    if not options.only:
+        for path in write(build([row.as_dict() for row in rows]), _checkout() / "results"):
+            print(path, file=sys.stderr)
+    for problem in problems:
+        print(f"nora: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -11,13 +11,13 @@ from nora.collate.figures import Figure, write_figure
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
 from nora.runs.record import Record
-from nora.tables.table import Table
+from nora.tables.targets import Target
 
 # A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
-_LAYOUTS = ("methods_by_tasks", "tuning", "hyperparameters", "singular_values")
+_LAYOUTS = ("methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates")
 
 
-def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document | Figure:
+def build(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Document | Figure:
     """The artefact of a table by its layout."""
     layout = table.file.layout
     if layout not in _LAYOUTS:

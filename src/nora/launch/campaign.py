@@ -10,25 +10,26 @@ from pathlib import Path
 from nora.launch.local import Finished, run_cells
 from nora.launch.plan import SUBMITTABLE, counts, plan
 from nora.runs.store import Store
-from nora.tables.cells import SpecBook, cells
+from nora.tables.cells import SpecBook
 from nora.tables.table import Table
+from nora.tables.targets import Target, target_cells
 
 
 def launch_local(
-    table: Table, *, checkout: Path, store: Store, processes: int, threads: int, exec_overrides: Sequence[str]
+    table: Target, *, checkout: Path, store: Store, processes: int, threads: int, exec_overrides: Sequence[str]
 ) -> int:
     """0 when every cell is done or diverged, 1 otherwise. A run that failed is tried once per launch."""
-    book = SpecBook(checkout, table)
+    book = SpecBook(checkout, table) if isinstance(table, Table) else None
     tried: set[str] = set()
     while True:
         records = {record.id: record for record in store.records()}
-        planned = plan(cells(table, records, checkout=checkout, book=book), store, records)
+        planned = plan(target_cells(table, records, checkout=checkout, book=book), store, records)
         # One record may serve two cells; it is run once.
         missing = {p.cell.id: p.cell for p in planned if p.state in SUBMITTABLE and p.cell.id not in tried}
         if not missing:
             left = {state: n for state, n in counts(planned).items() if state not in ("done", "diverged")}
             tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
-            print(f"{table.name} ({table.scale}): {tally}", flush=True)
+            print(f"{table.headline}: {tally}", flush=True)
             return 1 if left else 0
         tried |= {str(identity) for identity in missing}
         started = time.monotonic()
@@ -40,7 +41,7 @@ def launch_local(
             elapsed = time.monotonic() - started
             left = elapsed / count * (total - count)
             cell = finished.cell
-            line = f"[{count}/{total}] {finished.state:8} {cell.method:10} {cell.task:8} seed {cell.seed}  {cell.id}"
+            line = f"[{count}/{total}] {finished.state:8} {cell.row:10} {cell.column:8} seed {cell.seed}  {cell.id}"
             print(f"{line}  {left / 60:.1f} min left {finished.message}".rstrip(), file=sys.stderr, flush=True)
 
         run_cells(

@@ -20,6 +20,9 @@ _SETUP_SECONDS = 30.0
 
 
 def _key(spec: Any) -> tuple[str, str, str]:
+    """What runs of like cost share."""
+    if spec["kind"] == "factorize":
+        return spec["problem"]["name"], spec["solver"]["name"], str(spec["protocol"]["iterations"])
     return spec["model"]["name"], spec["task"]["name"], spec["method"]["name"]
 
 
@@ -38,12 +41,14 @@ def estimate(cell: Cell, measured: Sequence[Record]) -> tuple[float | None, str]
     hours = _measured_hours(tuple((_key(r.spec), r.run["wall_seconds"]) for r in measured if r.status == "done"))
     known = hours.get(_key(cell.spec))
     if known is not None:
-        return known, "measured: mean of the records of this model, task and method"
+        return known, "measured: mean of the records of like runs"
+    if cell.spec["kind"] == "factorize":
+        return None, "unknown: no like run has a record yet"
     parameters = _PARAMETERS.get(cell.spec["model"]["name"])
-    if parameters is None or cell.task not in _TOKENS:
+    if parameters is None or cell.column not in _TOKENS:
         return None, "unknown: no like run has a record yet"
     task, protocol = cell.spec["task"], cell.spec["protocol"]
-    tokens = _TOKENS[cell.task] * _CANDIDATES[cell.task]
+    tokens = _TOKENS[cell.column] * _CANDIDATES[cell.column]
     trained = task["num_train"] * tokens * protocol["epochs"]
     scored = (task["num_dev"] * protocol["epochs"] + task["num_test"]) * tokens
     flops = 4 * parameters * trained + 2 * parameters * scored

@@ -30,8 +30,8 @@ class PlannedCell:
         return {
             "table": self.cell.table,
             "scale": self.cell.scale,
-            "task": self.cell.task,
-            "method": self.cell.method,
+            "column": self.cell.column,
+            "row": self.cell.row,
             "seed": self.cell.seed,
             "stage": self.cell.stage,
             "settings": self.cell.settings,

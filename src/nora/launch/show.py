@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nora.launch.plan import STATES, PlannedCell, counts
-from nora.tables.table import Table
+from nora.tables.targets import Target
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
 
@@ -20,13 +20,13 @@ def _hours(planned: Sequence[PlannedCell]) -> str:
     return figure + (f" (of {len(known)} of {len(planned)} cells)" if len(known) < len(planned) else "")
 
 
-def _head(table: Table, planned: Sequence[PlannedCell]) -> str:
+def _head(table: Target, planned: Sequence[PlannedCell]) -> str:
     tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
-    return f"{table.name} at scale={table.scale}, search={table.search}: {len(planned)} cells: {tally}"
+    return f"{table.headline}: {len(planned)} cells: {tally}"
 
 
-def plan_text(table: Table, planned: Sequence[PlannedCell]) -> str:
-    """State, reason and cost: cell by cell for a small plan, summed by method and stage for a large one."""
+def plan_text(table: Target, planned: Sequence[PlannedCell]) -> str:
+    """State, reason and cost: cell by cell for a small plan, summed by row and stage for a large one."""
     lines = [_head(table, planned)]
     rest = [p for p in planned if p.state not in ("done", "diverged")]
     lines.append(f"still to run: {len(rest)} cells, {_hours(rest)} on one device" if rest else "nothing to run")
@@ -36,27 +36,29 @@ def plan_text(table: Table, planned: Sequence[PlannedCell]) -> str:
         for p in rest:
             settings = " ".join(f"{k.split('.')[-1]}={v}" for k, v in p.cell.settings.items())
             lines.append(
-                f"  {p.cell.id or '-' * 16}  {p.state:8} {p.cell.method:10} {p.cell.task:8} seed {p.cell.seed}  "
+                f"  {p.cell.id or '-' * 16}  {p.state:8} {p.cell.row:10} {p.cell.column:8} seed {p.cell.seed}  "
                 f"{settings}  {p.reason}".rstrip()
             )
         return "\n".join(lines)
-    groups = Counter((p.cell.stage, p.cell.method, p.state, p.reason if p.state == "waits" else "") for p in planned)
-    for (stage, method, state, reason), n in sorted(groups.items()):
-        lines.append(f"  stage {stage}  {method:10} {n:5} {state} {reason}".rstrip())
+    width = max(len(p.cell.row) for p in planned)
+    groups = Counter((p.cell.stage, p.cell.row, p.state, p.reason if p.state == "waits" else "") for p in planned)
+    for (stage, row, state, reason), n in sorted(groups.items()):
+        lines.append(f"  stage {stage}  {row:{width}} {n:5} {state} {reason}".rstrip())
     lines.append("  (--json lists every cell)")
     return "\n".join(lines)
 
 
-def status_text(table: Table, planned: Sequence[PlannedCell]) -> str:
-    """Counts of states per method."""
+def status_text(table: Target, planned: Sequence[PlannedCell]) -> str:
+    """Counts of states per row."""
+    width = max((len(p.cell.row) for p in planned), default=0)
     shown = [state for state in STATES if any(p.state == state for p in planned)]
-    lines = [_head(table, planned), "  " + " ".join(["method    ", *(f"{state:>8}" for state in shown)])]
-    for method in table.methods:
-        tally = Counter(p.state for p in planned if p.cell.method == method)
-        lines.append("  " + " ".join([f"{method:10}", *(f"{tally[state]:8}" for state in shown)]))
+    lines = [_head(table, planned), "  " + " ".join([" " * width, *(f"{state:>8}" for state in shown)])]
+    for method in dict.fromkeys(p.cell.row for p in planned):
+        tally = Counter(p.state for p in planned if p.cell.row == method)
+        lines.append("  " + " ".join([f"{method:{width}}", *(f"{tally[state]:8}" for state in shown)]))
     for p in planned:
         if p.state in ("failed", "damaged", "diverged", "stale"):
-            lines.append(f"  {p.cell.id} {p.state} {p.cell.method} {p.cell.task} seed {p.cell.seed}: {p.reason}")
+            lines.append(f"  {p.cell.id} {p.state} {p.cell.row} {p.cell.column} seed {p.cell.seed}: {p.reason}")
     rest = [p for p in planned if p.state not in ("done", "diverged")]
     if rest:
         lines.append(f"  left: {_hours(rest)} on one device")

@@ -19,7 +19,7 @@ from nora.runs.files import sha256_bytes
 from nora.runs.mirror import open_mirror
 from nora.runs.record import DamagedRecord, Record
 from nora.runs.schema import ExecSpec, Spec
-from nora.runs.spec import check_ready, run_id, spec_dict
+from nora.runs.spec import check_ready, describe, run_id, spec_dict
 from nora.runs.store import HEARTBEAT_SECONDS, Attempt, Store
 
 _LOG = logging.getLogger(__name__)
@@ -86,13 +86,14 @@ def execute(
     earlier = tuple(store.attempts(kind, identity))
     attempt = store.new_attempt(kind, identity)
     plain = spec_dict(spec)
+    words = describe(plain)
     mirror = open_mirror(
         settings.wandb,
         project=settings.wandb_project,
         run_id=identity,
-        group=f"{plain['protocol']['name']}/{plain['task']['name']}",
-        name=f"{plain['method']['name']}-{plain['task']['name']}-{plain['seed']}-{identity[:6]}",
-        tags=[kind, plain["method"]["name"], plain["task"]["name"], plain["model"]["name"], *tags],
+        group=words["group"],
+        name=f"{words['what']} on {words['on']}, seed {plain['seed']}, {identity[:6]}",
+        tags=[kind, words["what"], *tags],
         config=plain,
         folder=attempt.path,
     )

@@ -14,17 +14,19 @@ from nora.runs.compose import expand_sweep
 from nora.runs.errors import RunFailed
 from nora.runs.record import Record
 from nora.runs.schema import ExecSpec, Spec, validate
-from nora.runs.spec import Pins, build_spec, check_ready, compose_run, run_id
+from nora.runs.spec import Pins, build_spec, check_ready, compose_run, describe, run_id, spec_dict
 
 
 def headline(record: Record, *, made: bool, folder: Path) -> str:
     """One line that says how a run ended."""
     spec, metrics = record.spec, record.metrics
-    name = (
-        f"{record.id}  {spec['method']['name']} on {spec['task']['name']}, {spec['model']['name']}, seed {spec['seed']}"
-    )
+    words = describe(spec)
+    name = f"{record.id}  {words['what']} on {words['on']}, seed {spec['seed']}"
     if record.status == "diverged":
         outcome = f"diverged at step {record.result['diverged']['step']} ({record.result['diverged']['tensor']})"
+    elif spec["kind"] == "factorize":
+        final = ", ".join(f"{key} {value:.4g}" for key, value in metrics["final"].items())
+        outcome = f"{metrics['stop']} after {metrics['iterations']} iterations, {final}"
     else:
         test = metrics["test"]
         outcome = (
@@ -41,7 +43,7 @@ def run_once(spec: Spec, settings: ExecSpec, checkout: Path) -> Record:
     from nora.runs.store import Store
 
     store = Store(checkout / settings.results)
-    label = f"{spec.method.name} {spec.task.name}"
+    label = describe(spec_dict(spec))["what"]
     with progress_bar(label, enabled=settings.progress) as show:
         record, made = execute(spec, settings, checkout=checkout, store=store, show=show)  # type: ignore[arg-type]
     print(headline(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)

@@ -12,10 +12,13 @@ from typing import Any
 from nora.runs.compose import compose_config
 from nora.runs.errors import UserError
 from nora.runs.files import canonical_json
-from nora.runs.schema import KINDS, ExecSpec, Spec, validate
+from nora.runs.schema import KINDS, ExecSpec, FinetuneSpec, Spec, validate
 
 ID_LENGTH = 16  # hex digits: 64 bits
-SPEC_KEYS = {"finetune": ("kind", "model", "task", "method", "protocol", "seed", "measure")}
+SPEC_KEYS = {
+    "finetune": ("kind", "model", "task", "method", "protocol", "seed", "measure"),
+    "factorize": ("kind", "problem", "start", "solver", "protocol", "seed", "measure"),
+}
 
 
 def without_nulls(value: Any) -> Any:
@@ -54,6 +57,8 @@ class Pins:
 
     def apply(self, plain: dict[str, Any]) -> dict[str, Any]:
         """The spec with its revisions and row hashes filled in where they are known."""
+        if "model" not in plain:
+            return plain
         model, task = dict(plain["model"]), dict(plain["task"])
         if model.get("source") == "hub":
             model["revision"] = self.lock.get("models", {}).get(model.get("repo"), {}).get("commit")
@@ -83,7 +88,8 @@ def build_spec(config: Mapping[str, Any], pins: Pins) -> Spec:
     absent = [key for key in SPEC_KEYS[kind] if config.get(key) is None]
     if absent:
         raise UserError("; ".join(f"{key}: required for kind={kind}" for key in absent))
-    extra = set(config) - set(SPEC_KEYS[kind]) - {"exec", "scale", "problem", "start", "solver", "experiment"}
+    given = {key for key, value in config.items() if value is not None}
+    extra = given - set(SPEC_KEYS[kind]) - {"exec", "scale", "experiment"}
     if extra:
         raise UserError(
             "; ".join(f"{key}: unknown key, allowed here: {', '.join(SPEC_KEYS[kind])}" for key in sorted(extra))
@@ -111,8 +117,19 @@ def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpe
     return spec, settings, config["scale"]["name"]
 
 
+def describe(spec: Mapping[str, Any]) -> dict[str, str]:
+    """What a run is, for people: ``what`` was run ``on`` what, the ``group`` of runs it belongs to."""
+    if spec["kind"] == "factorize":
+        what, on = f"{spec['solver']['name']} from {spec['start']['name']}", spec["problem"]["name"]
+    else:
+        what, on = spec["method"]["name"], f"{spec['task']['name']}, {spec['model']['name']}"
+    return {"what": what, "on": on, "group": f"{spec['protocol']['name']}/{on}"}
+
+
 def check_ready(spec: Spec) -> None:
     """Refuses to start a run whose Hub inputs are not pinned to a commit."""
+    if not isinstance(spec, FinetuneSpec):
+        return
     unpinned = [
         name
         for name, part in (("model", spec.model), ("task", spec.task))

@@ -21,8 +21,10 @@ class Cell:
 
     table: str
     scale: str
-    method: str
-    task: str
+    row: str
+    """A method, or a curve."""
+    column: str
+    """A task, or a panel."""
     seed: int
     stage: int
     settings: Settings
@@ -66,6 +68,8 @@ class SpecBook:
 
 def format_value(value: Any) -> str:
     """A value as Hydra's grammar reads it back."""
+    if value is None:
+        return "null"
     if isinstance(value, list):
         return "[" + ",".join(format_value(v) for v in value) + "]"
     return repr(value) if isinstance(value, float) else str(value)

@@ -64,6 +64,10 @@ class Table:
     overrides: tuple[str, ...] = field(default=())
     """Further overrides applied to every cell."""
 
+    @property
+    def headline(self) -> str:
+        return f"{self.name} at scale={self.scale}, search={self.search}"
+
 
 _AXES = ("task", "method", "seed", "search", "scale")
 
@@ -89,7 +93,7 @@ def _pick(axis: str, given: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(by_text[part] for part in wanted)
 
 
-def _read_table(checkout: Path, name: str) -> tuple[dict[str, Any], str]:
+def read_table(checkout: Path, name: str) -> tuple[dict[str, Any], str]:
     """The file's content; with ``cells_of: other`` that table's content under this one's title and layout."""
     content = _read_yaml(checkout / "conf" / "table" / f"{name}.yaml")
     source = content.pop("cells_of", None)
@@ -103,28 +107,19 @@ def _read_table(checkout: Path, name: str) -> tuple[dict[str, Any], str]:
 def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Table:
     """The table ``name`` narrowed by ``task=a,b method=… seed=… search=grid|chosen scale=…``.
 
-    Other ``key=value`` pairs are overrides of every run. UserError for a name or value that is not there.
+    Other ``key=value`` pairs are overrides of every run. UserError for a value that is not there.
     """
-    allowed = names(checkout)
-    if name not in allowed:
-        near = difflib.get_close_matches(name, allowed, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"target: given {name!r}, allowed {', '.join(allowed)}{hint}")
     axes: dict[str, str] = {}
     rest: list[str] = []
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"given {override!r}, required key=value")
+        key, _, value = override.partition("=")
         if key in _AXES:
             axes[key] = value
-        elif key.startswith("exec"):
-            continue
         else:
             rest.append(override)
     scale = axes.get("scale", "mini")
     (scale,) = _pick("scale", scale, choices(checkout / "conf", "scale"))
-    content, source = _read_table(checkout, name)
+    content, source = read_table(checkout, name)
     raw = {
         "scale": _read_yaml(checkout / "conf" / "scale" / f"{scale}.yaml")["scale"],
         "table": content,

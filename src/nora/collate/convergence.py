@@ -1,0 +1,121 @@
+"""Convergence figures (1 and 4): error against iteration, one line per start and solver, bands over the seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nora.collate.figures import BLACK, BLUE, GREEN, ORANGE, PAPER_WIDTH, PURPLE, SKY, VERMILION, Figure
+from nora.runs.record import Record
+from nora.tables.panels import Curve, Panels, by_curve, curve_seeds, panel_cells
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
+_LINES = {"solid": "-", "dotted": ":", "dashed": "--"}
+_FLOOR = 1e-17  # what a log axis shows for an exact zero
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve over its seeds: geometric mean, smallest and largest per iteration."""
+
+    steps: tuple[int, ...]
+    middle: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def band(records: Sequence[Record], metric: str) -> Band:
+    """The band of some records of one curve; where a seed stopped early its last value stays."""
+    longest = max((r.metrics["steps"] for r in records), key=len)
+    columns = []
+    for record in records:
+        values = [math.inf if v is None else max(v, _FLOOR) for v in _values(record, metric)]
+        columns.append(values + [values[-1]] * (len(longest) - len(values)))
+    rows = list(zip(*columns, strict=True))
+    middle = tuple(math.exp(math.fsum(map(math.log, row)) / len(row)) for row in rows)
+    return Band(tuple(longest), middle, tuple(map(min, rows)), tuple(map(max, rows)))
+
+
+def _values(record: Record, metric: str) -> list[float | None]:
+    """A recorded metric; "excess" is how far the error is above that of the best rank-r approximation, relatively."""
+    trace: Mapping[str, list[float | None]] = record.metrics["trace"]
+    if metric != "excess":
+        return trace[metric]
+    best = record.metrics["best_error"]
+    return [None if v is None else v / best - 1 for v in trace["error"]]
+
+
+def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Figure:
+    """One pair of axes per panel; a curve without all its runs says so in the legend."""
+    runs = by_curve(records, panel_cells(target, checkout=checkout))
+    rows: list[tuple[object, ...]] = []
+    drawn: dict[str, list[tuple[Curve, Band | None]]] = {}
+    missing = 0
+    for name in target.panels:
+        panel = target.file.panels[name]
+        drawn[name] = []
+        for curve in panel.curves:
+            wanted = curve_seeds(target, curve)
+            found = [r for seed in wanted if (r := runs[name, curve.label].get(seed)) is not None] if wanted else []
+            missing += len(wanted) - len(found)
+            measured = band(found, panel.metric) if found and len(found) == len(wanted) else None
+            drawn[name].append((curve, measured))
+            if measured is not None:
+                rows += [
+                    (name, curve.label, step, repr(m), repr(lo), repr(hi), len(found))
+                    for step, m, lo, hi in zip(
+                        measured.steps, measured.middle, measured.low, measured.high, strict=True
+                    )
+                ]
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots(1, len(target.panels), squeeze=False)[0]
+        for ax, name in zip(axes, target.panels, strict=True):
+            panel = target.file.panels[name]
+            _panel(ax, drawn[name])
+            ax.set_title(panel.title, fontsize=7)
+            ax.set_xlabel("iteration")
+            ax.set_ylabel(panel.y_label)
+
+    state = f" {missing} runs are missing." if missing else ""
+    return Figure(
+        name=target.name,
+        title=f"Figure {target.name.removeprefix('fig')} – {target.file.title}",
+        size=(PAPER_WIDTH, 2.7),
+        draw=draw,
+        csv_header=("panel", "curve", "iteration", "geometric_mean", "min", "max", "seeds"),
+        csv_rows=tuple(rows),
+        notes=(*target.file.caption, f"Seeds: {', '.join(map(str, target.seeds))}.{state}"),
+    )
+
+
+def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
+    for i, (curve, measured) in enumerate(curves):
+        colour = _COLOURS[(i if curve.colour is None else curve.colour) % len(_COLOURS)]
+        label = curve.label if measured is not None else f"{curve.label} (missing)"
+        if measured is None:
+            ax.plot([], [], _LINES[curve.style], color=colour, label=label)
+            continue
+        ax.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, label=label, linewidth=1.2)
+        ax.fill_between(measured.steps, measured.low, measured.high, color=colour, alpha=0.18, linewidth=0)
+        if curve.inset is not None:
+            inset: Any = ax.inset_axes(tuple(curve.inset))
+            inset.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, linewidth=1)
+            inset.set_yscale("log")
+            inset.tick_params(labelsize=5)
+            inset.set_title(f"{curve.label.split(',')[0]}, all iterations", fontsize=5, pad=2)
+    ax.set_yscale("log")
+    others = [m.steps[-1] for c, m in curves if m is not None and c.inset is None]
+    if others:
+        ax.set_xlim(0, max(others))
+    ax.legend(loc="upper right", frameon=False, fontsize=5.5, handlelength=1.6, labelspacing=0.25)
+    # Room for the legend above the curves: a third of the axis.
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.35)

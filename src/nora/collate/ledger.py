@@ -1,0 +1,69 @@
+"""The theorem ledger as a document."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nora.collate.document import Block, Document, Entry, Line
+
+_HEADER = ("id", "verdict", "instances", "searched", "quantity", "worst", "limit", "frequency")
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    share = "" if row["frequency"] is None else f" {100 * row['frequency']:.1f} %"
+    return f"{row['verdict']}{share}"
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One row for a terminal."""
+    tried = f"{row['instances']} random + {row['searched']} searched"
+    return f"{row['id']:22} {_verdict(row):32} worst {row['worst']:.3g} (limit {row['limit']:.3g})  {tried}"
+
+
+def build(rows: Sequence[Mapping[str, Any]]) -> Document:
+    """Verdicts in the paper's order, then each statement with its condition or counter-example."""
+    verdicts = tuple(
+        Line(
+            row["id"],
+            (
+                Entry(_verdict(row), row["verdict"] in ("refuted", "holds under an extra condition")),
+                Entry(str(row["instances"])),
+                Entry(str(row["searched"])),
+                Entry(f"{row['worst']:.3g}"),
+                Entry(f"{row['limit']:.3g}"),
+            ),
+        )
+        for row in rows
+    )
+    details = tuple(Line(row["id"], (Entry(row["statement"]), Entry(_remark(row)))) for row in rows)
+    tally = Counter(row["verdict"] for row in rows)
+    return Document(
+        name="theory",
+        title="The theorem ledger",
+        banner="",
+        blocks=(
+            Block("Verdicts", ("verdict", "random", "searched", "worst", "limit"), verdicts),
+            Block("Statements", ("statement", "condition, counter-example, note"), details),
+        ),
+        notes=(
+            "; ".join(f"{verdict}: {n}" for verdict, n in tally.items()) + ".",
+            "Random: drawn instances; searched: adversarial ones. Worst: the largest value of the checked quantity within "
+            "the hypotheses; the claim survives while it is at most the limit. Counter-examples are exact.",
+            "Made by `nora theory`, which exits 1 when a verdict differs from the committed one.",
+        ),
+        csv_header=_HEADER,
+        csv_rows=tuple(tuple("" if row[key] is None else row[key] for key in _HEADER) for row in rows),
+    )
+
+
+def _remark(row: Mapping[str, Any]) -> str:
+    parts = []
+    if row["condition"]:
+        parts.append(f"holds if {row['condition']}")
+    if row["counterexample"]:
+        parts.append(f"counter-example: {row['counterexample']}")
+    if row["note"]:
+        parts.append(row["note"])
+    return "; ".join(parts) or "–"

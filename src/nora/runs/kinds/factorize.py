@@ -1,0 +1,103 @@
+"""``kind=factorize``: one problem, one start, one solver, at the paper's own size (float64)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from nora import streams
+from nora.factorization import Asymmetric, Problem, Staircase, State, Symmetric, Trace, iterate, solvers, starts
+
+from nora.factorization import geometric, plateau  # isort: skip
+from nora.runs.context import Outcome, RunContext, Update
+from nora.runs.errors import RunFailed
+from nora.runs.schema import FactorizeSpec, ProblemSpec, SolverSpec, StartSpec
+
+
+def build_problem(spec: ProblemSpec, seed: int) -> Symmetric | Asymmetric:
+    """A with the prescribed spectrum under a basis drawn from the seed's own stream."""
+    if spec.spectrum == "plateau":
+        spectrum = plateau(spec.count, tail=tuple(spec.tail or ()))
+    else:
+        spectrum = geometric(spec.count, spec.kappa or 1.0)
+    draw = streams.generator(seed, "problem")
+    if spec.n is None:
+        return Symmetric.make(m=spec.m, spectrum=spectrum, rank=spec.rank, generator=draw)
+    return Asymmetric.make(m=spec.m, n=spec.n, spectrum=spectrum, rank=spec.rank, generator=draw)
+
+
+def build_start(spec: StartSpec, problem: Problem, seed: int) -> State:
+    """The start, drawn from the stream "init": the sketch's direction does not depend on its scale."""
+    settings = {key: value for key in ("xi", "xi_n", "zeta") if (value := getattr(spec, key)) is not None}
+    return starts.load(spec.name)(problem, generator=streams.generator(seed, "init"), **settings)
+
+
+def build_solver(spec: SolverSpec) -> Any:
+    """The solver with its settings."""
+    eta: Any = spec.eta
+    if spec.eta_values is not None:
+        eta = Staircase(values=tuple(spec.eta_values), length=spec.eta_length or 1)
+    settings = {key: value for key in ("damping", "rcond") if (value := getattr(spec, key)) is not None}
+    return solvers.load(spec.name)(eta=eta, **settings)  # type: ignore[call-arg]
+
+
+def _prove_start(spec: FactorizeSpec, problem: Problem, state: State) -> dict[str, Any]:
+    """That what the solver is given equals the start's formula on this problem."""
+    expected = build_start(spec.start, problem, spec.seed)
+    pairs = [(state.X, expected.X)] + (
+        [(state.Y, expected.Y)] if state.Y is not None and expected.Y is not None else []
+    )
+    difference = max(float(torch.linalg.norm(given - wanted)) for given, wanted in pairs)
+    relative = difference / float(torch.linalg.norm(expected.X))
+    problems = [] if relative <= 1e-12 else [f"the start differs from {spec.start.name} by {relative:.2e}"]
+    return {
+        "init": spec.start.name, "passed": not problems, "problems": problems, "modules": [],
+        "output_difference": relative,
+    }  # fmt: skip
+
+
+def execute(spec: FactorizeSpec, context: RunContext) -> Outcome:
+    """Iterates and returns the metrics along the way (measure=[trace]), iterations to each ε, and the stop reason."""
+    started = time.monotonic()
+    try:
+        problem = build_problem(spec.problem, spec.seed)
+        state = build_start(spec.start, problem, spec.seed)
+        solver = build_solver(spec.solver)
+        proof = _prove_start(spec, problem, state)
+        if not proof["passed"]:
+            raise RunFailed("; ".join(proof["problems"]))
+        trace = iterate(
+            problem, solver, state, budget=spec.protocol.iterations, tolerance=spec.protocol.tolerance,
+            on=spec.protocol.metric, every=spec.protocol.every,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise RunFailed(str(error)) from None
+    context.report(Update("iterate", trace.iterations[0], spec.protocol.iterations, {}))
+    return Outcome(
+        metrics=_metrics(spec, problem, trace), proof=proof, files={},
+        run={"seconds": time.monotonic() - started, "step_seconds": trace.seconds},
+    )  # fmt: skip
+
+
+def _metrics(spec: FactorizeSpec, problem: Symmetric | Asymmetric, trace: Trace) -> dict[str, Any]:
+    curves = {name: trace.curve(name) for name in trace.metrics}
+    metrics: dict[str, Any] = {
+        "iterations": trace.iterations[0],
+        "stop": trace.reasons[0].value,
+        "final": {name: _finite(curve[-1][1]) for name, curve in curves.items()},
+        "best_error": float(problem.best_error()),
+    }
+    if spec.protocol.epsilons is not None:
+        name = spec.protocol.metric
+        metrics["first_below"] = [[eps, trace.first_below(name, eps)] for eps in spec.protocol.epsilons]
+    if "trace" in spec.measure:
+        metrics["steps"] = [step for step, _ in curves[spec.protocol.metric]]
+        metrics["trace"] = {name: [_finite(value) for _, value in curve] for name, curve in curves.items()}
+    return metrics
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: a value that is not finite is null, and the stop reason says why."""
+    return float(value) if abs(value) < float("inf") else None
