@@ -106,7 +106,7 @@ def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
         ax.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, label=label, linewidth=1.2)
         ax.fill_between(measured.steps, measured.low, measured.high, color=colour, alpha=0.18, linewidth=0)
         if curve.inset is not None:
-            inset: Any = ax.inset_axes(tuple(curve.inset)  # type: ignore[arg-type]  # four numbers)
+            inset: Any = ax.inset_axes(tuple(curve.inset))  # type: ignore[arg-type]  # four numbers
             inset.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, linewidth=1)
             inset.set_yscale("log")
             inset.tick_params(labelsize=5)

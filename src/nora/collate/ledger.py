@@ -50,7 +50,8 @@ def build(rows: Sequence[Mapping[str, Any]]) -> Document:
         notes=(
             "; ".join(f"{verdict}: {n}" for verdict, n in tally.items()) + ".",
             "Random: drawn instances; searched: adversarial ones. Worst: the largest value of the checked "
-            "quantity within the hypotheses; the claim survives while it is at most the limit. Counter-examples are exact.",
+            "quantity within the hypotheses; the claim survives while it is at most the limit. "
+            "Counter-examples are exact.",
             "Made by `nora theory`, which exits 1 when a verdict differs from the committed one.",
         ),
         csv_header=_HEADER,
