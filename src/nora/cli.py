@@ -24,7 +24,7 @@ or sets a field of every run. Exit codes: 0 done, 1 the work failed, 2 the input
 """
 
 
-_TARGET_VERBS = ("plan", "launch", "status", "collate", "verify", "trace", "show")
+_TARGET_VERBS = ("plan", "launch", "status", "collate", "verify", "trace", "show", "prefetch")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("id", metavar="ID")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub = verb("prefetch", "resolve a target's Hub names to commits, download, write conf/revisions.lock", _prefetch)
+    sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
+    sub.add_argument("--dry-run", action="store_true")
     sub = verb("pretrain", "make a small base model from a folder of text", _pretrain)
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--corpus", required=True, type=Path, metavar="FOLDER", help="the folder the yaml's paths are in")
@@ -300,6 +303,20 @@ def _show(options: argparse.Namespace) -> int:
     print(
         found[0].to_json() if options.json else show_text(found[0], store.run_dir(found[0].spec["kind"], found[0].id))
     )
+    return 0
+
+
+def _prefetch(options: argparse.Namespace) -> int:
+    from nora.runs.prefetch import prefetch
+    from nora.tables.targets import target_cells
+
+    words = (
+        options.targets if any(w.startswith("scale=") for w in options.targets) else [*options.targets, "scale=paper"]
+    )
+    tables, _, _ = _read_targets(words)
+    specs = [c.spec for t in tables for c in target_cells(t, {}, checkout=_checkout()) if c.spec is not None]
+    lines = prefetch(specs, _checkout(), dry_run=options.dry_run)
+    print("\n".join(lines) or "nothing to fetch: this target reads no Hub model or data set")
     return 0
 
 

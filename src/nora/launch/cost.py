@@ -19,6 +19,25 @@ _FLOPS_PER_SECOND = 0.2 * 989e12  # an H100's bf16 peak at the low utilisation o
 _SETUP_SECONDS = 30.0
 
 
+# Hidden size and layers, for the activations that a backward pass keeps.
+_SHAPE = {"opt_1.3b": (2048, 24)}
+_KEPT_BYTES_PER_UNIT = 34  # fp32 activations per token, layer and hidden unit of a transformer block, attention aside
+
+
+def memory_gib(cell: Cell) -> tuple[float | None, str]:
+    """Peak device memory of one run in GiB and where the figure comes from."""
+    if cell.spec is None or cell.spec["kind"] != "finetune":
+        return None, "unknown"
+    model, protocol = cell.spec["model"], cell.spec["protocol"]
+    if model["name"] not in _PARAMETERS or cell.column not in _TOKENS:
+        return None, "unknown"
+    hidden, layers = _SHAPE[model["name"]]
+    width = 4 if model["dtype"] == "float32" else 2
+    tokens = protocol["batch_size"] * _TOKENS[cell.column] * min(_CANDIDATES[cell.column], 4) * 1.5
+    kept = tokens * hidden * layers * _KEPT_BYTES_PER_UNIT
+    return (_PARAMETERS[model["name"]] * width + kept) / 2**30 + 1.0, "estimate: weights + kept activations + 1 GiB"
+
+
 def _key(spec: Any) -> tuple[str, str, str]:
     """What runs of like cost share."""
     if spec["kind"] == "factorize":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nora.launch.cost import estimate
+from nora.launch.cost import estimate, memory_gib
 from nora.runs.record import Record
 from nora.runs.store import RunState, Store
 from nora.tables.cells import Cell
@@ -40,6 +40,8 @@ class PlannedCell:
             "reason": self.reason,
             "hours": self.hours,
             "cost_source": self.cost_source,
+            "memory_gib": memory_gib(self.cell)[0],
+            "memory_source": memory_gib(self.cell)[1],
             "overrides": list(self.cell.overrides),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from nora.launch.cost import memory_gib
 from nora.launch.plan import STATES, PlannedCell, counts
 from nora.tables.targets import Target
 
@@ -32,6 +33,9 @@ def plan_text(table: Target, planned: Sequence[PlannedCell]) -> str:
     lines.append(f"still to run: {len(rest)} cells, {_hours(rest)} on one device" if rest else "nothing to run")
     sources = sorted({p.cost_source for p in rest if p.hours is not None})
     lines += [f"  cost: {source}" for source in sources]
+    memory = [m for p in rest if (m := memory_gib(p.cell)[0]) is not None]
+    if memory:
+        lines.append(f"  memory: up to {max(memory):.0f} GiB a run ({memory_gib(rest[0].cell)[1]})")
     if len(rest) <= _LISTED:
         for p in rest:
             settings = " ".join(f"{k.split('.')[-1]}={v}" for k, v in p.cell.settings.items())

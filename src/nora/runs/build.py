@@ -55,24 +55,18 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
 def load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
     """The base of a spec, its files checked against their hashes, in evaluation mode on ``device``."""
     dtype = getattr(torch, spec.dtype)
-    if spec.source == "hub":
+    if spec.weights == "random":  # the true shape without a download; ids come from a borrowed tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(checkout / str(spec.tokenizer))
+        model = build_model(spec.architecture or {}, seed=_RANDOM_WEIGHTS_SEED).to(dtype)
+    elif spec.source == "hub":
         repo = str(spec.repo)
         tokenizer = AutoTokenizer.from_pretrained(repo, revision=spec.revision)
-        if spec.weights == "random":
-            from transformers import AutoConfig
-
-            config = AutoConfig.from_pretrained(repo, revision=spec.revision)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
     else:
-        folder = checkout / (spec.repo or spec.tokenizer or "")
+        folder = checkout / str(spec.repo)
         _check_files(folder, spec.files or {})
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if spec.source == "asset":
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        else:
-            model = build_model(spec.architecture or {}, seed=_RANDOM_WEIGHTS_SEED).to(dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
     return Base(model.to(device).eval(), tokenizer)
 

@@ -37,14 +37,19 @@ class ModelSpec:
     revision: str | None = None
     files: dict[str, str] | None = None
     tokenizer: str | None = None
+    bos_token_id: Size | None = None
+    """Replaces the first id the tokenizer gives (the few-shot protocol starts OPT's texts with id 0)."""
     architecture: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> ModelSpec:
-        required = {"asset": ("repo", "files"), "hub": ("repo",), "config": ("architecture", "tokenizer", "files")}
-        missing = [key for key in required[self.source] if getattr(self, key) is None]
+        required = {"asset": ("repo", "files"), "hub": ("repo",), "config": ("architecture", "tokenizer")}
+        wanted = [*required[self.source], *(("architecture", "tokenizer") if self.weights == "random" else ())]
+        missing = [key for key in dict.fromkeys(wanted) if getattr(self, key) is None]
         if missing:
-            raise ValueError(f"source={self.source} needs {', '.join(missing)}")
+            raise ValueError(f"source={self.source}, weights={self.weights} needs {', '.join(missing)}")
+        if self.source == "config" and self.weights != "random":
+            raise ValueError("source=config has no pretrained weights; use weights=random")
         return self
 
 

@@ -130,12 +130,10 @@ def check_ready(spec: Spec) -> None:
     """Refuses to start a run whose Hub inputs are not pinned to a commit."""
     if not isinstance(spec, FinetuneSpec):
         return
-    unpinned = [
-        name
-        for name, part in (("model", spec.model), ("task", spec.task))
-        if part.source == "hub" and not part.revision
-    ]
-    if unpinned and spec.model.weights == "pretrained":
+    unpinned = ["task"] if spec.task.source == "hub" and not spec.task.revision else []
+    if spec.model.source == "hub" and spec.model.weights == "pretrained" and not spec.model.revision:
+        unpinned.insert(0, "model")
+    if unpinned:
         raise UserError(
             f"{', '.join(unpinned)}: no commit in conf/revisions.lock; run `nora prefetch` for its table first, "
             "on a machine with network"

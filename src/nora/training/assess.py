@@ -24,9 +24,9 @@ class Split:
     encoded: Sequence[EncodedExample]
 
     @classmethod
-    def encode(cls, examples: Sequence[Example], tokenizer: Any, *, max_length: int) -> Split:
+    def encode(cls, examples: Sequence[Example], tokenizer: Any, *, max_length: int, bos: int | None = None) -> Split:
         """Tokenises every example; ValueError where an answer does not fit."""
-        return cls(examples, [encode_example(e, tokenizer, max_length=max_length) for e in examples])
+        return cls(examples, [encode_example(e, tokenizer, max_length=max_length, bos=bos) for e in examples])
 
     @property
     def gold(self) -> list[int]:

@@ -32,16 +32,20 @@ class EncodedExample:
     """Tokens cut from the left of the prompt, over all candidates."""
 
 
-def encode_example(example: ExampleLike, tokenizer: Tokenizer, *, max_length: int) -> EncodedExample:
+def encode_example(
+    example: ExampleLike, tokenizer: Tokenizer, *, max_length: int, bos: int | None = None
+) -> EncodedExample:
     """Token ids by the protocol's rules: blanks at the ends stripped (newlines kept), BOS first, the option's length
     is len(tok(prompt + answer)) - len(tok(prompt)). Too long a text keeps BOS and its rightmost tokens; the answer is
-    never cut (ValueError where it alone does not fit).
+    never cut (ValueError where it alone does not fit). ``bos`` replaces the first id.
     """
     prompt = example.prompt.lstrip().strip(" ")
     base = len(tokenizer(prompt)["input_ids"])  # type: ignore[index]
     sequences, lengths, cut = [], [], 0
     for candidate in example.candidates:
         ids = list(tokenizer((example.prompt + candidate).lstrip().strip(" "))["input_ids"])  # type: ignore[index]
+        if bos is not None:
+            ids[0] = bos
         option = len(ids) - base
         if option < 1:
             raise ValueError(f"the candidate {candidate!r} adds no token to the prompt …{prompt[-40:]!r}")

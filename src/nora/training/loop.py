@@ -40,6 +40,7 @@ class LoopSettings:
     weight_decay: float
     max_grad_norm: float | None
     precision: str
+    max_steps: int | None = None
     micro_batch_size: int | None = None
 
 
@@ -100,7 +101,8 @@ class StepInfo:
 
 def num_steps(num_examples: int, settings: LoopSettings) -> int:
     """Optimiser steps of the whole run; the last batch of an epoch may be smaller."""
-    return settings.epochs * math.ceil(num_examples / settings.batch_size)
+    steps = settings.epochs * math.ceil(num_examples / settings.batch_size)
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

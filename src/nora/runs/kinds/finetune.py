@@ -43,6 +43,7 @@ def _loop_settings(protocol: FewShotProtocol, micro_batch_size: int | None) -> L
         weight_decay=protocol.weight_decay,
         max_grad_norm=protocol.max_grad_norm,
         precision=protocol.precision,
+        max_steps=protocol.max_steps,
         micro_batch_size=micro_batch_size,
     )
 
@@ -76,7 +77,12 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     )
     try:
         training, dev, test = (
-            Split.encode([task.build(row) for row in rows], base.tokenizer, max_length=spec.model.max_length)
+            Split.encode(
+                [task.build(row) for row in rows],
+                base.tokenizer,
+                max_length=spec.model.max_length,
+                bos=spec.model.bos_token_id,
+            )
             for rows in subsets
         )
     except ValueError as error:

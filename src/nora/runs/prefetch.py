@@ -1,0 +1,91 @@
+"""``nora prefetch TARGET…``: names resolved once to commits, files and rows brought here, all written to the lock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nora import tasks
+from nora.runs.errors import RunFailed, UserError
+from nora.runs.files import write_atomic
+
+LOCK = Path("conf") / "revisions.lock"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+
+
+def wanted(specs: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[tuple[str, str]]]:
+    """The Hub repositories and the (suite, task) pairs that some specs read."""
+    models, sets = set(), set()
+    for spec in specs:
+        if spec["kind"] != "finetune":
+            continue
+        if spec["model"]["source"] == "hub" and spec["model"]["weights"] == "pretrained":
+            models.add(spec["model"]["repo"])
+        if spec["task"]["source"] == "hub":
+            sets.add((spec["task"]["suite"], spec["task"]["name"]))
+    return models, sets
+
+
+def _explain(error: Exception, what: str) -> Exception:
+    name = type(error).__name__
+    if name == "GatedRepoError":
+        return UserError(
+            f"{what}: gated; accept its licence on its Hub page, then set HF_TOKEN (or run `hf auth login`) and repeat"
+        )
+    if name == "RepositoryNotFoundError":
+        return UserError(f"{what}: no such repository on the Hub, or it is private and HF_TOKEN is not set")
+    return RunFailed(f"{what}: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+
+
+def _model_entry(repo: str) -> dict[str, Any]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(repo, files_metadata=True)
+    snapshot_download(repo, revision=info.sha, allow_patterns=list(_WEIGHTS))
+    files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
+    return {"commit": info.sha, "files": files}
+
+
+def _task_entry(suite: str, name: str) -> dict[str, Any]:
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    source = tasks.load(suite, name).SOURCE
+    commit = HfApi().dataset_info(source.path).sha
+    rows = {}
+    for split, expected in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
+        rows[split] = len(load_dataset(source.path, source.name, split=split, revision=commit))
+        if rows[split] != expected:
+            raise RunFailed(f"{name}: the split {split} has {rows[split]} rows, the protocol expects {expected}")
+    return {"path": source.path, "name": source.name, "commit": commit, "rows": rows}
+
+
+def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: bool) -> list[str]:
+    """Resolves and downloads what is not in the lock yet; one line per item. Every item is written as it succeeds."""
+    path = checkout / LOCK
+    lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    models, sets = wanted(specs)
+    items: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
+    items += [("models", repo, partial(_model_entry, repo)) for repo in sorted(models)]
+    items += [("tasks", name, partial(_task_entry, suite, name)) for suite, name in sorted(sets)]
+    lines = []
+    for group, key, resolve in items:
+        if key in lock.get(group, {}):
+            lines.append(f"{key}: pinned to {lock[group][key]['commit']}")
+            continue
+        if dry_run:
+            lines.append(f"{key}: would be resolved and downloaded")
+            continue
+        try:
+            entry = resolve()
+        except (UserError, RunFailed):
+            raise
+        except Exception as error:  # the Hub's client raises many kinds; each becomes one line
+            raise _explain(error, key) from None
+        lock.setdefault(group, {})[key] = entry
+        write_atomic(path, json.dumps(lock, indent=1, sort_keys=True) + "\n")
+        lines.append(f"{key}: pinned to {entry['commit']}")
+    return lines
