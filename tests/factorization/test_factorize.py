@@ -56,6 +56,13 @@ def test_exact_at_any_conditioning(kappa, rank):
     assert float(torch.linalg.matrix_norm(X @ Y.mT - A)) <= 1e-13
 
 
+@pytest.mark.parametrize("rank", [50, 64])
+def test_float32_keeps_every_direction_of_a_large_matrix(rank):
+    A = matrix(1000, 800, geometric(50, 100.0), torch.float32)
+    X, Y = factorize(A, rank, generator=generator(0, "init"))
+    assert float(torch.linalg.matrix_norm(X @ Y.mT - A) / torch.linalg.matrix_norm(A)) < 2e-5
+
+
 def test_small_values_survive_where_normal_equations_lose_them():
     """kappa = 1e8: the direction of size 1e-8 is recovered; X^T X, of condition 1e16, loses it."""
     A = matrix(spectrum=geometric(10, 1e8))

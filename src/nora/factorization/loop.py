@@ -73,7 +73,8 @@ def iterate(
     """
     _check(problem, start, budget, tolerance, every)
     batched = start.X.dim() == 3
-    state = start if batched else _unsqueeze(start)
+    # Column-major: the thin products and QR read columns, and a batch folds into one product with A's factors.
+    state = _columns(start if batched else _unsqueeze(start))
     seeds = state.X.shape[0]
     final, running = state, torch.arange(seeds, device=state.X.device)
     reasons, iterations = [StopReason.BUDGET] * seeds, [budget] * seeds
@@ -136,6 +137,10 @@ def _check(problem: Problem, start: State, budget: int, tolerance: float | None,
 
 def _unsqueeze(state: State) -> State:
     return State(state.X[None], None if state.Y is None else state.Y[None])
+
+
+def _columns(state: State) -> State:
+    return State(state.X.mT.contiguous().mT, None if state.Y is None else state.Y.mT.contiguous().mT)
 
 
 def _take(state: State, keep: Tensor) -> State:

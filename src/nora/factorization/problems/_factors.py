@@ -35,6 +35,12 @@ def tail(s: Tensor, rank: int) -> Tensor:
     return norm
 
 
+def through(left: Tensor, s: Tensor, right: Tensor, M: Tensor) -> Tensor:
+    """left diag(s) right^T M, formed as its transpose: a batch of seeds folds into one product per factor."""
+    product: Tensor = ((M.mT @ right) * s[..., None, :]) @ left.mT
+    return product.mT
+
+
 def check_values(s: Tensor) -> None:
     """Every value finite and > 0 (zeros only lengthen the basis; an indefinite A has no factor X X^T)."""
     require_float(s, "spectrum")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nora.factorization.linalg import State, frobenius, require_rank
-from nora.factorization.problems._factors import check_basis, check_values, orthonormal, tail, values
+from nora.factorization.problems._factors import check_basis, check_values, orthonormal, tail, through, values
 from nora.factorization.problems.base import distances
 
 
@@ -59,10 +59,10 @@ class Asymmetric:
         return tail(self.s, 0)
 
     def apply(self, M: Tensor) -> Tensor:
-        return self.U @ (self.s[..., :, None] * (self.V.mT @ M))
+        return through(self.U, self.s, self.V, M)
 
     def apply_transposed(self, M: Tensor) -> Tensor:
-        return self.V @ (self.s[..., :, None] * (self.U.mT @ M))
+        return through(self.V, self.s, self.U, M)
 
     def dense(self) -> Tensor:
         """A itself, for tests and for peers that need it."""

@@ -46,8 +46,14 @@ def gradient(problem: Problem, state: State) -> State:
     """The gradients of (1), (X X^T - A) X, or of (4), ((X Y^T - A) Y, (X Y^T - A)^T X): one product with A each."""
     X, Y = state
     if Y is None:
-        return State(X @ (X.mT @ X) - problem.apply(X))
-    return State(X @ (Y.mT @ Y) - problem.apply(Y), Y @ (X.mT @ X) - problem.apply_transposed(X))
+        return State(_times_gram(X, X) - problem.apply(X))
+    return State(_times_gram(X, Y) - problem.apply(Y), _times_gram(Y, X) - problem.apply_transposed(X))
+
+
+def _times_gram(X: Tensor, Y: Tensor) -> Tensor:
+    """X (Y^T Y), column-major as the iterates are."""
+    product: Tensor = (Y.mT @ Y) @ X.mT
+    return product.mT
 
 
 def distances(problem: Problem, error: Tensor) -> dict[str, Tensor]:

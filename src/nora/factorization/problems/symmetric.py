@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nora.factorization.linalg import State, frobenius, require_rank
-from nora.factorization.problems._factors import check_basis, check_values, orthonormal, tail, values
+from nora.factorization.problems._factors import check_basis, check_values, orthonormal, tail, through, values
 from nora.factorization.problems.base import distances
 
 
@@ -58,7 +58,7 @@ class Symmetric:
         return tail(self.s, 0)
 
     def apply(self, M: Tensor) -> Tensor:
-        return self.Q @ (self.s[..., :, None] * (self.Q.mT @ M))
+        return through(self.Q, self.s, self.Q, M)
 
     apply_transposed = apply
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nora.factorization.linalg import State, frobenius
-from nora.factorization.loop import Trace, iterate
+from nora.factorization.loop import iterate
 from nora.factorization.one_step import factorize
 from nora.factorization.problems import Asymmetric, Problem, Symmetric, geometric
 from nora.factorization.problems.base import gradient
@@ -59,8 +59,8 @@ def gd_from_nystrom(generator: torch.Generator) -> Finding:
     for solver, problem in _races(generator):
         clean, tiny, same = _starts(problem, generator)
         counts = [
-            _count(iterate(problem, solver, s, budget=1500, tolerance=1e-6, on="relative", every=5))
-            for s in (clean, tiny, same)
+            iterate(problem, solver, begin, budget=1500, tolerance=1e-6, on="relative", every=5).iterations
+            for begin in (clean, tiny, same)
         ]
         for a, b, c in zip(*counts, strict=True):
             wins, fair, total = wins + (a < b), fair + (a < c), total + 1
@@ -95,10 +95,6 @@ def _starts(problem: Problem, generator: torch.Generator, seeds: int = 64) -> tu
 def _stack(states: list[State]) -> State:
     Y = [s.Y for s in states if s.Y is not None]
     return State(torch.stack([s.X for s in states]), torch.stack(Y) if Y else None)
-
-
-def _count(trace: Trace) -> tuple[int, ...]:
-    return trace.iterations
 
 
 def start_without_A(generator: torch.Generator) -> Finding:
