@@ -18,11 +18,10 @@ What each panel of the paper shows (Appendix E.1; m = 1000, float64; where the p
                  damping=0.01 from small (and, beyond the paper, from nystrom); scaled_gd_pinv eta=0.5 from nystrom
     Figure 4(b)  the same; scaled_gd_pinv eta=0.5, rcond 1e-10: the starts of Figure 1(b)
 
-The measured companion of Table 1 is ``rates``, every theorem is checked in ``theory``, and ``factorize`` is one step
+Every theorem is checked in ``theory``, and ``factorize`` is one step
 of ScaledGD used as a factorisation (Appendix A.5).
 """
 
-from nora.factorization import rates as rates
 from nora.factorization import solvers as solvers
 from nora.factorization import starts as starts
 from nora.factorization.linalg import State as State
