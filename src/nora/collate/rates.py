@@ -113,7 +113,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
             *target.file.caption,
             "To 1e-10: median iterations over seeds. Exponent of κ: fitted a in iterations ~ κ^a at ε = 1e-10, "
             "with its 95 % interval; the printed rates are upper bounds, so a smaller one agrees. Per digit: "
-            "iterations per factor 10 in ε at κ = 10; per doubling: iterations per doubling of the digits of ε at κ = 10 "
+            "iterations per factor 10 in ε at κ = 10; per doubling: iterations per doubling of its digits "
             "(about 1 for a quadratic rate). Shape: in ε, at the largest κ within the budget.",
             "† an exponent the scan of the paper leaves open. ‡ stated for matrix sensing; the run beside it, where "
             "there is one, is the same algorithm on factorisation and does not measure that statement.",
