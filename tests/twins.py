@@ -51,7 +51,9 @@ class OneLinear(nn.Module):
         super().__init__()
         self.proj = nn.Linear(in_features, out_features, bias=False)
         with torch.no_grad():
-            self.proj.weight.copy_(torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(seed)))
+            self.proj.weight.copy_(
+                torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(seed))
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)

@@ -1,4 +1,4 @@
-"""Wrong input to the Nyström init: ValueError with what was given and what is required, the model left bit-identical."""
+"""Wrong input to the Nyström init: ValueError with given and required, the model left bit-identical."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file of adapters/inits/ keeps the folder's contract; PEFT itself is the reference where it makes the factors."""
+"""Every file of adapters/inits/ keeps the folder's contract; PEFT is the reference where it makes the factors."""
 
 from __future__ import annotations
 
