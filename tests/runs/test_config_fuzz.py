@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from nora.runs.errors import UserError
@@ -13,7 +13,17 @@ from nora.runs.spec import compose_run, run_id, spec_dict
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = st.sampled_from(
     ["seed", "method", "task", "scale", "method.rank", "method.xi", "protocol.lr", "protocol.betas", "measure"]
-    + ["exec.threads", "model.files", "model.architecture", "protocol", "kind", "nothing", "method.a.b", "hydra.job"]
+    + [
+        "exec.threads",
+        "model.files",
+        "model.architecture",
+        "protocol",
+        "kind",
+        "nothing",
+        "method.a.b",
+        "hydra.job",
+        "exec",
+    ]
 )
 VALUES = st.one_of(
     st.text(max_size=12),
@@ -59,7 +69,8 @@ OVERRIDES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+# No shrinking: the overrides are short, and each composition takes a third of a second.
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(st.lists(OVERRIDES, min_size=1, max_size=3))
 def test_a_spec_or_a_user_error(overrides: list[str]) -> None:
     try:
