@@ -15,13 +15,14 @@ def damped_inverse(gram: Tensor, *, damping: float, normalize: str) -> Tensor:
     """P = (G + λI)⁻¹ for a batch of Gram matrices [n, r, r], divided by ‖P‖_F where ``normalize`` is "frobenius".
 
     By Cholesky in at least float32; λ is added to the Gram matrix. Where a factorisation breaks down (rounding, λ too
-    small) that matrix alone goes through the hermitian pseudo-inverse.
+    small) that matrix alone goes through the hermitian pseudo-inverse (on an accelerator: is taken for I).
     """
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(gram + damping * eye)
-    inverse = torch.cholesky_inverse(factor)
-    if gram.device.type == "cpu" and bool(info.any()):  # on an accelerator the check would wait for the stream
-        broken = info != 0
+    broken = info != 0
+    # What a broken factorisation leaves may have a zero on its diagonal, which cholesky_inverse refuses.
+    inverse = torch.cholesky_inverse(torch.where(broken[:, None, None], eye, factor))
+    if gram.device.type == "cpu" and bool(broken.any()):  # on an accelerator the check would wait for the stream
         inverse[broken] = torch.linalg.pinv(gram[broken] + damping * eye, hermitian=True)
     if normalize == "frobenius":
         return inverse / torch.linalg.matrix_norm(inverse, keepdim=True)

@@ -80,6 +80,8 @@ def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{_first_line(error)}{detail}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from None
+    except (ValueError, TypeError) as error:  # what Hydra raises where a group is given something else than a name
+        raise UserError(f"{' '.join(overrides)}: {_first_line(error)}") from None
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -52,7 +52,9 @@ def check_text(text: str, where: str) -> None:
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f", line {line + 1}" if line is not None else ""
-        raise UserError(f"{where}{at}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        raise UserError(
+            f"{where}{at}: not valid YAML ({getattr(error, 'problem', None) or ' '.join(str(error).split())})"
+        ) from None
 
 
 @cache

@@ -59,9 +59,13 @@ class Record:
 
 def parse_record(text: str, *, where: Path | str) -> Record:
     """The record in ``text``; DamagedRecord where it is not whole, of another schema, or altered."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+
     try:
-        body = json.loads(text)
-    except json.JSONDecodeError as error:
+        body = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
         raise DamagedRecord(f"{where}: not valid JSON ({error})") from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         given = body.get("schema") if isinstance(body, dict) else type(body).__name__

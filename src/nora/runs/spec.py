@@ -83,7 +83,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def build_spec(config: Mapping[str, Any], pins: Pins) -> Spec:
     """The validated spec of a composed config; UserError with every problem at once."""
     kind = config.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"kind: given {kind!r}, allowed {', '.join(KINDS)}")
     absent = [key for key in SPEC_KEYS[kind] if config.get(key) is None]
     if absent:

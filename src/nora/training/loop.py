@@ -157,9 +157,12 @@ def train_step(
     if state.preconditioner is not None:
         state.preconditioner.step()
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
-    norm = float(torch.nn.utils.clip_grad_norm_(state.parameters.values(), limit))
-    if not math.isfinite(norm):
-        raise Diverged(state.step, _first_non_finite(state.parameters))
+    try:  # refused before anything is scaled: a NaN norm would spoil every gradient, and with it the culprit's name
+        norm = float(torch.nn.utils.clip_grad_norm_(state.parameters.values(), limit, error_if_nonfinite=True))
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise Diverged(state.step, _first_non_finite(state.parameters)) from None
     state.optimizer.step()
     state.scheduler.step()
     return total, norm

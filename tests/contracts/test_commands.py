@@ -1,0 +1,164 @@
+"""The verbs through ``nora.cli.main``: exit codes, output shapes, and that reading verbs change nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nora import cli
+from nora.runs.files import sha256_file
+from nora.runs.store import Store
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two real smoke runs of the table's cells."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).resolve().parents[2])
+        for words in (_cell_words(folder),):
+            assert cli.main(["run", *words]) == 0
+    yield folder
+
+
+def _cell_words(folder: Path) -> list[str]:
+    return [
+        "scale=smoke", "task=cb", "method=lora", "protocol.batch_size=4", "protocol.lr=0.001",
+        "measure=[spectrum,zero_shot]", "seed=0", f"exec.results={folder}", "exec.progress=false", "exec.device=cpu",
+    ]  # fmt: skip
+
+
+def _words(store: Path) -> list[str]:
+    return ["table2", "scale=smoke", "task=cb", "seed=0", f"exec.results={store}"]
+
+
+def test_run_says_how_it_ended_and_that_it_was_there(store: Path, capsys: Out) -> None:
+    assert cli.main(["run", *_cell_words(store)]) == 0
+    out = capsys.readouterr().out
+    assert "lora on cb, opt_smoke, seed 0: accuracy" in out and "init proved" in out
+    assert "already done, nothing to do" in out and out.count("\n") == 1
+
+
+def test_plan_and_status(store: Path, capsys: Out) -> None:
+    assert cli.main(["plan", *_words(store), "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["table2"]
+    assert {c["method"]: c["state"] for c in cells} == {
+        "lora": "done", "prefix": "missing", "olora": "missing", "pissa": "missing", "nora": "missing",
+        "nora_plus": "missing", "lora_p": "missing",
+    }  # fmt: skip
+    assert cli.main(["status", *_words(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"table2": {"done": 1, "missing": 6}}
+    assert cli.main(["plan", *_words(store)]) == 0
+    assert "7 cells: 1 done, 6 missing" in capsys.readouterr().out
+    assert cli.main(["status", *_words(store)]) == 0
+    assert "left:" in capsys.readouterr().out
+
+
+def test_launch_dry_run_prints_commands_that_make_exactly_the_missing_runs(
+    store: Path, capsys: Out, checkout: Path
+) -> None:
+    from nora.runs.spec import compose_run, run_id
+
+    assert cli.main(["plan", *_words(store), "--json"]) == 0
+    missing = {c["id"] for c in json.loads(capsys.readouterr().out)["table2"] if c["state"] == "missing"}
+    before = sorted(store.rglob("*"))
+    assert cli.main(["launch", *_words(store), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("nora run ") for line in lines)
+    assert {run_id(compose_run(checkout, line.split()[2:])[0]) for line in lines} == missing
+    assert sorted(store.rglob("*")) == before
+
+
+def test_collate_writes_three_files_or_none(store: Path, capsys: Out) -> None:
+    assert cli.main(["collate", *_words(store), "--dry-run"]) == 0
+    assert "SMOKE TEST" in capsys.readouterr().out and not (store / "tables").exists()
+    assert cli.main(["collate", *_words(store)]) == 0
+    assert sorted(p.name for p in (store / "tables").iterdir()) == [
+        "table2.smoke.csv", "table2.smoke.md", "table2.smoke.tex",
+    ]  # fmt: skip
+
+
+def test_trace_leads_from_a_cell_to_its_run(store: Path, capsys: Out) -> None:
+    words = [f"exec.results={store}", "scale=smoke", "seed=0", "task=cb"]
+    assert cli.main(["trace", "table2", "lora/cb", *words, "--json"]) == 0
+    traced = json.loads(capsys.readouterr().out)
+    (run,) = traced["runs"]
+    (record,) = Store(store).records()
+    assert (run["id"], run["state"], run["test"]) == (record.id, "done", dict(record.metrics["test"]))
+    assert "kaiming passed" in run["proof"] and run["adapter_sha256"] == record.result["files"]["adapter"]["sha256"]
+    assert cli.main(["trace", "table2", "lora/cb", *words]) == 0
+    assert f"repeat  {run['command']}" in capsys.readouterr().out
+    assert cli.main(["trace", "table2", "lora/xyz", *words]) == 2
+    assert "CELL: given 'lora/xyz'" in capsys.readouterr().err
+
+
+def test_show(store: Path, capsys: Out) -> None:
+    (record,) = Store(store).records()
+    assert cli.main(["show", record.id[:6], f"exec.results={store}"]) == 0
+    assert "init proof" in capsys.readouterr().out
+    assert cli.main(["show", record.id, f"exec.results={store}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == record.id
+    assert cli.main(["show", "zzzz", f"exec.results={store}"]) == 2
+    assert "0 records" in capsys.readouterr().err
+
+
+def test_verify_notices_what_was_tampered_with(store: Path, capsys: Out) -> None:
+    assert cli.main(["verify", *_words(store)]) == 0
+    assert "1 records checked, 0 problems" in capsys.readouterr().out
+    (record,) = Store(store).records()
+    file = Store(store).run_dir("finetune", record.id) / record.result["files"]["predictions"]["name"]
+    original = file.read_bytes()
+    rows = [json.loads(line) for line in gzip.decompress(original).decode().splitlines()]
+    rows[0]["prediction"] = (rows[0]["prediction"] + 1) % 3
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    assert sha256_file(file) != record.result["files"]["predictions"]["sha256"]
+    assert cli.main(["verify", *_words(store), "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "not what its hash says (predictions)" in problem
+    file.unlink()
+    assert cli.main(["verify", *_words(store)]) == 1
+    assert "missing (predictions)" in capsys.readouterr().out
+    file.write_bytes(original)
+    assert cli.main(["verify", *_words(store)]) == 0
+
+
+def test_verify_scores_the_stored_predictions_again(tmp_path: Path) -> None:
+    from nora.runs.verify import rescore
+
+    file = tmp_path / "p.gz"
+    rows = [{"prediction": 0, "correct": [0]}, {"prediction": 1, "correct": [0, 1]}, {"prediction": 2, "correct": [0]}]
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    assert rescore(file) == 2 / 3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_offers_verbs_targets_and_choices(shell: str, capsys: Out) -> None:
+    assert cli.main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    for word in ("collate", "table2", "method=nora_plus", "task=cb", "protocol.lr="):
+        assert word in out
+
+
+def test_wrong_names_are_the_users_error(capsys: Out, tmp_path: Path) -> None:
+    for words, part in (
+        (["bench", "nothing"], "NAME: given 'nothing'"),
+        (["pretrain", "nothing", "--corpus", str(tmp_path)], "MODEL: given 'nothing', allowed opt_mini"),
+        (["pretrain", "opt_mini", "--corpus", str(tmp_path)], "none of corpus_books"),
+        (["plan", "seed=0"], "a TARGET is required"),
+        (["plan", "table2", "exec.threads=0"], "exec.threads: given 0"),
+    ):
+        assert cli.main(words) == 2
+        err = capsys.readouterr().err
+        assert part in err and err.count("\n") == 1
+
+
+def test_outside_a_checkout_the_package_installed_in_place_is_used_or_named(tmp_path: Path) -> None:
+    from nora.runs.checkout import find_checkout
+
+    assert (find_checkout(tmp_path) / "conf" / "config.yaml").is_file()

@@ -1,0 +1,109 @@
+"""The folders are the registry: what one names, the other has; what is shipped is what its manifest says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nora import tasks
+from nora.adapters import inits
+from nora.tables.table import load_table, names
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = sorted(p.stem for p in (ROOT / "conf" / "model").glob("*.yaml"))
+SETS = sorted(p.name for p in (ROOT / "data").iterdir() if p.is_dir())
+
+
+def _conf(group: str) -> dict[str, dict[str, object]]:
+    return {p.stem: yaml.safe_load(p.read_text()) for p in sorted((ROOT / "conf" / group).glob("*.yaml"))}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in done.stdout.split("\0") if name]
+
+
+def test_every_task_has_a_config_and_every_config_a_task() -> None:
+    configured = {(str(c["suite"]), str(c["name"])) for c in _conf("task").values()}
+    assert configured == {(suite, name) for suite in {s for s, _ in configured} for name in tasks.names(suite)}
+    assert all(c["name"] == stem for stem, c in _conf("task").items())
+    for suite, name in configured:
+        module = tasks.load(suite, name)
+        assert module.LOSS in ("classification", "option_lm") and module.METRIC and module.FIELDS and module.SOURCE
+
+
+def test_every_method_has_its_init() -> None:
+    for stem, config in _conf("method").items():
+        assert config["name"] == stem
+        if "init" in config and config.get("adapter", "lora") == "lora":
+            assert config["init"] in inits.names()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_the_targets_it_names(name: str) -> None:
+    """Real weights where shipped, the tiny twin from its config, or a twin of the Hub model's class."""
+    from nora.training.pretrain import build_model
+
+    config = _conf("model")[name]
+    assert config["name"] == name
+    twin = config.get("architecture") or _conf("model")["opt_smoke"]["architecture"]
+    assert isinstance(twin, dict) and twin["model_type"] == config["family"]
+    model = build_model(twin, seed=0)
+    modules = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
+    assert set(config["targets"]) <= modules  # type: ignore[arg-type]
+    assert config["max_length"] <= twin["max_position_embeddings"] or config["source"] == "hub"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_of_a_model_have_the_hashes_of_its_yaml(name: str) -> None:
+    config = _conf("model")[name]
+    files = config.get("files", {})
+    assert isinstance(files, dict) and (files or config["source"] == "hub")
+    for file, digest in files.items():
+        assert _sha256(ROOT / str(config.get("repo") or config["tokenizer"]) / file) == digest
+
+
+def test_the_manifest_describes_exactly_the_shipped_rows() -> None:
+    manifest = json.loads((ROOT / "data" / "MANIFEST.json").read_text())
+    assert set(manifest) == {f"{p.parent.name}/{p.name}" for p in (ROOT / "data").glob("*/*.jsonl")}
+    for name, entry in manifest.items():
+        path = ROOT / "data" / name
+        assert _sha256(path) == entry["sha256"], name
+        assert sum(1 for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)) == entry["rows"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_each_set_says_where_its_rows_come_from(name: str) -> None:
+    notice = (ROOT / "data" / name / "NOTICE").read_text(encoding="utf-8")
+    for part in ("train.jsonl <-", "validation.jsonl <-", "licence", "github.com"):
+        assert part in notice
+
+
+@pytest.mark.parametrize("scale", ["smoke", "mini", "paper"])
+@pytest.mark.parametrize("name", names(ROOT))
+def test_every_table_expands_at_every_scale_and_names_methods_and_tasks_there_are(name: str, scale: str) -> None:
+    table = load_table(ROOT, name, [f"scale={scale}"])
+    methods = {*table.file.rows, *table.file.below_rule}
+    assert methods == set(table.file.search.grid) and table.file.search.first in methods
+    assert methods <= set(_conf("method")) and set(table.file.columns) <= set(_conf("task"))
+
+
+def test_no_config_names_code_to_run() -> None:
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        assert "_target_" not in path.read_text(encoding="utf-8"), path
+
+
+def test_no_tracked_file_is_large_and_the_tree_is_small() -> None:
+    sizes = {path: path.stat().st_size for path in _tracked() if path.is_file()}
+    assert len(sizes) > 100
+    assert [p for p, size in sizes.items() if size > 10_000_000] == []
+    assert sum(sizes.values()) <= 60_000_000

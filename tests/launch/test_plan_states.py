@@ -1,0 +1,83 @@
+"""The plan: each state a cell can be in, what is submitted, what it will cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nora.launch.plan import SUBMITTABLE, counts, plan
+from nora.launch.show import plan_text, status_text
+from nora.runs.record import Record
+from nora.runs.spec import run_id
+from nora.runs.store import Store
+from nora.tables.cells import Cell, cells
+from nora.tables.table import Table, load_table
+from synthetic import record_of
+
+
+@pytest.fixture
+def table(checkout: Path) -> Table:
+    return load_table(checkout, "table2", ["scale=mini", "task=cb", "seed=0"])
+
+
+@pytest.fixture
+def stage1(table: Table, checkout: Path) -> list[Cell]:
+    return [c for c in cells(table, {}, checkout=checkout) if c.stage == 1]
+
+
+def _older(cell: Cell, version: int) -> Record:
+    assert cell.spec is not None
+    spec = {**cell.spec, "protocol": {**cell.spec["protocol"], "version": version}}
+    return record_of(replace(cell, spec=spec, id=run_id(spec)))
+
+
+def test_every_state(table: Table, stage1: list[Cell], checkout: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    done, diverged, older, failed = stage1
+    for record in (record_of(done), record_of(diverged, status="diverged"), _older(older, 0)):
+        store.publish_record(record)
+    store.new_attempt("finetune", str(failed.id)).fail("RunFailed: full disk")
+    records = {r.id: r for r in store.records()}
+    made = {p.cell.id: p for p in plan(stage1, store, records)}
+    assert [made[c.id].state for c in stage1] == ["done", "diverged", "stale", "failed"]
+    assert made[diverged.id].reason == "step 3, the loss"
+    assert "a record of protocol version 0 exists" in made[older.id].reason
+    assert "full disk" in made[failed.id].reason
+
+    store.record_path("finetune", str(done.id)).write_text("{")
+    store.new_attempt("finetune", str(failed.id))
+    records = {r.id: r for r in store.records()}
+    made = {p.cell.id: p for p in plan(stage1, store, records)}
+    assert made[done.id].state == "damaged"
+    assert made[failed.id].state == "running" and "running" not in SUBMITTABLE
+    assert {"missing", "failed", "damaged", "stale"} == set(SUBMITTABLE)
+
+    waiting = [c for c in cells(table, {}, checkout=checkout) if c.waits_for]
+    assert {(p.state, p.reason) for p in plan(waiting, store, {})} == {("waits", "for lora")}
+    assert counts(plan([stage1[0], *waiting], Store(tmp_path / "empty"), {})) == {"missing": 1, "waits": len(waiting)}
+
+
+def test_cost_is_measured_where_a_like_run_has_a_record(table: Table, stage1: list[Cell], tmp_path: Path) -> None:
+    records = {str(stage1[0].id): record_of(stage1[0])}
+    for planned in plan(stage1, Store(tmp_path), records):
+        assert planned.hours == pytest.approx(36 / 3600) and planned.cost_source.startswith("measured")
+    for planned in plan(stage1, Store(tmp_path), {}):
+        assert planned.hours is None and planned.cost_source.startswith("unknown")
+
+
+def test_cost_at_paper_scale_says_that_it_is_an_estimate(checkout: Path, tmp_path: Path) -> None:
+    paper = load_table(checkout, "table2", ["scale=paper", "seed=0", "method=lora"])
+    for planned in plan(cells(paper, {}, checkout=checkout), Store(tmp_path), {}):
+        assert planned.hours is not None and 0.001 < planned.hours < 10
+        assert planned.cost_source.startswith("estimate")
+
+
+def test_texts_show_states_and_reasons(table: Table, stage1: list[Cell], tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.new_attempt("finetune", str(stage1[1].id)).fail("RunFailed: full disk")
+    planned = plan(stage1, store, {str(stage1[0].id): record_of(stage1[0])})
+    for text in (plan_text(table, planned), status_text(table, planned)):
+        assert "1 done" in text and "1 failed" in text and "2 missing" in text
+        assert f"{stage1[1].id}" in text and "full disk" in text

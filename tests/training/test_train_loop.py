@@ -1,0 +1,282 @@
+"""The optimisation loop against a hand-written one (torch AdamW, transformers' linear schedule), bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from nora.adapters import Preconditioner, initialize_, lora_layers
+from nora.streams import generator
+from nora.tasks.example import Example
+from nora.training.encoding import encode_example
+from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train, train_step
+from nora.training.objectives import ClassificationObjective
+from twins import same_bytes, snapshot, tiny_opt, with_lora
+
+
+def _settings(**changes: Any) -> LoopSettings:
+    values: dict[str, Any] = {
+        "lr": 0.01,
+        "batch_size": 4,
+        "epochs": 2,
+        "schedule": "linear",
+        "warmup_steps": 0,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "precision": "fp32",
+    }
+    return LoopSettings(**{**values, **changes})
+
+
+def _model(dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> Any:
+    model = with_lora(tiny_opt(dtype=dtype, vocab=1024, dropout=dropout)).to(dtype)
+    initialize_(model, "nystrom", xi=0.1)
+    return model
+
+
+def _order(epoch: int) -> Tensor:
+    return torch.randperm(10, generator=generator(0, "order", f"epoch {epoch}"))
+
+
+def _seed(step: int) -> None:
+    torch.manual_seed(step)
+
+
+@pytest.fixture
+def objective(tokenizer: Any, examples: list[Example]) -> ClassificationObjective:
+    """Ten examples: batches of 4, 4 and 2."""
+    encoded = [encode_example(e, tokenizer, max_length=100) for e in examples * 2]
+    return ClassificationObjective(encoded, [e.gold for e in examples * 2], 0, True)
+
+
+def _train(
+    model: Any,
+    objective: Any,
+    settings: LoopSettings,
+    state: LoopState,
+    evaluate: Callable[[nn.Module], dict[str, Any]] = lambda model: {"loss": 1.0},
+    before_step: Callable[[int], None] = _seed,
+) -> list[Any]:
+    infos: list[Any] = []
+    train(
+        model,
+        objective,
+        settings,
+        state,
+        order=_order,
+        before_step=before_step,
+        evaluate=evaluate,
+        on_step=infos.append,
+        on_boundary=lambda state: None,
+    )
+    return infos
+
+
+def _keep_last() -> Callable[[nn.Module], dict[str, Any]]:
+    """A dev loss that falls, so that the last epoch is the best."""
+    losses = iter([3.0, 2.0, 1.0, 0.5])
+    return lambda model: {"loss": next(losses)}
+
+
+def test_equals_a_hand_written_loop_bitwise(objective: ClassificationObjective) -> None:
+    """Two epochs, dropout on, last batch of an epoch smaller, clipping active."""
+    settings = _settings(max_grad_norm=0.05, weight_decay=0.01)
+    ours, reference = _model(dropout=0.1), _model(dropout=0.1)
+    state = make_state(ours, settings, num_examples=10, preconditioner=None)
+    infos = _train(ours, objective, settings, state, _keep_last())
+
+    parameters = [p for p in reference.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, 6)
+    reference.train()
+    seen = []
+    step = 0
+    for epoch in range(2):
+        order = _order(epoch).tolist()
+        for start in (0, 4, 8):
+            indices = order[start : start + 4]
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            loss = objective.loss(reference, indices) / len(indices)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 0.05)
+            seen.append((loss.item(), norm.item(), optimizer.param_groups[0]["lr"]))
+            optimizer.step()
+            schedule.step()
+            step += 1
+    assert [(i.loss, i.grad_norm, i.lr) for i in infos] == seen
+    assert all(norm > 0.05 for _, norm, _ in seen), "clipping was active"
+    assert same_bytes(snapshot(ours), snapshot(reference))
+    assert [i.epoch for i in infos] == [0, 0, 0, 1, 1, 1] and infos[-1].total_steps == 6
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4])
+def test_micro_batches_give_the_same_step(micro: int, objective: ClassificationObjective) -> None:
+    """Float64: memory is bounded, the effective batch and the step are not changed (1e-10)."""
+    whole, parts = _model(torch.float64), _model(torch.float64)
+    for model, size in ((whole, None), (parts, micro)):
+        settings = _settings(micro_batch_size=size, batch_size=5)
+        layers = lora_layers(model)
+        state = make_state(model, settings, num_examples=10, preconditioner=Preconditioner(layers))
+        _train(model, objective, settings, state, _keep_last())
+    moved = 0.0
+    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert (one - other).abs().max() < 1e-10, name
+        moved = max(moved, float(one.detach().abs().max())) if "lora_B" in name else moved
+    assert moved > 1e-3
+
+
+def test_preconditioner_runs_once_per_step_after_accumulation_and_before_clipping(
+    objective: ClassificationObjective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model()
+    settings = _settings(micro_batch_size=1, epochs=1)
+    preconditioner = Preconditioner(lora_layers(model))
+    state = make_state(model, settings, num_examples=10, preconditioner=preconditioner)
+    events: list[str] = []
+
+    def spy(owner: Any, name: str, label: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            events.append(label)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    spy(torch.Tensor, "backward", "backward")
+    spy(preconditioner, "step", "precondition")
+    spy(torch.nn.utils, "clip_grad_norm_", "clip")
+    state.optimizer.register_step_pre_hook(lambda *_: events.append("step"))
+    spy(state.scheduler, "step", "schedule")
+    _train(model, objective, settings, state)
+    tail = ["precondition", "clip", "step", "schedule"]
+    assert events == ["backward"] * 4 + tail + ["backward"] * 4 + tail + ["backward"] * 2 + tail
+
+
+class _Broken:
+    """A loss that is fine until the given call, then not finite (or finite with a non-finite gradient)."""
+
+    num_examples = 10
+
+    def __init__(self, call: int, kind: str) -> None:
+        self.calls, self.bad, self.kind = 0, call, kind
+
+    def count(self, indices: Any) -> int:
+        return len(indices)
+
+    def loss(self, model: nn.Module, indices: Any) -> Tensor:
+        self.calls += 1
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        total = sum((p**2).sum() for p in parameters)
+        assert isinstance(total, Tensor)
+        if self.calls != self.bad:
+            return total
+        return total * math.nan if self.kind == "loss" else total + (parameters[1] * 0).abs().sqrt().sum()
+
+
+@pytest.mark.parametrize("kind, tensor", [("loss", "the loss"), ("gradient", "the gradient of .*lora_B")])
+@pytest.mark.parametrize("precondition", [False, True])
+def test_a_non_finite_loss_or_gradient_ends_the_run_before_anything_moves(
+    kind: str, tensor: str, precondition: bool
+) -> None:
+    """The fourth micro-batch is bad: step 0 (two micro-batches) was taken, step 1 is not."""
+    model = _model()
+    settings = _settings(micro_batch_size=2)
+    preconditioner = Preconditioner(lora_layers(model)) if precondition else None
+    state = make_state(model, settings, num_examples=10, preconditioner=preconditioner)
+    objective = _Broken(4, kind)
+    train_step(model, objective, [0, 1, 2, 3], settings, state)
+    state.step = 1
+    before = snapshot(model)
+    moments = [{k: v.clone() for k, v in s.items()} for s in state.optimizer.state.values()]
+    lr = state.scheduler.get_last_lr()
+    with pytest.raises(Diverged, match=tensor) as error:
+        train_step(model, objective, [4, 5, 6, 7], settings, state)
+    assert error.value.step == 1
+    assert same_bytes(before, snapshot(model))
+    after = list(state.optimizer.state.values())
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(moments, after, strict=True) for k in a)
+    assert state.scheduler.get_last_lr() == lr
+
+
+@pytest.mark.parametrize(
+    "losses, best", [([3.0, 1.0, 2.0], 1), ([1.0, 1.0, 2.0], 0), ([3.0, math.nan, 2.0], 2), ([math.nan, 4.0, 5.0], 1)]
+)
+def test_the_epoch_of_lowest_dev_loss_is_restored(
+    losses: list[float], best: int, objective: ClassificationObjective
+) -> None:
+    model = _model()
+    settings = _settings(epochs=3)
+    state = make_state(model, settings, num_examples=10, preconditioner=None)
+    adapters: list[dict[str, Tensor]] = []
+
+    def evaluate(m: nn.Module) -> dict[str, Any]:
+        adapters.append(snapshot(m))
+        return {"loss": losses[len(adapters) - 1]}
+
+    _train(model, objective, settings, state, evaluate)
+    assert state.best_epoch == best
+    assert same_bytes(adapters[best], snapshot(model))
+    assert len(adapters) == 3 and not same_bytes(adapters[0], adapters[1])
+    assert [entry["epoch"] for entry in state.dev_log] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("n, batch, epochs, expected", [(10, 4, 2, 6), (8, 4, 3, 6), (1000, 8, 5, 625), (3, 8, 1, 1)])
+def test_number_of_steps(n: int, batch: int, epochs: int, expected: int) -> None:
+    assert num_steps(n, _settings(batch_size=batch, epochs=epochs)) == expected
+
+
+def test_no_epochs_leave_the_start(objective: ClassificationObjective) -> None:
+    model = _model()
+    before = snapshot(model)
+    settings = _settings(epochs=0)
+    _train(model, objective, settings, make_state(model, settings, num_examples=10, preconditioner=None))
+    assert same_bytes(before, snapshot(model))
+
+
+@pytest.mark.parametrize("schedule, warmup", [("linear", 2), ("cosine", 1), ("constant", 0)])
+def test_learning_rates_by_formula(schedule: str, warmup: int, objective: ClassificationObjective) -> None:
+    model = _model()
+    settings = _settings(schedule=schedule, warmup_steps=warmup)
+    infos = _train(model, objective, settings, make_state(model, settings, num_examples=10, preconditioner=None))
+
+    def factor(t: int) -> float:
+        if t < warmup:
+            return t / warmup
+        done = (t - warmup) / (6 - warmup)
+        return {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}[schedule]
+
+    assert [i.lr for i in infos] == pytest.approx([0.01 * factor(t) for t in range(6)], abs=1e-12)
+
+
+def test_bf16_is_an_autocast_of_the_loss_alone(objective: ClassificationObjective) -> None:
+    """Factors and moments stay float32; evaluation runs outside the autocast."""
+    seen: dict[str, bool] = {}
+
+    class Spy:
+        num_examples = 10
+        count = objective.count
+
+        def loss(self, model: nn.Module, indices: Any) -> Tensor:
+            seen["loss"] = torch.is_autocast_enabled("cpu")
+            return objective.loss(model, indices)
+
+    def evaluate(model: nn.Module) -> dict[str, Any]:
+        seen["evaluate"] = torch.is_autocast_enabled("cpu")
+        return {"loss": 1.0}
+
+    model = _model()
+    settings = _settings(precision="bf16", epochs=1)
+    state = make_state(model, settings, num_examples=10, preconditioner=None)
+    _train(model, Spy(), settings, state, evaluate)
+    assert seen == {"loss": True, "evaluate": False}
+    assert {p.dtype for p in state.parameters.values()} == {torch.float32}
