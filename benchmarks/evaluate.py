@@ -80,7 +80,8 @@ def run(*, quick: bool) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """One line per task."""
-    lines = [f"{'task':8} {'examples':>8} {'candidates':>10} {'one by one':>11} {'batched':>17} {'shared prompt':>17}  fp64"]
+    head = f"{'task':8} {'examples':>8} {'candidates':>10} {'one by one':>11} {'batched':>17} {'shared prompt':>17}"
+    lines = [f"{head}  fp64"]
     for r in result["rows"]:
         lines.append(
             f"{r['task']:8} {r['examples']:8} {r['candidates']:10} {r['one_by_one']:10.3f}s "
