@@ -55,7 +55,11 @@ class AdapterLayer:
     def weight(self) -> Tensor:
         """The frozen weight as [out, in]: a view; an 8/4-bit one is dequantised, for as long as the result is held."""
         base = self.module.get_base_layer()
-        held = self.held_weight if isinstance(base, nn.MultiheadAttention) else dequantize_module_weight(base)
+        held = self.held_weight
+        if type(held).__name__ == "Int8Params":
+            held = _dequantised_int8(base)
+        elif not isinstance(base, nn.MultiheadAttention):
+            held = dequantize_module_weight(base)
         weight: Tensor = held.detach()
         if self.is_embedding or getattr(self.module, "fan_in_fan_out", False):
             return weight.T
@@ -84,6 +88,12 @@ class AdapterLayer:
     @property
     def scaling(self) -> float:
         return float(self.module.scaling[self.adapter])
+
+
+def _dequantised_int8(base: Any) -> Tensor:
+    """bitsandbytes' 8-bit weight in float32; PEFT's own helper replaces the parameter on a CPU, and breaks it there."""
+    row_maxima: Tensor = base.weight.SCB if base.weight.SCB is not None else base.state.SCB
+    return base.weight.data.to(torch.float32) * (row_maxima.to(base.weight.device)[:, None] / 127)
 
 
 def why_not_two_matrices(layer: AdapterLayer) -> str | None:
