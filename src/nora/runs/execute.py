@@ -15,7 +15,7 @@ import torch
 from nora.runs import kinds, provenance
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import RunFailed
-from nora.runs.files import sha256_bytes
+from nora.runs.files import canonical_json, sha256_bytes
 from nora.runs.mirror import open_mirror
 from nora.runs.record import DamagedRecord, Record
 from nora.runs.schema import ExecSpec, Spec
@@ -93,7 +93,7 @@ def execute(
         run_id=identity,
         group=words["group"],
         name=f"{words['what']} on {words['on']}, seed {plain['seed']}, {identity[:6]}",
-        tags=[kind, words["what"], *tags],
+        tags=[kind, *words["tags"].split(), *tags],
         config=plain,
         folder=attempt.path,
     )
@@ -151,7 +151,7 @@ def _make_record(identity: str, plain: dict[str, Any], outcome: Outcome, *, stor
     }
     if outcome.diverged:
         result["diverged"] = outcome.diverged
-    return Record(identity, result, {})
+    return Record(identity, json.loads(canonical_json(result)), {})  # as it will be read back
 
 
 def _flat(metrics: Any, prefix: str = "") -> dict[str, float]:

@@ -291,13 +291,13 @@ def _keys_at(schema: Any, path: list[str]) -> list[str]:
     return [f.name for f in fields(schema)] if is_dataclass(schema) else []
 
 
-def _sentence(error: Any, schema: type) -> str:
+def _sentence(error: Any, schema: type, prefix: str) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         allowed = _keys_at(schema, location[:-1])
         near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"; did you mean {'.'.join([*location[:-1], near[0]])}?" if near else ""
+        hint = f"; did you mean {prefix}{'.'.join([*location[:-1], near[0]])}?" if near else ""
         return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path}: missing"
@@ -321,5 +321,5 @@ def validate(value: Any, schema: type, *, prefix: str = "") -> Any:
             json.dumps(value)
         )  # JSON mode: strict types, yet dicts make dataclasses
     except ValidationError as error:
-        problems = [_sentence(e, schema) for e in error.errors(include_url=False)]
+        problems = [_sentence(e, schema, prefix) for e in error.errors(include_url=False)]
         raise UserError("; ".join(prefix + p for p in problems)) from None

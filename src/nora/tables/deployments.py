@@ -61,10 +61,12 @@ def pick_deployments(file: DeploymentsFile, name: str, overrides: Sequence[str])
 def deployment_cells(target: Deployments, *, checkout: Path) -> list[Cell]:
     """Every run of the target."""
     pins, made = Pins(checkout), []
+    composed = compose_config(checkout / "conf", ["kind=deployment", *target.overrides])
     for init in target.inits:
         for seed in target.seeds:
             overrides = ("kind=deployment", f"adapter.init={init}", *target.overrides, f"seed={seed}")
-            spec = spec_dict(build_spec(compose_config(checkout / "conf", overrides), pins))
+            config = {**composed, "adapter": {**composed["adapter"], "init": init}, "seed": seed}
+            spec = spec_dict(build_spec(config, pins))
             made.append(
                 Cell(
                     target.name, "", init, "deployment", seed, 1, {"adapter.init": init}, overrides, spec, run_id(spec)
