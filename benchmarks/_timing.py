@@ -15,18 +15,26 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def clock(device: torch.device) -> tuple[str, Callable[[], float]]:
+    """Processor time where one thread does the work, so that a busy machine does not show; else wall time."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return "processor time", time.process_time
+    return "wall time", time.perf_counter
+
+
 def interleaved(methods: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, float]:
     """Median milliseconds of each method over ``rounds`` rounds A B C A B C …, after one call each to warm up."""
     for method in methods.values():
         method()
     _wait(device)
+    _, now = clock(device)
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
         for name, method in methods.items():
-            started = time.perf_counter()
+            started = now()
             method()
             _wait(device)
-            times[name].append(1000 * (time.perf_counter() - started))
+            times[name].append(1000 * (now() - started))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -118,6 +118,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     """Every case on every device there is; ``quick``: the two smallest, three rounds."""
     cases = dict(list(_CASES.items())[:2]) if quick else _CASES
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": 3 if quick else 9, "cases": []}
+    result["clock"] = {device.type: _timing.clock(device)[0] for device in _timing.devices()}
     for device in _timing.devices():
         for name, (shapes, rank) in cases.items():
             methods = _case(shapes, rank, device, result["rounds"])
@@ -140,5 +141,6 @@ def table(result: dict[str, Any]) -> str:
                 f"{m['inverse_ms']:11.3f} {m['inverse_ms'] / reference['inverse_ms']:7.1f} {m['peak_mib']:9.1f} "
                 f"{m['error']:8.1e}"
             )
-    lines.append(f"{result['threads']} threads, interleaved, medians of {result['rounds']}")
+    how = f"{result['threads']} threads, {result['clock']['cpu']} on the CPU"
+    lines.append(f"{how}, interleaved, medians of {result['rounds']}")
     return "\n".join(lines)

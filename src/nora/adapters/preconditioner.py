@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nora.adapters.layers import AdapterLayer
 
+_NARROW = (torch.bfloat16, torch.float16)
 NORMALIZERS = ("frobenius", "none")
 INVERSES = ("cholesky", "pinv")
 
@@ -56,14 +57,17 @@ class _One(NamedTuple):
 
 def _wide(tensor: Tensor) -> Tensor:
     """As a matrix in at least float32."""
-    return tensor.flatten(1).to(torch.promote_types(tensor.dtype, torch.float32))
+    if tensor.dim() != 2:
+        tensor = tensor.flatten(1)
+    return tensor.to(torch.float32) if tensor.dtype in _NARROW else tensor
 
 
 def scale_one_by_one(jobs: Sequence[_One]) -> None:
     """Rewrites each gradient in place, one product each: the fastest on a CPU, where a batch has to be copied."""
     for gradient, P, left in jobs:
         wide = _wide(gradient)
-        gradient.copy_((P @ wide if left else wide @ P).reshape(gradient.shape))
+        product = P @ wide if left else wide @ P
+        gradient.copy_(product if gradient.dim() == 2 else product.reshape(gradient.shape))
 
 
 def scale_batched(jobs: Sequence[_One]) -> None:
@@ -121,12 +125,11 @@ class Preconditioner:
         for pairs in self._groups.values():
             grams = _grams([_wide(p.A) for p in pairs] + [_wide(p.B).T for p in pairs])
             P = damped_inverse(grams, damping=self.damping, normalize=self.normalize, inverse=self.inverse)
-            jobs = []
-            for i, (A, B) in enumerate(pairs):
-                first = self.steps == 0
+            jobs, each, first = [], P.unbind(), self.steps == 0
+            for (A, B), P_B, P_A in zip(pairs, each[: len(pairs)], each[len(pairs) :], strict=True):
                 if B.grad is not None and not (first and not A.any()):
-                    jobs.append(_One(B.grad, P[i], left=False))
+                    jobs.append(_One(B.grad, P_B, left=False))
                 if A.grad is not None and not (first and not B.any()):
-                    jobs.append(_One(A.grad, P[len(pairs) + i], left=True))
+                    jobs.append(_One(A.grad, P_A, left=True))
             (scale_one_by_one if grams.device.type == "cpu" else scale_batched)(jobs)
         self.steps += 1
