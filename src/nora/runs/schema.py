@@ -230,6 +230,37 @@ class FactorizeSpec:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeployedAdapter:
+    """The adapter that is deployed: a start by PEFT's or our name, and its size."""
+
+    init: Literal["kaiming", "gaussian", "orthogonal", "nystrom", "pissa", "pissa_niter_4", "olora"]
+    rank: Count
+    alpha: Count
+    xi: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeploymentProtocol:
+    """How long the adapter is trained before it is saved (AdamW)."""
+
+    name: Literal["deployment"]
+    version: Count
+    steps: Count
+    lr: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeploymentSpec:
+    """``kind=deployment``: one start, deployed on a text model and on a UNet."""
+
+    kind: Literal["deployment"]
+    model: ModelSpec
+    adapter: DeployedAdapter
+    protocol: DeploymentProtocol
+    seed: Seed
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ExecSpec:
     """Where and how a run executes; nothing here may change a number."""
 
@@ -246,8 +277,8 @@ class ExecSpec:
     micro_batch_size: Count | None = None
 
 
-Spec = FinetuneSpec | FactorizeSpec
-KINDS: dict[str, type] = {"finetune": FinetuneSpec, "factorize": FactorizeSpec}
+Spec = FinetuneSpec | FactorizeSpec | DeploymentSpec
+KINDS: dict[str, type] = {"finetune": FinetuneSpec, "factorize": FactorizeSpec, "deployment": DeploymentSpec}
 
 
 def _keys_at(schema: Any, path: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ ID_LENGTH = 16  # hex digits: 64 bits
 SPEC_KEYS = {
     "finetune": ("kind", "model", "task", "method", "protocol", "seed", "measure"),
     "factorize": ("kind", "problem", "start", "solver", "protocol", "seed", "measure"),
+    "deployment": ("kind", "model", "adapter", "protocol", "seed"),
 }
 
 
@@ -57,7 +58,7 @@ class Pins:
 
     def apply(self, plain: dict[str, Any]) -> dict[str, Any]:
         """The spec with its revisions and row hashes filled in where they are known."""
-        if "model" not in plain:
+        if "task" not in plain:
             return plain
         model, task = dict(plain["model"]), dict(plain["task"])
         if model.get("source") == "hub":
@@ -122,6 +123,9 @@ def describe(spec: Mapping[str, Any]) -> dict[str, str]:
     if spec["kind"] == "factorize":
         names = [spec[part]["name"] for part in ("solver", "start", "problem")]
         what, on = f"{names[0]} from {names[1]}", names[2]
+    elif spec["kind"] == "deployment":
+        names = [spec["adapter"]["init"], spec["model"]["name"]]
+        what, on = names
     else:
         names = [spec[part]["name"] for part in ("method", "task", "model")]
         what, on = names[0], f"{names[1]}, {names[2]}"
