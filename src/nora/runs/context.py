@@ -34,6 +34,8 @@ class RunContext:
     earlier: tuple[Attempt, ...]
     """Attempts before this one: their checkpoints may be continued."""
     report: Callable[[Update], None]
+    stop_requested: Callable[[], bool] = lambda: False
+    """Asked at step boundaries: True means save the state and raise Interrupted."""
 
 
 @dataclass(frozen=True)

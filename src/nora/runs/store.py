@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -14,10 +17,13 @@ from typing import Any, Literal
 from nora.runs.files import publish_once, sha256_bytes, sha256_file, write_atomic
 from nora.runs.record import DamagedRecord, Record, read_record
 
-State = Literal["missing", "running", "failed", "diverged", "stale", "done", "damaged"]
+State = Literal["missing", "queued", "running", "interrupted", "failed", "diverged", "stale", "done", "damaged"]
 HEARTBEAT_SECONDS = 15.0
 DEAD_AFTER_HEARTBEATS = 8
 _NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
+
+
+_ENDS = ("finished", "failed.json", "interrupted.json")
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,32 @@ class Attempt:
     def journal(self) -> Path:
         return self.path / "journal.jsonl"
 
+    def owner(self) -> dict[str, Any]:
+        """Host, process and SLURM job that made the attempt; {} where that was not written."""
+        try:
+            owner: dict[str, Any] = json.loads((self.path / "owner.json").read_text())
+            return owner
+        except (OSError, json.JSONDecodeError):
+            return {}
+
     def beat(self) -> None:
         """Says that the attempt is alive."""
         (self.path / "heartbeat").touch()
+
+    def finish(self) -> None:
+        """Says that the attempt has published its record."""
+        (self.path / "finished").touch()
+
+    def interrupt(self, reason: str) -> None:
+        """Writes down that the attempt stopped on purpose and can be continued."""
+        write_atomic(self.path / "interrupted.json", json.dumps({"reason": reason}))
+
+    def interruption(self) -> str | None:
+        """Why the attempt stopped on purpose, None where it did not."""
+        try:
+            return str(json.loads((self.path / "interrupted.json").read_text())["reason"])
+        except (OSError, json.JSONDecodeError, KeyError):
+            return None
 
     def fail(self, error: str, detail: str = "") -> None:
         """Writes down why the attempt ended without a record."""
@@ -64,14 +93,13 @@ class Attempt:
     def failure(self) -> str | None:
         try:
             return str(json.loads((self.path / "failed.json").read_text())["error"])
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        except (OSError, json.JSONDecodeError, KeyError):
             return None
 
     def is_alive(self) -> bool:
-        """On this host by its process, elsewhere by its heartbeat."""
-        try:
-            owner = json.loads((self.path / "owner.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        """Not ended, and: on this host its process, elsewhere its heartbeat."""
+        owner = self.owner()
+        if not owner or any((self.path / end).exists() for end in _ENDS):
             return False
         if owner["host"] == socket.gethostname():
             return _process_started(owner["pid"]) == owner["process_started"]
@@ -101,23 +129,47 @@ class Store:
             return []
         return [Attempt(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
 
-    def new_attempt(self, kind: str, run_id: str) -> Attempt:
-        """The next free number; ``mkdir`` decides between two that ask at once."""
+    def new_attempt(self, kind: str, run_id: str, *, job: str | None = None) -> Attempt:
+        """The next free number. The folder gets its name when its owner is written: of two that ask at once one gets
+        the lower number (a rename onto a folder with content fails), and the other sees whose it is."""
         folder = self.run_dir(kind, run_id) / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
         number = max((a.number for a in self.attempts(kind, run_id)), default=0) + 1
-        while True:
-            path = folder / f"{number:04d}"
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                number += 1
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": _process_started(os.getpid())}
-        write_atomic(path / "owner.json", json.dumps(owner))
-        attempt = Attempt(path)
-        attempt.beat()
-        return attempt
+        made = folder / f".tmp-{secrets.token_hex(8)}"
+        made.mkdir()
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": _process_started(os.getpid()),
+            "job": job,
+        }
+        try:
+            write_atomic(made / "owner.json", json.dumps(owner))
+            (made / "heartbeat").touch()
+            while True:
+                path = folder / f"{number:04d}"
+                try:
+                    made.rename(path)
+                    return Attempt(path)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    number += 1
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+
+    def failures(self, kind: str, run_id: str) -> int:
+        """Attempts that ended badly: with an error, or without a word and not because SLURM requeued their job."""
+        attempts = self.attempts(kind, run_id)
+        count = 0
+        for attempt, later in zip(attempts, [*attempts[1:], None], strict=False):
+            if attempt.failure() is not None:
+                count += 1
+            elif not attempt.is_alive() and not any((attempt.path / end).exists() for end in _ENDS):
+                job = attempt.owner().get("job")
+                count += not (later is not None and job is not None and later.owner().get("job") == job)
+        return count
 
     def publish_file(self, kind: str, run_id: str, name: str, data: bytes) -> None:
         """Puts a file beside the record; ``name`` is made of its content, so one that stands there is the same."""
@@ -173,10 +225,15 @@ class Store:
         attempts = self.attempts(kind, run_id)
         if not attempts:
             return RunState("missing")
-        if any(a.is_alive() and a.failure() is None for a in attempts):
-            return RunState("running", f"attempt {attempts[-1].number}")
-        reason = attempts[-1].failure() or "its process ended without a word (killed?)"
-        return RunState("failed", f"attempt {attempts[-1].number}: {reason}")
+        alive = [a for a in attempts if a.is_alive()]
+        if alive:
+            return RunState("running", f"attempt {alive[-1].number}")
+        last = attempts[-1]
+        stopped = last.interruption()
+        if stopped is not None:
+            return RunState("interrupted", f"attempt {last.number}: {stopped}")
+        reason = last.failure() or "its process ended without a word (killed?)"
+        return RunState("failed", f"attempt {last.number}: {reason}")
 
     def verify_files(self, record: Record) -> list[str]:
         """Problems with the files a record names: one line each, [] where every hash is right."""

@@ -20,7 +20,7 @@ from nora.adapters.spectrum import moved_singular_values
 from nora.runs import build
 from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import RunFailed
+from nora.runs.errors import Interrupted, RunFailed
 from nora.runs.schema import FewShotProtocol, FinetuneSpec
 from nora.tasks.example import Example
 from nora.tasks.sampling import draw_subsets
@@ -126,8 +126,11 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         )
 
     def on_boundary(state: LoopState) -> None:
-        if state.step % context.settings.checkpoint_every == 0:
+        stop = context.stop_requested()
+        if stop or state.step % context.settings.checkpoint_every == 0:
             save_checkpoint(context.attempt.path, state)
+        if stop:
+            raise Interrupted(state.step)
 
     try:
         train(
