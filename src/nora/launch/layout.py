@@ -28,7 +28,8 @@ class Array:
         return {"label": self.label, "resources": vars(self.resources), "tasks": [list(ids) for ids in self.tasks]}
 
 
-def _class_of(cell: Cell) -> tuple[str, str | None]:
+def class_of(cell: Cell) -> tuple[str, str | None]:
+    """Kind and base model: runs that share them are given the same resources."""
     assert cell.spec is not None
     model = cell.spec.get("model")
     return cell.spec["kind"], model["name"] if model else None
@@ -41,7 +42,7 @@ def layout(cells: Sequence[Cell], profile: Profile) -> list[Array]:
     for cell in cells:
         if cell.id is not None and cell.id not in seen:
             seen.add(cell.id)
-            classes.setdefault(_class_of(cell), []).append(cell.id)
+            classes.setdefault(class_of(cell), []).append(cell.id)
     arrays = []
     for (kind, model), ids in classes.items():
         resources = profile.resources_of(kind, model)

@@ -292,7 +292,7 @@ def _sentence(error: Any, schema: type) -> str:
     message = message[:1].lower() + message[1:]
     given = error.get("input")
     if isinstance(given, dict) or type(given).__name__.endswith("ArgsKwargs"):
-        return f"{path}: {message}"
+        return f"{path}: {message}" if path else message
     hint = ""
     if error["type"] == "literal_error":
         options = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
