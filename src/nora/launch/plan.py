@@ -55,7 +55,8 @@ def _state(cell: Cell, store: Store, records: Mapping[str, Record], versions: Ma
         if record.status == "diverged":
             where = record.result["diverged"]
             return RunState("diverged", f"step {where['step']}, {where['tensor']}", record)
-        return RunState("done", "", record)
+        problems = store.verify_files(record)
+        return RunState("damaged", problems[0], record) if problems else RunState("done", "", record)
     state = store.state(cell.spec["kind"], cell.id)
     if state.state == "missing":
         from nora.runs.spec import versionless_id

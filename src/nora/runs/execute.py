@@ -111,7 +111,10 @@ def execute(
         _LOG.warning("%s: the run is repeated", error)
         existing = None
     if existing is not None:
-        return existing, False
+        problems = store.verify_files(existing)
+        if not problems:
+            return existing, False
+        _LOG.warning("%s: the run is repeated", "; ".join(problems))
     torch.set_num_threads(settings.threads)
     device = choose_device(settings)
     try:
@@ -123,7 +126,9 @@ def execute(
         attempt.interrupt(f"attempt {rival.number} has the run")
         raise AlreadyRunning(f"run {identity} is running: attempt {rival.number} on {rival.owner().get('host')}")
     existing = _published(store, kind, identity)
-    if existing is not None:  # a rival finished between the first look and the attempt
+    if existing is not None and not store.verify_files(
+        existing
+    ):  # a rival finished between the first look and the attempt
         attempt.interrupt("another attempt has published the run")
         return existing, False
     try:
@@ -223,6 +228,8 @@ def _make_record(identity: str, plain: dict[str, Any], outcome: Outcome, *, stor
         files[label] = {"name": f"{stem}.{digest[:8]}{suffix}", "sha256": digest}
         if keep:
             store.publish_file(plain["kind"], identity, files[label]["name"], data)
+        else:
+            store.drop_damaged_file(plain["kind"], identity, files[label]["name"], digest)
     result: dict[str, Any] = {
         "spec": plain,
         "status": "diverged" if outcome.diverged else "done",

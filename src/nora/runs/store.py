@@ -177,6 +177,12 @@ class Store:
         if not publish_once(path, data) and sha256_file(path) != sha256_bytes(data):
             write_atomic(path, data)
 
+    def drop_damaged_file(self, kind: str, run_id: str, name: str, sha256: str) -> None:
+        """Removes a file that is not what its hash says and that this run does not keep."""
+        path = self.run_dir(kind, run_id) / name
+        if path.is_file() and sha256_file(path) != sha256:
+            path.unlink(missing_ok=True)
+
     def publish_record(self, record: Record) -> bool:
         """Publishes the record unless one stands there already; the first valid one wins."""
         kind = record.spec["kind"]
