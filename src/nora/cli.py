@@ -27,6 +27,7 @@ or sets a field of every run. Exit codes: 0 done, 1 the work failed, 2 the input
 
 _TARGET_VERBS = (
     "plan", "launch", "status", "retry", "cancel", "logs", "why", "collate", "verify", "trace", "show", "prefetch",
+    "sync-wandb", "doctor",
 )  # fmt: skip
 
 
@@ -86,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("prefetch", "resolve a target's Hub names to commits, download, write conf/revisions.lock", _prefetch)
     sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
     sub.add_argument("--dry-run", action="store_true")
+    sub = verb("sync-wandb", "upload a target's journals and records to W&B; twice changes nothing", _sync_wandb)
+    sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
+    sub.add_argument("--dry-run", action="store_true")
+    sub = verb("doctor", "what this machine has: libraries, disk, Hub, SLURM, W&B", _doctor)
+    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub.add_argument("--json", action="store_true")
     sub = verb("pretrain", "make a small base model from a folder of text", _pretrain)
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--corpus", required=True, type=Path, metavar="FOLDER", help="the folder the yaml's paths are in")
@@ -339,6 +346,28 @@ def _prefetch(options: argparse.Namespace) -> int:
     lines = prefetch(specs, _checkout(), dry_run=options.dry_run)
     print("\n".join(lines) or "nothing to fetch: this target reads no Hub model or data set")
     return 0
+
+
+def _sync_wandb(options: argparse.Namespace) -> int:
+    from nora.runs.sync import sync
+    from nora.tables.targets import target_cells
+
+    tables, settings, _ = _read_targets(options.targets)
+    store = _store(settings)
+    records = _records(store)
+    cells = [c for table in tables for c in target_cells(table, records, checkout=_checkout())]
+    specs = {c.id: c.spec for c in cells if c.id is not None and c.spec is not None}
+    lines = sync(store, specs, project=settings["wandb_project"], dry_run=options.dry_run)
+    print("\n".join(lines) or "nothing to upload")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from nora.launch.doctor import examine, report
+
+    findings = examine(_checkout(), _store(_exec_settings(_checkout(), options.overrides)).root)
+    print(json.dumps([vars(f) for f in findings], indent=1) if options.json else report(findings))
+    return 1 if any(f.verdict == "bad" for f in findings) else 0
 
 
 def _pretrain(options: argparse.Namespace) -> int:

@@ -78,7 +78,7 @@ def work(folder: Path, ids: Sequence[str], *, job: str) -> None:
         if signals.requested():
             _stop(signals, job, left=len(ids) - position)
         try:
-            _one(submission, store, settings, identity, signals, job)
+            _one(submission, store, settings, identity, signals, job, keep_base=len(ids) > 1)
         except AlreadyRunning as running:
             print(f"{running}; nothing to do here", flush=True)
         except Interrupted as stopped:
@@ -92,7 +92,14 @@ def work(folder: Path, ids: Sequence[str], *, job: str) -> None:
 
 
 def _one(
-    submission: Submission, store: Store, settings: ExecSpec, identity: str, signals: StopSignals, job: str
+    submission: Submission,
+    store: Store,
+    settings: ExecSpec,
+    identity: str,
+    signals: StopSignals,
+    job: str,
+    *,
+    keep_base: bool,
 ) -> None:
     from nora.runs.execute import execute  # torch: after the signals are in place
 
@@ -111,6 +118,7 @@ def _one(
         stop_requested=signals.requested,
         job=job,
         dead_up_to=entry["dead_up_to"],
+        keep_base=keep_base,
     )
     print(f"run {identity}: {record.status}{'' if made else ', already there'}", flush=True)
 

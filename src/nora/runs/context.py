@@ -36,6 +36,8 @@ class RunContext:
     report: Callable[[Update], None]
     stop_requested: Callable[[], bool] = lambda: False
     """Asked at step boundaries: True means save the state and raise Interrupted."""
+    keep_base: bool = False
+    """More runs on the same base follow in this process."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ def execute(
     stop_requested: Callable[[], bool] = lambda: False,
     job: str | None = None,
     dead_up_to: int = 0,
+    keep_base: bool = False,
 ) -> tuple[Record, bool]:
     """The run's record, and whether this call made it (False: it was there already and nothing was done).
 
@@ -132,7 +133,7 @@ def execute(
         attempt.interrupt("another attempt has published the run")
         return existing, False
     try:
-        record = _run(spec, settings, device, attempt, checkout, store, show, tags, stop_requested)
+        record = _run(spec, settings, device, attempt, checkout, store, show, tags, stop_requested, keep_base)
         made = store.publish_record(record)
         attempt.finish()
     except Interrupted as error:
@@ -172,6 +173,7 @@ def _run(
     show: Callable[[Update], None],
     tags: tuple[str, ...],
     stop_requested: Callable[[], bool],
+    keep_base: bool,
 ) -> Record:
     """The work of one attempt: the record it made, its files published, the record itself not yet."""
     identity, kind = run_id(spec), spec.kind
@@ -194,7 +196,7 @@ def _run(
         reporter = _Reporter(attempt, mirror, show)
         try:
             outcome: Outcome = kinds.load(kind).execute(
-                spec, RunContext(checkout, settings, device, attempt, earlier, reporter, stop_requested)
+                spec, RunContext(checkout, settings, device, attempt, earlier, reporter, stop_requested, keep_base)
             )
         finally:
             reporter.close()

@@ -66,7 +66,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     """Trains and evaluates one run; returns metrics, the init proof, predictions and the adapter."""
     started = time.monotonic()
     task = tasks.load(spec.task.suite, spec.task.name)
-    base = build.load_base(spec.model, context.checkout, context.device)
+    base = build.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
     rows = build.load_rows(spec.task, task, context.checkout)
     subsets = draw_subsets(
         *rows,
