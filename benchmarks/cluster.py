@@ -196,8 +196,11 @@ def table(result: dict[str, Any]) -> str:
     if "skipped" in result:
         return f"SKIPPED: {result['skipped']}"
     sweep, many = result["sweep"], result["submission"]
-    return (
-        f"{many['runs']} runs submitted in {many['seconds']} s, payload {many['payload_bytes']} bytes\n"
-        f"sweep of {sweep['runs']} runs under {sweep['events']} events ({sweep['by']}): "
-        f"{sweep['identical']} identical, {sweep['lost']} lost, {sweep['attempts']} attempts, {sweep['launches']} launches, {sweep['seconds']} s"
+    return "\n".join(
+        [
+            f"{many['runs']} runs submitted in {many['seconds']} s, payload {many['payload_bytes']} bytes",
+            f"sweep of {sweep['runs']} runs under {sweep['events']} events {sweep['by']}:",
+            f"{sweep['identical']} identical, {sweep['lost']} lost, {sweep['attempts']} attempts, "
+            f"{sweep['launches']} launches, {sweep['seconds']} s",
+        ]
     )

@@ -9,8 +9,9 @@ from typing import Any
 from nora.launch import slurm
 from nora.launch.queue import Queue, with_queue
 from nora.launch.submission import Submission, submissions
+from nora.runs.attempt import Attempt
 from nora.runs.errors import UserError
-from nora.runs.store import Attempt, Store, read_json_lines
+from nora.runs.store import Store, read_json_lines
 
 _TAIL = 15
 

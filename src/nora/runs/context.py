@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from nora.runs.attempt import Attempt
 from nora.runs.schema import ExecSpec
-from nora.runs.store import Attempt
 
 
 @dataclass(frozen=True)

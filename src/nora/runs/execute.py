@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nora.runs import kinds, provenance
+from nora.runs.attempt import Attempt
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import AlreadyRunning, Interrupted, RunFailed
 from nora.runs.files import sha256_bytes
 from nora.runs.mirror import open_mirror
 from nora.runs.record import DamagedRecord, Record
+from nora.runs.reporter import Reporter
 from nora.runs.schema import ExecSpec, Spec
 from nora.runs.spec import check_ready, describe, run_id, spec_dict
-from nora.runs.store import HEARTBEAT_SECONDS, Attempt, Store
+from nora.runs.store import Store
 
 _LOG = logging.getLogger(__name__)
-
-
-class _Reporter:
-    """Journal, heartbeat, mirror and progress of one attempt."""
-
-    def __init__(self, attempt: Attempt, mirror: Any, show: Callable[[Update], None]) -> None:
-        self._mirror = mirror
-        self._show = show
-        self._file = attempt.journal.open("a", encoding="utf-8")
-        self._over = threading.Event()
-        self._beats = threading.Thread(target=self._beat, args=(attempt,), daemon=True)
-        self._beats.start()
-
-    def _beat(self, attempt: Attempt) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a full disk is the run's to report
-                attempt.beat()
-
-    def __call__(self, update: Update) -> None:
-        line = {"phase": update.phase, "step": update.step, "total": update.total, **update.values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if update.values:
-            self._mirror.log(update.values, update.step)
-        self._show(update)
-
-    def close(self) -> None:
-        self._over.set()
-        with suppress(OSError):
-            self._file.close()
 
 
 def choose_device(settings: ExecSpec) -> torch.device:
@@ -193,7 +162,7 @@ def _run(
     earlier = tuple(a for a in store.attempts(kind, identity) if a.number != attempt.number)
     status: dict[str, Any] = {"status": "failed"}
     try:
-        reporter = _Reporter(attempt, mirror, show)
+        reporter = Reporter(attempt, mirror, show)
         try:
             outcome: Outcome = kinds.load(kind).execute(
                 spec, RunContext(checkout, settings, device, attempt, earlier, reporter, stop_requested, keep_base)
