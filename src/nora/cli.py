@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nora.launch.cluster import Cluster
     from nora.launch.plan import PlannedCell
     from nora.runs.record import Record
     from nora.runs.store import Store
@@ -24,7 +25,10 @@ or sets a field of every run. Exit codes: 0 done, 1 the work failed, 2 the input
 """
 
 
-_TARGET_VERBS = ("plan", "launch", "status", "collate", "verify", "trace", "show", "prefetch")
+_TARGET_VERBS = (
+    "plan", "launch", "status", "retry", "cancel", "logs", "why", "collate", "verify", "trace", "show", "prefetch",
+    "sync-wandb", "doctor",
+)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", "the cells of a target: state, reason, cost", _plan),
         ("launch", "run exactly what is missing", _launch),
         ("status", "how far a target is", _status),
+        ("retry", "run or submit again what failed, however often", _launch),
+        ("cancel", "take a target's runs out of SLURM", _cancel),
         ("collate", "records → tables under results/tables", _collate),
         ("verify", "re-hash the records and re-score their predictions", _verify),
     ):
@@ -52,13 +58,28 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="machine-readable output")
         if name == "status":
             sub.add_argument("--watch", action="store_true", help="refresh every few seconds")
-        if name in ("launch", "collate"):
+        if name == "plan":
+            sub.add_argument("--sbatch", action="store_true", help="print the job scripts (SLURM is not needed)")
+        if name == "launch":
+            sub.add_argument(
+                "--canary", action="store_true", help="first one short run per resource class: memory, speed"
+            )
+        if name in ("launch", "retry", "cancel", "collate"):
             sub.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     sub = verb("trace", "a cell's runs, seeds, settings, commit and the commands that repeat it", _trace)
     sub.add_argument("target", metavar="TARGET")
     sub.add_argument("cell", metavar="CELL", help="METHOD/TASK, for example nora_plus/cb")
     sub.add_argument("overrides", nargs="*", metavar="key=value")
     sub.add_argument("--json", action="store_true")
+    for name, text, handler in (
+        ("logs", "where a run's logs are and how they end", _logs),
+        ("why", "why a run is in its state: attempts, SLURM jobs, the error", _why),
+    ):
+        sub = verb(name, text, handler)
+        sub.add_argument("id", metavar="ID")
+        sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+        if name == "why":
+            sub.add_argument("--json", action="store_true")
     sub = verb("show", "one record: spec, metrics, init proof, provenance", _show)
     sub.add_argument("id", metavar="ID")
     sub.add_argument("--json", action="store_true")
@@ -66,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("prefetch", "resolve a target's Hub names to commits, download, write conf/revisions.lock", _prefetch)
     sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
     sub.add_argument("--dry-run", action="store_true")
+    sub = verb("sync-wandb", "upload a target's journals and records to W&B; twice changes nothing", _sync_wandb)
+    sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
+    sub.add_argument("--dry-run", action="store_true")
+    sub = verb("doctor", "what this machine has: libraries, disk, Hub, SLURM, W&B", _doctor)
+    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub.add_argument("--json", action="store_true")
     sub = verb("pretrain", "make a small base model from a folder of text", _pretrain)
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("--corpus", required=True, type=Path, metavar="FOLDER", help="the folder the yaml's paths are in")
@@ -83,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from nora.runs.errors import RunFailed, UserError
+    from nora.runs.errors import AlreadyRunning, RunFailed, UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -102,6 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"nora: {error}", file=sys.stderr)
         return 1
+    except AlreadyRunning as running:
+        print(f"{running}; nothing to do")
+        return 0
     except KeyboardInterrupt:
         print("nora: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -187,60 +217,58 @@ def _store(settings: dict[str, Any]) -> Store:
     return Store(_checkout() / settings["results"])
 
 
+def _cluster(settings: dict[str, Any]) -> Cluster:
+    from nora.launch.cluster import Cluster
+    from nora.runs.schema import ExecSpec
+
+    return Cluster(_checkout(), _store(settings), ExecSpec(**settings))
+
+
 def _plan(options: argparse.Namespace) -> int:
-    from nora.launch.show import plan_text
+    from nora.launch.commands import plan_command
 
     tables, settings, _ = _read_targets(options.targets)
-    planned = {table.name: _planned(table, _store(settings)) for table in tables}
-    if options.json:
-        print(json.dumps({name: [p.to_dict() for p in cells] for name, cells in planned.items()}, indent=1))
-    else:
-        for table in tables:
-            print(plan_text(table, planned[table.name]))
-    return 0
+    return plan_command(tables, _cluster(settings), as_json=options.json, sbatch=options.sbatch)
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from nora.launch.campaign import launch_local
+    from nora.launch.commands import launch_command
 
     tables, settings, exec_overrides = _read_targets(options.targets)
-    code = 0
-    for table in tables:
-        if options.dry_run:
-            from nora.launch.plan import SUBMITTABLE
-
-            for planned in _planned(table, _store(settings)):
-                if planned.state in SUBMITTABLE:
-                    print("nora run " + " ".join(planned.cell.overrides))
-            continue
-        code |= launch_local(
-            table,
-            checkout=_checkout(),
-            store=_store(settings),
-            processes=settings["processes"],
-            threads=settings["threads"],
-            exec_overrides=exec_overrides,
-        )
-    return code
+    return launch_command(
+        tables,
+        _cluster(settings),
+        exec_overrides,
+        dry_run=options.dry_run,
+        retry=options.verb == "retry",
+        canary=options.verb == "launch" and options.canary,
+    )
 
 
 def _status(options: argparse.Namespace) -> int:
-    import time
-
-    from nora.launch.plan import counts
-    from nora.launch.show import status_text
+    from nora.launch.commands import status_command
 
     tables, settings, _ = _read_targets(options.targets)
-    while True:
-        planned = {table.name: _planned(table, _store(settings)) for table in tables}
-        if options.json:
-            print(json.dumps({name: counts(cells) for name, cells in planned.items()}))
-        else:
-            text = "\n".join(status_text(table, planned[table.name]) for table in tables)
-            print(("\033[2J\033[H" if options.watch and sys.stdout.isatty() else "") + text, flush=True)
-        if not options.watch or not any(p.state == "running" for cells in planned.values() for p in cells):
-            return 0
-        time.sleep(5)
+    return status_command(tables, _cluster(settings), as_json=options.json, watch=options.watch)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from nora.launch.commands import cancel_command
+
+    tables, settings, _ = _read_targets(options.targets)
+    return cancel_command(tables, _cluster(settings), dry_run=options.dry_run)
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from nora.launch.commands import logs_command
+
+    return logs_command(options.id, _cluster(_exec_settings(_checkout(), options.overrides)))
+
+
+def _why(options: argparse.Namespace) -> int:
+    from nora.launch.commands import why_command
+
+    return why_command(options.id, _cluster(_exec_settings(_checkout(), options.overrides)), as_json=options.json)
 
 
 def _collate(options: argparse.Namespace) -> int:
@@ -318,6 +346,28 @@ def _prefetch(options: argparse.Namespace) -> int:
     lines = prefetch(specs, _checkout(), dry_run=options.dry_run)
     print("\n".join(lines) or "nothing to fetch: this target reads no Hub model or data set")
     return 0
+
+
+def _sync_wandb(options: argparse.Namespace) -> int:
+    from nora.runs.sync import sync
+    from nora.tables.targets import target_cells
+
+    tables, settings, _ = _read_targets(options.targets)
+    store = _store(settings)
+    records = _records(store)
+    cells = [c for table in tables for c in target_cells(table, records, checkout=_checkout())]
+    specs = {c.id: c.spec for c in cells if c.id is not None and c.spec is not None}
+    lines = sync(store, specs, project=settings["wandb_project"], dry_run=options.dry_run)
+    print("\n".join(lines) or "nothing to upload")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from nora.launch.doctor import examine, report
+
+    findings = examine(_checkout(), _store(_exec_settings(_checkout(), options.overrides)).root)
+    print(json.dumps([vars(f) for f in findings], indent=1) if options.json else report(findings))
+    return 1 if any(f.verdict == "bad" for f in findings) else 0
 
 
 def _pretrain(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nora.launch.local import Finished, run_cells
 from nora.launch.plan import SUBMITTABLE, counts, plan
+from nora.launch.queue import Queue
 from nora.runs.store import Store
 from nora.tables.cells import SpecBook
 from nora.tables.table import Table
@@ -16,14 +17,22 @@ from nora.tables.targets import Target, target_cells
 
 
 def launch_local(
-    table: Target, *, checkout: Path, store: Store, processes: int, threads: int, exec_overrides: Sequence[str]
+    table: Target,
+    *,
+    checkout: Path,
+    store: Store,
+    processes: int,
+    threads: int,
+    exec_overrides: Sequence[str],
+    queue: Queue | None = None,
 ) -> int:
-    """0 when every cell is done or diverged, 1 otherwise. A run that failed is tried once per launch."""
+    """0 when every cell is done or diverged, 1 otherwise. A run that failed is tried once per launch; one that SLURM
+    holds (``queue``) is left to it."""
     book = SpecBook(checkout, table) if isinstance(table, Table) else None
     tried: set[str] = set()
     while True:
         records = {record.id: record for record in store.records()}
-        planned = plan(target_cells(table, records, checkout=checkout, book=book), store, records)
+        planned = plan(target_cells(table, records, checkout=checkout, book=book), store, records, queue)
         # One record may serve two cells; it is run once.
         missing = {p.cell.id: p.cell for p in planned if p.state in SUBMITTABLE and p.cell.id not in tried}
         if not missing:

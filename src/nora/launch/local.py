@@ -34,6 +34,7 @@ def _start_worker(threads: int) -> None:
 
 
 def _run(checkout: str, cell: Cell, exec_overrides: tuple[str, ...], tags: tuple[str, ...]) -> tuple[str, str]:
+    from nora.runs.errors import AlreadyRunning
     from nora.runs.execute import execute
     from nora.runs.spec import compose_run
     from nora.runs.store import Store
@@ -42,6 +43,8 @@ def _run(checkout: str, cell: Cell, exec_overrides: tuple[str, ...], tags: tuple
     try:
         spec, settings, _ = compose_run(root, [*cell.overrides, *exec_overrides])
         record, _ = execute(spec, settings, checkout=root, store=Store(root / settings.results), tags=tags)
+    except AlreadyRunning as running:
+        return "running", str(running)
     except (RunFailed, UserError) as error:
         return "failed", str(error)
     return record.status, ""

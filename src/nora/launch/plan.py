@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nora.launch.cost import estimate, memory_gib
+from nora.launch.queue import Queue, with_queue
 from nora.runs.record import Record
 from nora.runs.store import RunState, Store
 from nora.tables.cells import Cell
 
-STATES = ("done", "running", "failed", "diverged", "damaged", "stale", "missing", "waits")
-SUBMITTABLE = ("missing", "failed", "damaged", "stale")
+STATES = ("done", "running", "queued", "interrupted", "failed", "diverged", "damaged", "stale", "missing", "waits")
+SUBMITTABLE = ("missing", "interrupted", "failed", "damaged", "stale")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def _state(cell: Cell, store: Store, records: Mapping[str, Record], versions: Ma
         if record.status == "diverged":
             where = record.result["diverged"]
             return RunState("diverged", f"step {where['step']}, {where['tensor']}", record)
-        return RunState("done", "", record)
+        problems = store.verify_files(record)
+        return RunState("damaged", problems[0], record) if problems else RunState("done", "", record)
     state = store.state(cell.spec["kind"], cell.id)
     if state.state == "missing":
         from nora.runs.spec import versionless_id
@@ -66,8 +68,10 @@ def _state(cell: Cell, store: Store, records: Mapping[str, Record], versions: Ma
     return state
 
 
-def plan(cells: Sequence[Cell], store: Store, records: Mapping[str, Record]) -> list[PlannedCell]:
-    """The state of every cell, in the order of ``cells``."""
+def plan(
+    cells: Sequence[Cell], store: Store, records: Mapping[str, Record], queue: Queue | None = None
+) -> list[PlannedCell]:
+    """The state of every cell, in the order of ``cells``; with ``queue`` what SLURM holds is part of it."""
     versions = {record.versionless_id: record for record in records.values()}
     measured = [r for r in records.values() if "wall_seconds" in r.run]
     planned = []
@@ -77,6 +81,8 @@ def plan(cells: Sequence[Cell], store: Store, records: Mapping[str, Record]) -> 
             planned.append(PlannedCell(cell, "waits", f"for {cell.waits_for}", hours, source))
             continue
         state = _state(cell, store, records, versions)
+        if queue is not None and cell.id is not None and cell.spec is not None:
+            state = with_queue(state, store, cell.spec["kind"], cell.id, queue)
         planned.append(PlannedCell(cell, state.state, state.reason, hours, source))
     return planned
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nora.launch.cost import memory_gib
 from nora.launch.plan import STATES, PlannedCell, counts
+from nora.launch.progress import eta_hours
 from nora.tables.targets import Target
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
@@ -52,8 +54,18 @@ def plan_text(table: Target, planned: Sequence[PlannedCell]) -> str:
     return "\n".join(lines)
 
 
-def status_text(table: Target, planned: Sequence[PlannedCell]) -> str:
-    """Counts of states per row."""
+def _progress_line(p: PlannedCell, steps: Mapping[str, Mapping[str, Any]]) -> str:
+    one = steps.get(p.cell.id or "", {})
+    where = f"{one['phase']} {one['step']}/{one['total'] or '?'}" if one else "starting"
+    left = one.get("seconds_left") if one else None
+    time_left = f", {left / 60:.1f} min left" if left is not None else ""
+    return f"  {p.cell.id} running {p.cell.row} {p.cell.column} seed {p.cell.seed}: {where}{time_left}"
+
+
+def status_text(
+    table: Target, planned: Sequence[PlannedCell], steps: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """Counts of states per row, the progress of what runs (``steps`` by run id), the reasons of what went wrong."""
     width = max((len(p.cell.row) for p in planned), default=0)
     shown = [state for state in STATES if any(p.state == state for p in planned)]
     lines = [_head(table, planned), "  " + " ".join([" " * width, *(f"{state:>8}" for state in shown)])]
@@ -61,9 +73,12 @@ def status_text(table: Target, planned: Sequence[PlannedCell]) -> str:
         tally = Counter(p.state for p in planned if p.cell.row == method)
         lines.append("  " + " ".join([f"{method:{width}}", *(f"{tally[state]:8}" for state in shown)]))
     for p in planned:
-        if p.state in ("failed", "damaged", "diverged", "stale"):
+        if p.state == "running":
+            lines.append(_progress_line(p, steps or {}))
+        if p.state in ("failed", "interrupted", "damaged", "diverged", "stale"):
             lines.append(f"  {p.cell.id} {p.state} {p.cell.row} {p.cell.column} seed {p.cell.seed}: {p.reason}")
     rest = [p for p in planned if p.state not in ("done", "diverged")]
     if rest:
-        lines.append(f"  left: {_hours(rest)} on one device")
+        eta = eta_hours(planned)
+        lines.append(f"  left: {_hours(rest)} on one device" + (f"; about {eta:.1f} h as it runs now" if eta else ""))
     return "\n".join(lines)

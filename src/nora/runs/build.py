@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
 from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.runs.errors import RunFailed
-from nora.runs.files import sha256_file
+from nora.runs.files import canonical_json, sha256_file
 from nora.runs.schema import MethodSpec, ModelSpec, TaskSpec
 from nora.training.pretrain import build_model
 
@@ -52,8 +53,25 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
             raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
 
 
-def load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
-    """The base of a spec, its files checked against their hashes, in evaluation mode on ``device``."""
+_kept: dict[str, Base] = {}  # at most one
+
+
+def load_base(spec: ModelSpec, checkout: Path, device: torch.device, *, keep: bool = False) -> Base:
+    """The base of a spec, its files checked against their hashes, in evaluation mode on ``device``.
+
+    With ``keep`` an untouched copy stays in memory for the next run of this process on the same base.
+    """
+    if not keep:
+        return _load_base(spec, checkout, device)
+    key = canonical_json(asdict(spec))
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = _load_base(spec, checkout, torch.device("cpu"))
+    model: Any = copy.deepcopy(_kept[key].model)
+    return Base(model.to(device), _kept[key].tokenizer)
+
+
+def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
     dtype = getattr(torch, spec.dtype)
     if spec.weights == "random":  # the true shape without a download; ids come from a borrowed tokenizer
         tokenizer = AutoTokenizer.from_pretrained(checkout / str(spec.tokenizer))

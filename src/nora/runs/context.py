@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from nora.runs.attempt import Attempt
 from nora.runs.schema import ExecSpec
-from nora.runs.store import Attempt
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class RunContext:
     earlier: tuple[Attempt, ...]
     """Attempts before this one: their checkpoints may be continued."""
     report: Callable[[Update], None]
+    stop_requested: Callable[[], bool] = lambda: False
+    """Asked at step boundaries: True means save the state and raise Interrupted."""
+    keep_base: bool = False
+    """More runs on the same base follow in this process."""
 
 
 @dataclass(frozen=True)

@@ -7,3 +7,15 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """The work itself failed: exit code 1."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, saved its state and can be continued by a later attempt."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}, its state is saved")
+        self.step = step
+
+
+class AlreadyRunning(Exception):
+    """Another live attempt has this run: nothing is to be done here."""

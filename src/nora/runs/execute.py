@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -13,41 +14,18 @@ from typing import Any
 import torch
 
 from nora.runs import kinds, provenance
+from nora.runs.attempt import Attempt
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import RunFailed
+from nora.runs.errors import AlreadyRunning, Interrupted, RunFailed
 from nora.runs.files import canonical_json, sha256_bytes
 from nora.runs.mirror import open_mirror
 from nora.runs.record import DamagedRecord, Record
+from nora.runs.reporter import Reporter
 from nora.runs.schema import ExecSpec, Spec
 from nora.runs.spec import check_ready, describe, run_id, spec_dict
-from nora.runs.store import HEARTBEAT_SECONDS, Attempt, Store
+from nora.runs.store import Store
 
 _LOG = logging.getLogger(__name__)
-
-
-class _Reporter:
-    """Journal, heartbeat, mirror and progress of one attempt."""
-
-    def __init__(self, attempt: Attempt, mirror: Any, show: Callable[[Update], None]) -> None:
-        self._attempt = attempt
-        self._mirror = mirror
-        self._show = show
-        self._file = attempt.journal.open("a", encoding="utf-8")
-        self._last_beat = time.monotonic()
-
-    def __call__(self, update: Update) -> None:
-        line = {"phase": update.phase, "step": update.step, "total": update.total, **update.values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
-            self._attempt.beat()
-            self._last_beat = time.monotonic()
-        if update.values:
-            self._mirror.log(update.values, update.step)
-        self._show(update)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def choose_device(settings: ExecSpec) -> torch.device:
@@ -58,6 +36,24 @@ def choose_device(settings: ExecSpec) -> torch.device:
     return torch.device(name)
 
 
+def _rival(attempt: Attempt, store: Store, kind: str, identity: str, dead_up_to: int) -> Attempt | None:
+    """The live attempt of a lower number, if any. An earlier start of this SLURM job is dead, as is what is known to
+    be (``dead_up_to``): neither process is on this host to be asked."""
+    job = attempt.owner().get("job")
+    for other in store.attempts(kind, identity):
+        known_dead = other.number <= dead_up_to or (job is not None and other.owner().get("job") == job)
+        if other.number < attempt.number and not known_dead and other.is_alive():
+            return other
+    return None
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Of the device where it is one, otherwise of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def execute(
     spec: Spec,
     settings: ExecSpec,
@@ -66,10 +62,16 @@ def execute(
     store: Store,
     show: Callable[[Update], None] = lambda update: None,
     tags: tuple[str, ...] = (),
+    stop_requested: Callable[[], bool] = lambda: False,
+    job: str | None = None,
+    dead_up_to: int = 0,
+    keep_base: bool = False,
 ) -> tuple[Record, bool]:
     """The run's record, and whether this call made it (False: it was there already and nothing was done).
 
-    Raises RunFailed with one line where the work fails; the attempt then says why. A diverged run has a record.
+    ``job`` is the SLURM job this runs in, ``dead_up_to`` the last attempt that SLURM has said to be dead. Raises
+    RunFailed with one line where the work fails (the attempt then says why), Interrupted where it was asked to stop
+    and saved its state, AlreadyRunning where a live attempt has the run. A diverged run has a record.
     """
     check_ready(spec)
     identity = run_id(spec)
@@ -80,13 +82,74 @@ def execute(
         _LOG.warning("%s: the run is repeated", error)
         existing = None
     if existing is not None:
-        return existing, False
+        problems = store.verify_files(existing)
+        if not problems:
+            return existing, False
+        _LOG.warning("%s: the run is repeated", "; ".join(problems))
     torch.set_num_threads(settings.threads)
     device = choose_device(settings)
-    earlier = tuple(store.attempts(kind, identity))
-    attempt = store.new_attempt(kind, identity)
+    try:
+        attempt = store.new_attempt(kind, identity, job=job)
+    except OSError as error:
+        raise RunFailed(f"run {identity}: no attempt could be started: {error}") from error
+    rival = _rival(attempt, store, kind, identity, dead_up_to)
+    if rival is not None:
+        attempt.interrupt(f"attempt {rival.number} has the run")
+        raise AlreadyRunning(f"run {identity} is running: attempt {rival.number} on {rival.owner().get('host')}")
+    existing = _published(store, kind, identity)
+    if existing is not None and not store.verify_files(
+        existing
+    ):  # a rival finished between the first look and the attempt
+        attempt.interrupt("another attempt has published the run")
+        return existing, False
+    try:
+        record = _run(spec, settings, device, attempt, checkout, store, show, tags, stop_requested, keep_base)
+        made = store.publish_record(record)
+        attempt.finish()
+    except Interrupted as error:
+        attempt.interrupt(str(error))
+        raise
+    except Exception as error:
+        try:
+            attempt.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
+        except OSError:
+            _LOG.warning("%s: the reason of the failure could not be written (disk full?)", attempt.path)
+        if isinstance(error, RunFailed):
+            raise
+        raise RunFailed(f"run {identity}: {type(error).__name__}: {error} (see {attempt.path}/failed.json)") from error
+    except BaseException as error:  # Ctrl-C and the like
+        attempt.interrupt(f"{type(error).__name__}")
+        raise
+    if not made:
+        existing = store.read(kind, identity)
+        return (existing if existing is not None else record), False
+    return record, True
+
+
+def _published(store: Store, kind: str, identity: str) -> Record | None:
+    try:
+        return store.read(kind, identity)
+    except DamagedRecord:
+        return None
+
+
+def _run(
+    spec: Spec,
+    settings: ExecSpec,
+    device: torch.device,
+    attempt: Attempt,
+    checkout: Path,
+    store: Store,
+    show: Callable[[Update], None],
+    tags: tuple[str, ...],
+    stop_requested: Callable[[], bool],
+    keep_base: bool,
+) -> Record:
+    """The work of one attempt: the record it made, its files published, the record itself not yet."""
+    identity, kind = run_id(spec), spec.kind
     plain = spec_dict(spec)
     words = describe(plain)
+    started, wall = time.monotonic(), time.time()
     mirror = open_mirror(
         settings.wandb,
         project=settings.wandb_project,
@@ -97,41 +160,36 @@ def execute(
         config=plain,
         folder=attempt.path,
     )
-    reporter = _Reporter(attempt, mirror, show)
-    started = time.time()
+    earlier = tuple(a for a in store.attempts(kind, identity) if a.number != attempt.number)
+    status: dict[str, Any] = {"status": "failed"}
     try:
-        outcome: Outcome = kinds.load(kind).execute(
-            spec, RunContext(checkout, settings, device, attempt, earlier, reporter)
-        )
-    except Exception as error:
-        attempt.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
-        mirror.finish({"status": "failed"})
-        if isinstance(error, RunFailed):
-            raise
-        raise RunFailed(f"run {identity}: {type(error).__name__}: {error} (see {attempt.path}/failed.json)") from error
+        reporter = Reporter(attempt, mirror, show)
+        try:
+            outcome: Outcome = kinds.load(kind).execute(
+                spec, RunContext(checkout, settings, device, attempt, earlier, reporter, stop_requested, keep_base)
+            )
+        finally:
+            reporter.close()
+        record = _make_record(identity, plain, outcome, store=store)
+        status = {"status": record.status, **_flat(record.metrics)}
+    except Interrupted:
+        status = {"status": "interrupted"}
+        raise
     finally:
-        reporter.close()
-    record = _make_record(identity, plain, outcome, store=store)
-    record = Record(
-        record.id,
-        record.result,
-        {
-            **outcome.run,
-            **provenance.machine(device.type, settings.threads),
-            **provenance.code_version(checkout),
-            "libraries": provenance.library_versions(),
-            "attempt": attempt.number,
-            "started": started,
-            "wall_seconds": time.time() - started,
-            "tags": list(tags),
-        },
-    )
-    made = store.publish_record(record)
-    mirror.finish({"status": record.status, **_flat(record.metrics)})
-    if not made:
-        existing = store.read(kind, identity)
-        return (existing if existing is not None else record), False
-    return record, True
+        mirror.finish(status)
+    run = {
+        **outcome.run,
+        **provenance.machine(device.type, settings.threads),
+        **provenance.code_version(checkout),
+        "libraries": provenance.library_versions(),
+        "attempt": attempt.number,
+        "job": attempt.owner().get("job"),
+        "started": wall,
+        "wall_seconds": time.monotonic() - started,
+        "peak_memory_gib": _peak_memory_gib(device),
+        "tags": list(tags),
+    }
+    return Record(record.id, record.result, run)
 
 
 def _make_record(identity: str, plain: dict[str, Any], outcome: Outcome, *, store: Store) -> Record:
@@ -142,6 +200,8 @@ def _make_record(identity: str, plain: dict[str, Any], outcome: Outcome, *, stor
         files[label] = {"name": f"{stem}.{digest[:8]}{suffix}", "sha256": digest}
         if keep:
             store.publish_file(plain["kind"], identity, files[label]["name"], data)
+        else:
+            store.drop_damaged_file(plain["kind"], identity, files[label]["name"], digest)
     result: dict[str, Any] = {
         "spec": plain,
         "status": "diverged" if outcome.diverged else "done",

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from nora.runs.compose import expand_sweep
-from nora.runs.errors import RunFailed
+from nora.runs.errors import RunFailed, UserError
 from nora.runs.record import Record
 from nora.runs.schema import ExecSpec, Spec, validate
 from nora.runs.spec import Pins, build_spec, check_ready, compose_run, describe, run_id, spec_dict
@@ -45,6 +45,10 @@ def run_once(spec: Spec, settings: ExecSpec, checkout: Path) -> Record:
     from nora.runs.progress import progress_bar
     from nora.runs.store import Store
 
+    if settings.name != "local":
+        raise UserError(
+            f"exec={settings.name}: `nora run` runs here; `nora launch TARGET exec={settings.name}` submits"
+        )
     store = Store(checkout / settings.results)
     label = describe(spec_dict(spec))["what"]
     with progress_bar(label, enabled=settings.progress) as show:

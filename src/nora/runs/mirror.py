@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 _LOG = logging.getLogger(__name__)
 _INIT_SECONDS = 15
+_FINISH_SECONDS = 30
 
 
 class Mirror(Protocol):
@@ -28,29 +33,58 @@ class NoMirror:
 
 
 class WandbMirror:
-    """An offline or online W&B run with the run's own id; the first error is told once and ends the mirroring."""
+    """An offline or online W&B run with the run's own id, fed by a thread of its own: a server that does not answer
+    delays nothing. The first error is told once and ends the mirroring."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._calls: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
 
-    def _attempt(self, action: Any) -> None:
-        if self._run is None:
-            return
+    def _work(self) -> None:
         try:
-            action(self._run)
+            run = self._start()
+            while (call := self._calls.get()) is not None:
+                call(run)
+        except ImportError:
+            _LOG.warning("W&B is not installed (pip install wandb): this run is not mirrored")
         except Exception as error:  # W&B may raise anything; a mirror must not end a run
-            _LOG.warning("W&B: %s; this run is no longer mirrored, its record is not affected", error)
-            self._run = None
+            _LOG.warning("W&B: %s; this run is not mirrored further, its record is not affected", error)
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        self._attempt(lambda run: run.log(values, step=step))
+        self._calls.put(lambda run: run.log(values, step=step))
 
     def finish(self, summary: dict[str, Any]) -> None:
+        """Hands over what is left, waiting a bounded time for it."""
+
         def close(run: Any) -> None:
             run.summary.update(summary)
             run.finish()
 
-        self._attempt(close)
+        self._calls.put(close)
+        self._calls.put(None)
+        self._thread.join(_FINISH_SECONDS)
+        if self._thread.is_alive():
+            _LOG.warning("W&B: no answer within %d s; `nora sync-wandb` brings the rest", _FINISH_SECONDS)
+
+
+def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing: Any) -> Any:
+    """A W&B run under our own id; raises what W&B raises. Online without a key becomes offline, with a warning."""
+    import wandb
+
+    if mode == "online" and wandb.api.api_key is None:
+        _LOG.warning("W&B: no API key configured; logging offline into %s", folder)
+        mode = "offline"
+    return wandb.init(
+        project=project,
+        id=run_id,
+        dir=str(folder),
+        mode=mode,  # type: ignore[arg-type]
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(init_timeout=_INIT_SECONDS, console="off", silent=True),
+        **describing,
+    )
 
 
 def open_mirror(
@@ -64,31 +98,8 @@ def open_mirror(
     config: dict[str, Any],
     folder: Path,
 ) -> Mirror:
-    """The mirror ``exec.wandb`` asks for; with one warning and no mirror where W&B is not there or does not answer."""
+    """The mirror ``exec.wandb`` asks for, at once; with one warning and no copy where W&B is not there or silent."""
     if mode == "none":
         return NoMirror()
-    try:
-        import wandb
-
-        if mode == "online" and wandb.api.api_key is None:
-            _LOG.warning("W&B: no API key configured; logging offline into %s", folder)
-            mode = "offline"
-        run = wandb.init(
-            project=project,
-            id=run_id,
-            group=group,
-            name=name,
-            tags=tags,
-            config=config,
-            dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(init_timeout=_INIT_SECONDS, console="off", silent=True),
-        )
-    except ImportError:
-        _LOG.warning("W&B is not installed (pip install wandb): this run is not mirrored")
-        return NoMirror()
-    except Exception as error:  # no network, a refused key: the run goes on without its copy
-        _LOG.warning("W&B did not start (%s): this run is not mirrored, its record is not affected", error)
-        return NoMirror()
-    return WandbMirror(run)
+    describing = {"group": group, "name": name, "tags": tags, "config": config}
+    return WandbMirror(partial(open_run, mode, project=project, run_id=run_id, folder=folder, **describing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("nora", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers", "hydra-core", "omegaconf")
+SNAPSHOT = ".nora-snapshot.json"
 # Changing results or the choice made from them is what runs do; it does not make the code that ran another.
 _NOT_CODE = ("results/", "conf/chosen/")
 
@@ -27,6 +29,11 @@ def _git(checkout: Path, *arguments: str) -> str | None:
 
 def code_version(checkout: Path) -> dict[str, Any]:
     """The commit, and whether a tracked file outside results/ and conf/chosen/ differs from it."""
+    try:  # a snapshot made at launch has no .git and says itself what it is
+        snapshot = json.loads((checkout / SNAPSHOT).read_text(encoding="utf-8"))
+        return {"commit": snapshot["commit"], "dirty": False}
+    except FileNotFoundError:
+        pass
     commit = _git(checkout, "rev-parse", "HEAD")
     changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
     if commit is None or changed is None:

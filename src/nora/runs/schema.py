@@ -264,7 +264,7 @@ class DeploymentSpec:
 class ExecSpec:
     """Where and how a run executes; nothing here may change a number."""
 
-    name: Literal["local"]
+    name: Literal["local", "slurm"]
     results: Annotated[str, Field(min_length=1)]
     processes: Count
     threads: Count
@@ -275,6 +275,24 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    profile: Name | None = None
+    """A file of slurm/profiles/."""
+    code: Literal["snapshot", "live"] | None = None
+    partition: Name | None = None
+    """Instead of the profile's, as are the next three."""
+    parallel: Count | None = None
+    runs_per_task: Count | None = None
+    max_array_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit_the_place(self) -> ExecSpec:
+        cluster = ("profile", "code", "partition", "parallel", "runs_per_task", "max_array_size")
+        given = [key for key in cluster if getattr(self, key) is not None]
+        if self.name == "local" and given:
+            raise ValueError(f"{', '.join(given)}: no meaning with exec=local, use exec=slurm")
+        if self.name == "slurm" and (self.profile is None or self.code is None):
+            raise ValueError("profile and code are required with exec=slurm")
+        return self
 
 
 Spec = FinetuneSpec | FactorizeSpec | DeploymentSpec
@@ -305,7 +323,7 @@ def _sentence(error: Any, schema: type, prefix: str) -> str:
     message = message[:1].lower() + message[1:]
     given = error.get("input")
     if isinstance(given, dict) or type(given).__name__.endswith("ArgsKwargs"):
-        return f"{path}: {message}"
+        return f"{path}: {message}" if path else message
     hint = ""
     if error["type"] == "literal_error":
         options = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ", ").split(",")]

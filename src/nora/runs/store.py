@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
+import shutil
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nora.runs.attempt import ENDS, Attempt, process_started
 from nora.runs.files import publish_once, sha256_bytes, sha256_file, write_atomic
 from nora.runs.record import DamagedRecord, Record, read_record
 
-State = Literal["missing", "running", "failed", "diverged", "stale", "done", "damaged"]
-HEARTBEAT_SECONDS = 15.0
-DEAD_AFTER_HEARTBEATS = 8
+State = Literal["missing", "queued", "running", "interrupted", "failed", "diverged", "stale", "done", "damaged"]
 _NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
 
 
@@ -27,59 +28,6 @@ class RunState:
     state: State
     reason: str = ""
     record: Record | None = None
-
-
-def _process_started(pid: int) -> str | None:
-    """The kernel's start time of a live process (so that a re-used pid is not taken for it), None where it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rsplit(")", 1)[1].split()
-    return None if fields[0] == "Z" else fields[19]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try at a run, in a folder of its own."""
-
-    path: Path
-
-    @property
-    def number(self) -> int:
-        return int(self.path.name)
-
-    @property
-    def journal(self) -> Path:
-        return self.path / "journal.jsonl"
-
-    def beat(self) -> None:
-        """Says that the attempt is alive."""
-        (self.path / "heartbeat").touch()
-
-    def fail(self, error: str, detail: str = "") -> None:
-        """Writes down why the attempt ended without a record."""
-        write_atomic(self.path / "failed.json", json.dumps({"error": error, "detail": detail}, indent=1))
-
-    def failure(self) -> str | None:
-        try:
-            return str(json.loads((self.path / "failed.json").read_text())["error"])
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
-            return None
-
-    def is_alive(self) -> bool:
-        """On this host by its process, elsewhere by its heartbeat."""
-        try:
-            owner = json.loads((self.path / "owner.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
-        if owner["host"] == socket.gethostname():
-            return _process_started(owner["pid"]) == owner["process_started"]
-        try:
-            age = time.time() - (self.path / "heartbeat").stat().st_mtime
-        except FileNotFoundError:
-            return False
-        return age < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS
 
 
 class Store:
@@ -101,29 +49,59 @@ class Store:
             return []
         return [Attempt(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
 
-    def new_attempt(self, kind: str, run_id: str) -> Attempt:
-        """The next free number; ``mkdir`` decides between two that ask at once."""
+    def new_attempt(self, kind: str, run_id: str, *, job: str | None = None) -> Attempt:
+        """The next free number. The folder gets its name when its owner is written: of two that ask at once one gets
+        the lower number (a rename onto a folder with content fails), and the other sees whose it is."""
         folder = self.run_dir(kind, run_id) / "attempts"
         folder.mkdir(parents=True, exist_ok=True)
         number = max((a.number for a in self.attempts(kind, run_id)), default=0) + 1
-        while True:
-            path = folder / f"{number:04d}"
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:
-                number += 1
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": _process_started(os.getpid())}
-        write_atomic(path / "owner.json", json.dumps(owner))
-        attempt = Attempt(path)
-        attempt.beat()
-        return attempt
+        made = folder / f".tmp-{secrets.token_hex(8)}"
+        made.mkdir()
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": process_started(os.getpid()),
+            "job": job,
+        }
+        try:
+            write_atomic(made / "owner.json", json.dumps(owner))
+            (made / "heartbeat").touch()
+            while True:
+                path = folder / f"{number:04d}"
+                try:
+                    made.rename(path)
+                    return Attempt(path)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    number += 1
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+
+    def failures(self, kind: str, run_id: str) -> int:
+        """Attempts that ended badly: with an error, or without a word and not because SLURM requeued their job."""
+        attempts = self.attempts(kind, run_id)
+        count = 0
+        for attempt, later in zip(attempts, [*attempts[1:], None], strict=False):
+            if attempt.failure() is not None:
+                count += 1
+            elif not attempt.is_alive() and not any((attempt.path / end).exists() for end in ENDS):
+                job = attempt.owner().get("job")
+                count += not (later is not None and job is not None and later.owner().get("job") == job)
+        return count
 
     def publish_file(self, kind: str, run_id: str, name: str, data: bytes) -> None:
         """Puts a file beside the record; ``name`` is made of its content, so one that stands there is the same."""
         path = self.run_dir(kind, run_id) / name
         if not publish_once(path, data) and sha256_file(path) != sha256_bytes(data):
             write_atomic(path, data)
+
+    def drop_damaged_file(self, kind: str, run_id: str, name: str, sha256: str) -> None:
+        """Removes a file that is not what its hash says and that this run does not keep."""
+        path = self.run_dir(kind, run_id) / name
+        if path.is_file() and sha256_file(path) != sha256:
+            path.unlink(missing_ok=True)
 
     def publish_record(self, record: Record) -> bool:
         """Publishes the record unless one stands there already; the first valid one wins."""
@@ -173,10 +151,15 @@ class Store:
         attempts = self.attempts(kind, run_id)
         if not attempts:
             return RunState("missing")
-        if any(a.is_alive() and a.failure() is None for a in attempts):
-            return RunState("running", f"attempt {attempts[-1].number}")
-        reason = attempts[-1].failure() or "its process ended without a word (killed?)"
-        return RunState("failed", f"attempt {attempts[-1].number}: {reason}")
+        alive = [a for a in attempts if a.is_alive()]
+        if alive:
+            return RunState("running", f"attempt {alive[-1].number}")
+        last = attempts[-1]
+        stopped = last.interruption()
+        if stopped is not None:
+            return RunState("interrupted", f"attempt {last.number}: {stopped}")
+        reason = last.failure() or "its process ended without a word (killed?)"
+        return RunState("failed", f"attempt {last.number}: {reason}")
 
     def verify_files(self, record: Record) -> list[str]:
         """Problems with the files a record names: one line each, [] where every hash is right."""

@@ -20,7 +20,7 @@ from nora.adapters.spectrum import moved_singular_values
 from nora.runs import build
 from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import RunFailed
+from nora.runs.errors import Interrupted, RunFailed
 from nora.runs.schema import FewShotProtocol, FinetuneSpec
 from nora.tasks.example import Example
 from nora.tasks.sampling import draw_subsets
@@ -66,7 +66,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     """Trains and evaluates one run; returns metrics, the init proof, predictions and the adapter."""
     started = time.monotonic()
     task = tasks.load(spec.task.suite, spec.task.name)
-    base = build.load_base(spec.model, context.checkout, context.device)
+    base = build.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
     rows = build.load_rows(spec.task, task, context.checkout)
     subsets = draw_subsets(
         *rows,
@@ -126,8 +126,11 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         )
 
     def on_boundary(state: LoopState) -> None:
-        if state.step % context.settings.checkpoint_every == 0:
+        stop = context.stop_requested()
+        if stop or state.step % context.settings.checkpoint_every == 0:
             save_checkpoint(context.attempt.path, state)
+        if stop:
+            raise Interrupted(state.step)
 
     try:
         train(

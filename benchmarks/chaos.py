@@ -1,0 +1,303 @@
+"""Faults against one run: kills at random steps and inside file operations, disk full, I/O errors, rot, many starts.
+
+Each trial has an empty store of its own. It passes when, after the fault and plain restarts (no manual step), result,
+adapter and predictions are byte-identical to those of an undisturbed run, and nothing damaged was read silently.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nora.runs.checkout import find_checkout
+from nora.runs.errors import AlreadyRunning, RunFailed
+from nora.runs.execute import execute
+from nora.runs.files import canonical_json
+from nora.runs.kinds import finetune  # noqa: F401  (imported before the forks: a start then costs half a second)
+from nora.runs.record import DamagedRecord
+from nora.runs.spec import compose_run, run_id
+from nora.runs.store import Store
+from nora.runs.verify import verify_record
+
+_WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "protocol.epochs=8", "exec.device=cpu",
+          "exec.checkpoint_every=2", "exec.keep_adapter=true", "exec.progress=false"]  # fmt: skip
+_SYSCALLS = ("openat", "write", "fsync", "rename", "link", "unlink", "mkdir")
+_STATUS = {RunFailed: 3, AlreadyRunning: 0}
+
+
+class Subject:
+    """The run under test and what it must come to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkout = find_checkout(Path(__file__).parent)
+        self.spec, self.settings, _ = compose_run(self.checkout, _WORDS)
+        self.id = run_id(self.spec)
+        self.folder = folder
+        self.quiet = folder / "quiet"
+        started = time.monotonic()
+        assert self.wait(self.start(self.quiet)) == 0
+        self.seconds = time.monotonic() - started
+        self.expected = self.outcome(self.quiet)
+
+    def outcome(self, results: Path) -> tuple[str, dict[str, bytes]] | None:
+        """Result, adapter and predictions; None where they are not all there."""
+        store = Store(results)
+        try:
+            record = store.read("finetune", self.id)
+        except DamagedRecord:
+            return None
+        if record is None or verify_record(store, record):
+            return None
+        folder = store.run_dir("finetune", self.id)
+        files = {label: (folder / file["name"]).read_bytes() for label, file in record.result["files"].items()}
+        return canonical_json(record.result), files
+
+    def start(self, results: Path, *, stopped: bool = False, on_step: Callable[[int], None] | None = None) -> int:
+        """Forks a process that makes the run; its id. ``stopped``: it waits for SIGCONT first."""
+        sys.stdout.flush()
+        child = os.fork()
+        if child:
+            return child
+        code = 4
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            if stopped:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            show = (lambda update: on_step(update.step)) if on_step else (lambda update: None)
+            execute(self.spec, self.settings, checkout=self.checkout, store=Store(results), show=show)
+            code = 0
+        except (RunFailed, AlreadyRunning) as error:
+            code = _STATUS[type(error)]
+        finally:
+            os._exit(code)
+
+    def wait(self, child: int) -> int:
+        """Exit code of a child, minus the signal where one ended it."""
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def recovers(self, results: Path) -> bool:
+        """A plain restart comes to the expected end."""
+        return self.wait(self.start(results)) == 0 and self.outcome(results) == self.expected
+
+    @contextmanager
+    def store(self, name: str) -> Iterator[Path]:
+        """An empty store for one trial."""
+        path = self.folder / name
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+
+
+def _tally(passed: list[bool], **more: Any) -> dict[str, Any]:
+    return {"trials": len(passed), "passed": sum(passed), **more}
+
+
+def random_steps(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
+    """SIGKILL to itself at a random step, once; the work lost is at most one checkpoint interval."""
+    passed = []
+    for trial in range(trials):
+        at = draw.randint(1, 15)
+
+        def kill(step: int, at: int = at) -> None:
+            if step == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with subject.store(f"step-{trial}") as results:
+            died = subject.wait(subject.start(results, on_step=kill)) == -signal.SIGKILL
+            fine = died and subject.recovers(results)
+            record = Store(results).read("finetune", subject.id)
+            resumed = (record.run["resumed_at_step"] or 0) if record else 0
+            passed.append(fine and at - resumed <= 2)
+    return _tally(passed)
+
+
+def _traced(subject: Subject, results: Path, *options: str) -> tuple[int, str]:
+    """A start under strace: exit code and strace's output."""
+    child = subject.start(results, stopped=True)
+    os.waitpid(child, os.WUNTRACED)
+    log = results.parent / "strace.log"
+    with log.open("w") as file:
+        tracer = subprocess.Popen(["strace", "-f", "-p", str(child), *options], stderr=file, stdout=subprocess.DEVNULL)
+        while "attached" not in log.read_text():
+            time.sleep(0.01)
+        os.kill(child, signal.SIGCONT)
+        code = subject.wait(child)
+        tracer.wait()
+    return code, log.read_text()
+
+
+def _counts(subject: Subject) -> dict[str, int]:
+    with subject.store("counted") as results:
+        _, log = _traced(subject, results, "-e", f"trace={','.join(_SYSCALLS)}")
+    return {name: len(re.findall(rf"(?m)^(?:\[pid +\d+\] )?{name}\(", log)) for name in _SYSCALLS}
+
+
+def _spread(counts: dict[str, int], trials: int, draw: random.Random) -> list[tuple[str, int]]:
+    """Operations to fail: each syscall in turn, at numbers drawn from those it was called."""
+    names = [name for name in _SYSCALLS if counts[name]]
+    return [(name, draw.randint(1, counts[name])) for name in (names * trials)[:trials]]
+
+
+def kills_in_file_operations(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
+    """SIGKILL inside the k-th openat, write, fsync, rename, link, unlink, mkdir."""
+    counts = _counts(subject)
+    passed, died, by = [], 0, {}
+    for trial, (name, k) in enumerate(_spread(counts, trials, draw)):
+        with subject.store(f"kill-{trial}") as results:
+            code, _ = _traced(subject, results, "-e", f"inject={name}:signal=SIGKILL:when={k}")
+            died += code == -signal.SIGKILL
+            passed.append(subject.recovers(results))
+            by.setdefault(name, []).append(passed[-1])
+    return _tally(passed, died=died, calls=counts, by={name: _tally(p) for name, p in by.items()})
+
+
+def errors_in_file_operations(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
+    """EIO from the k-th write, fsync, rename, link, mkdir: a typed failure or a right end, then recovery."""
+    counts = {**_counts(subject), "openat": 0, "unlink": 0}
+    passed, typed = [], 0
+    for trial, (name, k) in enumerate(_spread(counts, trials, draw)):
+        with subject.store(f"eio-{trial}") as results:
+            code, _ = _traced(subject, results, "-e", f"inject={name}:error=EIO:when={k}")
+            typed += code == _STATUS[RunFailed]
+            passed.append(code in (0, _STATUS[RunFailed]) and subject.recovers(results))
+    return _tally(passed, typed_failures=typed)
+
+
+def disk_full(subject: Subject, sizes_kib: list[int]) -> dict[str, Any]:
+    """A small tmpfs: a typed failure, nothing damaged, the right end once there is room."""
+    passed, failures = [], 0
+    for size in sizes_kib:
+        with subject.store(f"full-{size}") as results:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(results)], check=True)
+            try:
+                code = subject.wait(subject.start(results))
+                failures += code == _STATUS[RunFailed]
+                whole = Store(results).damaged() == []
+                subprocess.run(["mount", "-o", "remount,size=32m", str(results)], check=True)
+                passed.append(code in (0, _STATUS[RunFailed]) and whole and subject.recovers(results))
+            finally:
+                subprocess.run(["umount", str(results)], check=True)
+    return _tally(passed, typed_failures=failures, sizes_kib=sizes_kib)
+
+
+_DAMAGE: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "truncated": lambda data, draw: data[: draw.randrange(len(data))],
+    "zero-filled": lambda data, draw: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "bit-flipped": lambda data, draw: _flip(data, draw.randrange(len(data)), draw.randrange(8)),
+}
+
+
+def _flip(data: bytes, at: int, bit: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :]
+
+
+def rot(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
+    """Checkpoint, adapter, predictions and record, damaged: seen, named, repaired by a restart."""
+    by: dict[str, list[bool]] = {}
+    for trial in range(trials):
+        for what in ("checkpoint", "adapter", "predictions", "record"):
+            name = list(_DAMAGE)[trial % len(_DAMAGE)]
+            with subject.store(f"rot-{trial}-{what}") as results:
+                store = Store(results)
+                if what == "checkpoint":
+                    subject.wait(subject.start(results, on_step=_die_at(11)))
+                    path = sorted(results.rglob("step-*.safetensors"))[-1]
+                else:
+                    subject.wait(subject.start(results))
+                    pattern = {"record": "record.json"}.get(what, f"{what}.*")
+                    path = next(store.run_dir("finetune", subject.id).glob(pattern))
+                path.write_bytes(_DAMAGE[name](path.read_bytes(), draw))
+                seen = what == "checkpoint" or subject.outcome(results) is None
+                by.setdefault(what, []).append(seen and subject.recovers(results))
+    every = [p for passed in by.values() for p in passed]
+    return _tally(every, by={what: _tally(passed) for what, passed in by.items()})
+
+
+def _die_at(at: int) -> Callable[[int], None]:
+    def die(step: int) -> None:
+        if step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die
+
+
+def starts_at_once(subject: Subject, rounds: int, processes: int) -> dict[str, Any]:
+    """Many processes start one run together: every one ends well and one record is published."""
+    passed, workers = [], []
+    for number in range(rounds):
+        with subject.store(f"at-once-{number}") as results:
+            children = [subject.start(results, stopped=True) for _ in range(processes)]
+            for child in children:
+                os.waitpid(child, os.WUNTRACED)
+            for child in children:
+                os.kill(child, signal.SIGCONT)
+            codes = [subject.wait(child) for child in children]
+            attempts = Store(results).attempts("finetune", subject.id)
+            workers.append(sum((a.path / "finished").exists() for a in attempts))
+            passed.append(codes == [0] * processes and subject.outcome(results) == subject.expected)
+    return _tally(passed, processes=processes, attempts_that_worked=sorted(set(workers)))
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Counts per kind of fault; kinds that this machine cannot do are named with the reason."""
+    draw = random.Random(0)
+    folder = Path(tempfile.mkdtemp(prefix="nora-chaos-"))
+    result: dict[str, Any] = {"skipped": {}}
+    try:
+        subject = Subject(folder)
+        subject.settings = replace(subject.settings, threads=1)
+        parts: dict[str, tuple[str | None, Callable[[], dict[str, Any]]]] = {
+            "SIGKILL at a random step": (None, lambda: random_steps(subject, 4 if quick else 50, draw)),
+            "SIGKILL inside a file operation": (
+                None if shutil.which("strace") else "strace is not installed",
+                lambda: kills_in_file_operations(subject, 7 if quick else 50, draw),
+            ),
+            "EIO from a file operation": (
+                None if shutil.which("strace") else "strace is not installed",
+                lambda: errors_in_file_operations(subject, 5 if quick else 25, draw),
+            ),
+            "disk full": (
+                None if os.getuid() == 0 else "needs root (mounts a small tmpfs)",
+                lambda: disk_full(subject, [8, 64] if quick else [4, 8, 16, 32, 64, 96, 128, 192]),
+            ),
+            "damaged file": (None, lambda: rot(subject, 1 if quick else 9, draw)),
+            "started many times at once": (
+                None,
+                lambda: starts_at_once(subject, 1 if quick else 20, 8 if quick else 32),
+            ),
+        }
+        for name, (obstacle, part) in parts.items():
+            if obstacle:
+                result["skipped"][name] = obstacle
+                continue
+            started = time.monotonic()
+            result[name] = {**part(), "seconds": round(time.monotonic() - started, 1)}
+            print(json.dumps({name: result[name]}), file=sys.stderr, flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The counts for a terminal."""
+    lines = [f"{'fault':34} {'passed':>9}"]
+    for name, part in result.items():
+        if name != "skipped":
+            lines.append(f"{name:34} {part['passed']:4}/{part['trials']}")
+    return "\n".join(lines + [f"{name:34} SKIPPED: {reason}" for name, reason in result["skipped"].items()])

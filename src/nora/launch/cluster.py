@@ -1,0 +1,181 @@
+"""``nora launch`` with exec=slurm: submits exactly what is missing and returns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nora.launch import slurm
+from nora.launch.layout import Array, layout
+from nora.launch.plan import SUBMITTABLE, PlannedCell, counts, plan
+from nora.launch.profile import Profile, load_profile
+from nora.launch.queue import Queue, read_queue
+from nora.launch.submission import create, one_launch_at_a_time, submissions
+from nora.runs.errors import UserError
+from nora.runs.record import Record
+from nora.runs.schema import KINDS, ExecSpec, Spec, validate
+from nora.runs.spec import check_ready
+from nora.runs.store import Store
+from nora.tables.cells import Cell
+from nora.tables.targets import Target, target_cells
+
+_RETRIED = ("failed", "interrupted", "damaged")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a launch goes to."""
+
+    checkout: Path
+    store: Store
+    settings: ExecSpec
+
+
+def wanted(planned: list[PlannedCell], store: Store, *, max_attempts: int, retry: bool) -> tuple[list[Cell], list[str]]:
+    """The cells to submit, and one line for each that has failed too often and is left alone."""
+    states = _RETRIED if retry else SUBMITTABLE
+    cells, left = [], []
+    for p in planned:
+        if p.state not in states or p.cell.id is None or p.cell.spec is None:
+            continue
+        failures = store.failures(p.cell.spec["kind"], p.cell.id) if p.state == "failed" else 0
+        if failures >= max_attempts and not retry:
+            left.append(f"{p.cell.id} has failed {failures} times: left alone (nora why {p.cell.id}; nora retry)")
+        else:
+            cells.append(p.cell)
+    return cells, left
+
+
+def check_specs(cells: list[Cell]) -> None:
+    """UserError where a run's Hub inputs have no commit: found here, not on the node."""
+    for cell in cells:
+        assert cell.spec is not None
+        spec: Spec = validate(cell.spec, KINDS[cell.spec["kind"]])
+        check_ready(spec)
+
+
+def scripts(arrays: list[Array], profile: Profile, *, target: str, folder: Path, code: Path) -> list[str]:
+    """The job script of every array."""
+    from nora.launch.submit import script
+
+    return [
+        script(array, profile, folder=folder, name=f"nora-{target}-{folder.name}-{number}", code=code)
+        for number, array in enumerate(arrays)
+    ]
+
+
+def planned_scripts(table: Target, planned: list[PlannedCell], cluster: Cluster) -> str:
+    """What ``nora plan --sbatch`` prints: the script of every array that a launch would submit; no SLURM needed."""
+    profile = load_profile(cluster.checkout, cluster.settings)
+    cells, _ = wanted(planned, cluster.store, max_attempts=profile.max_attempts, retry=False)
+    arrays = layout(cells, profile)
+    code = cluster.checkout
+    if cluster.settings.code == "snapshot":
+        code = cluster.store.root / "snapshots" / "COMMIT"
+    folder = cluster.store.root / "submissions" / "ID"
+    texts = scripts(arrays, profile, target=table.name, folder=folder, code=code)
+    return "\n".join(
+        f"# array {n}: {array.num_runs} runs of {array.label} in {len(array.tasks)} tasks\n{text}"
+        for n, (array, text) in enumerate(zip(arrays, texts, strict=True))
+    )
+
+
+def layout_lines(planned: list[PlannedCell], cluster: Cluster) -> list[str]:
+    """One line per array of a launch: tasks, resources, runs per task."""
+    profile = load_profile(cluster.checkout, cluster.settings)
+    cells, left = wanted(planned, cluster.store, max_attempts=profile.max_attempts, retry=False)
+    lines = []
+    for number, array in enumerate(layout(cells, profile)):
+        r = array.resources
+        lines.append(
+            f"  array {number}: {array.label}: {array.num_runs} runs in {len(array.tasks)} tasks, "
+            f"{min(profile.parallel, len(array.tasks))} at once, each {r.gpus} GPU, {r.cpus} CPUs, {r.mem_gb:g} GB, "
+            f"{r.time_min} min"
+        )
+    return lines + [f"  {line}" for line in left]
+
+
+def current_plan(table: Target, cluster: Cluster, queue: Queue | None) -> list[PlannedCell]:
+    """The plan of a target from the records and the queue as they are."""
+    records: Mapping[str, Record] = {record.id: record for record in cluster.store.records()}
+    return plan(target_cells(table, records, checkout=cluster.checkout), cluster.store, records, queue)
+
+
+def launch_slurm(table: Target, cluster: Cluster, *, retry: bool = False, dry_run: bool = False) -> int:
+    """Submits what is missing (with ``retry``: what failed, however often); 0 when SLURM has taken all of it.
+
+    UserError, with nothing queued, where SLURM would not take an array.
+    """
+    profile = load_profile(cluster.checkout, cluster.settings)
+    if not slurm.installed():
+        raise UserError("exec=slurm: sbatch is not found; this is no machine of a SLURM cluster (exec=local runs here)")
+    with one_launch_at_a_time(cluster.store.root):
+        _adopt(cluster.store.root)
+        planned = current_plan(table, cluster, read_queue(cluster.store.root))
+        cells, left = wanted(planned, cluster.store, max_attempts=profile.max_attempts, retry=retry)
+        for line in left:
+            print(line)
+        tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
+        if not cells:
+            print(f"{table.headline}: nothing to submit: {tally}", flush=True)
+            return 0
+        check_specs(cells)
+        limit = slurm.max_array_size()
+        if limit is not None:
+            profile = replace(profile, max_array_size=min(profile.max_array_size, max(1, limit - 1)))
+        submit_cells(table.name, cells, profile, cluster, dry_run=dry_run)
+        waiting = counts(planned).get("waits", 0)
+        if waiting:
+            print(f"{waiting} cells wait for a choice; launch again when the first stage is done")
+    return 0
+
+
+def submit_cells(target: str, cells: list[Cell], profile: Profile, cluster: Cluster, *, dry_run: bool = False) -> None:
+    """Asks SLURM about every array, then freezes and submits them."""
+    from nora.launch.snapshot import snapshot
+    from nora.launch.submit import submit
+    from nora.runs import provenance
+
+    arrays = layout(cells, profile)
+    store = cluster.store
+    preview = scripts(arrays, profile, target=target, folder=store.root / "submissions" / "ID", code=cluster.checkout)
+    for text in preview:
+        slurm.test_only(text)
+    if not dry_run:
+        if cluster.settings.code == "snapshot":
+            code, commit = snapshot(cluster.checkout, store.root)
+        else:
+            code, commit = cluster.checkout, provenance.code_version(cluster.checkout)["commit"]
+        unique = {str(cell.id): cell for cell in cells}
+        kinds = {identity: str(cell.spec["kind"]) for identity, cell in unique.items() if cell.spec is not None}
+        submission = create(
+            store.root,
+            target=target,
+            arrays=arrays,
+            cells=unique,
+            dead_up_to={i: max((a.number for a in store.attempts(k, i)), default=0) for i, k in kinds.items()},
+            failures_allowed={i: store.failures(k, i) + profile.max_attempts for i, k in kinds.items()},
+            settings=cluster.settings,
+            code=code,
+            commit=commit,
+        )
+    for number, array in enumerate(arrays):
+        words = f"{array.num_runs} runs of {array.label} in {len(array.tasks)} tasks"
+        if dry_run:
+            print(f"would submit {words}")
+        else:
+            print(f"submitted {words} as job {submit(submission, number, array, profile)}", flush=True)
+
+
+def _adopt(results: Path) -> None:
+    """Arrays of an earlier launch that was killed between sbatch and its own notes."""
+    unnoted = [s for s in submissions(results) if any(s.job(n) is None for n in range(len(s.arrays)))]
+    if not unnoted:
+        return
+    from nora.launch.submit import adopt
+
+    queued = slurm.queue()
+    for submission in unnoted:
+        for job in adopt(submission, queued):
+            print(f"job {job} is of a launch that was cut short; taken over, not submitted again", flush=True)

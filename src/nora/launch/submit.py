@@ -1,0 +1,141 @@
+"""Arrays → SLURM, through submitit: the job script, the payload, sbatch. The only file that imports submitit."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core import utils
+from submitit.slurm.slurm import SlurmExecutor
+
+from nora.launch.layout import Array
+from nora.launch.profile import Profile
+from nora.launch.slurm import Task as QueuedTask
+from nora.launch.submission import Submission
+
+_UNBOUNDED = 1_000_000  # requeues; ours are counted by failures, not by starts
+logging.getLogger("submitit").setLevel(logging.WARNING)
+
+
+class RunTask:
+    """The payload of one array task: a folder and run ids; everything else is read from disk on the node."""
+
+    def __init__(self, folder: str, ids: Sequence[str]) -> None:
+        self.folder = folder
+        self.ids = tuple(ids)
+
+    def __call__(self) -> None:
+        from nora.launch.worker import work
+
+        work(Path(self.folder), self.ids, job=submitit.JobEnvironment().job_id)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """For a USR2 that comes before the worker listens: again from disk."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+class _Executor(SlurmExecutor):
+    """SlurmExecutor that can also write its script on a machine without SLURM."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+    def text(self, tasks: int) -> str:
+        """The script of an array of this many tasks."""
+        parameters = {**self.parameters, **({"map_count": tasks} if tasks > 1 else {})}
+        saved, self.parameters = self.parameters, parameters
+        try:
+            return str(self._make_submission_file_text(self._submitit_command_str, "script"))
+        finally:
+            self.parameters = saved
+
+
+def _gpu_options(array: Array, profile: Profile) -> dict[str, Any]:
+    gpus, kind = array.resources.gpus, profile.gpu.type
+    if gpus == 0:
+        return {}
+    if profile.gpu.spelling == "gres":
+        return {"gres": f"gpu:{kind}:{gpus}" if kind else f"gpu:{gpus}"}
+    if kind is None:
+        return {"gpus_per_node": gpus}
+    return {"additional_parameters": {"gpus-per-node": f"{kind}:{gpus}"}}
+
+
+def _executor(array: Array, profile: Profile, *, folder: Path, name: str, code: Path) -> _Executor:
+    resources = array.resources
+    executor = _Executor(folder, max_num_timeout=_UNBOUNDED)
+    options = _gpu_options(array, profile)
+    # --requeue: some sites have JobRequeue=0 and then refuse `scontrol requeue`
+    extra = {**options.pop("additional_parameters", {}), "requeue": True, **profile.extra}
+    site = {key: getattr(profile, key) for key in ("partition", "account", "qos", "constraint")}
+    setup = [
+        *profile.setup,
+        f"export PYTHONPATH={shlex.quote(str(code / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"cd {shlex.quote(str(code))}",
+    ]
+    if profile.scratch is not None:
+        setup.append(f'export TMPDIR="{profile.scratch}"')
+    executor.update_parameters(
+        job_name=name,
+        time=resources.time_min,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=resources.cpus,
+        mem=f"{int(resources.mem_gb * 1024)}MB",
+        signal_delay_s=profile.signal_delay_s,
+        array_parallelism=profile.parallel,
+        setup=setup,
+        # srun in a batch job does not take over --cpus-per-task from 22.05 on
+        srun_args=[f"--cpus-per-task={resources.cpus}"],
+        additional_parameters={k: v for k, v in extra.items() if v is not False},
+        **{key: value for key, value in site.items() if value is not None},
+        **options,
+    )
+    return executor
+
+
+def script(array: Array, profile: Profile, *, folder: Path, name: str, code: Path) -> str:
+    """The job script of an array, exactly as it would be given to sbatch."""
+    return _executor(array, profile, folder=folder / "log", name=name, code=code).text(len(array.tasks))
+
+
+def submit(submission: Submission, number: int, array: Array, profile: Profile) -> str:
+    """Gives an array to sbatch and notes its job number; returns it."""
+    folder = submission.folder / "log"
+    folder.mkdir(exist_ok=True)  # sbatch fails silently where its log folder is not there
+    executor = _executor(
+        array, profile, folder=folder, name=submission.job_name(number), code=Path(submission.content["code"])
+    )
+    with executor.batch():
+        jobs = [executor.submit(RunTask(str(submission.folder), ids)) for ids in array.tasks]
+    job = str(jobs[0].job_id).split("_")[0]
+    submission.write_job(number, job)
+    return job
+
+
+def adopt(submission: Submission, queued: Sequence[QueuedTask]) -> list[str]:
+    """Writes down the number of every array that SLURM has under a name of this submission and that was not noted:
+    the launch was killed after sbatch. Puts the payloads in place; returns the numbers."""
+    adopted = []
+    for number, array in enumerate(submission.arrays):
+        if submission.job(number) is not None:
+            continue
+        job = next((task.job for task in queued if task.name == submission.job_name(number) and task.alive), None)
+        if job is None:
+            continue
+        for index, ids in enumerate(array["tasks"]):
+            own = job if len(array["tasks"]) == 1 else f"{job}_{index}"
+            path = utils.JobPaths(submission.folder / "log", job_id=own, task_id=0).submitted_pickle
+            if not path.exists():
+                delayed = utils.DelayedSubmission(RunTask(str(submission.folder), ids))
+                delayed.set_timeout(array["resources"]["time_min"], _UNBOUNDED)
+                with utils.temporary_save_path(path) as temporary:
+                    delayed.dump(temporary)
+        submission.write_job(number, job)
+        adopted.append(job)
+    return adopted

@@ -1,0 +1,134 @@
+"""What one task of an array does on its compute node: its runs, one after the other, stopping when SLURM says so."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nora
+from nora.launch import slurm
+from nora.launch.submission import Submission, load
+from nora.runs import provenance
+from nora.runs.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.runs.schema import ExecSpec
+from nora.runs.store import Store
+
+_TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class StopSignals:
+    """USR2 (time limit or preemption is near) and TERM (the end is here) become flags that the run asks for.
+
+    USR2 is sent to every process of the step. It is blocked here, so that every later child, forked or executed,
+    inherits the block and lives on; a thread waits for it. Threads that were there before have no block: for them
+    the handler sets the same flag.
+    """
+
+    def __init__(self) -> None:
+        self.requeue = threading.Event()
+        self.end = threading.Event()
+        signal.signal(signal.SIGUSR2, lambda number, frame: self.requeue.set())
+        signal.signal(signal.SIGTERM, lambda number, frame: self.end.set())
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        while True:
+            signal.sigwait({signal.SIGUSR2})
+            self.requeue.set()
+
+    def requested(self) -> bool:
+        """Whether the run is to save its state and stop."""
+        return self.requeue.is_set() or self.end.is_set()
+
+
+def check_code(submission: Submission) -> None:
+    """RunFailed where this process imports other code than was submitted (``exec.code=live`` takes any commit)."""
+    wanted = Path(submission.content["code"])
+    here = Path(nora.__file__).resolve().parents[2]
+    if here != wanted.resolve():
+        raise RunFailed(f"this node imports nora from {here}, the submission's code is in {wanted}")
+    given, frozen = provenance.code_version(wanted)["commit"], submission.content["commit"]
+    if submission.content["exec"]["code"] != "live" and given != frozen:
+        raise RunFailed(f"{wanted} is at commit {given}, submitted was {frozen}; launch again, or use exec.code=live")
+
+
+def _node_settings(settings: ExecSpec) -> ExecSpec:
+    """Compute nodes have no network: W&B logs offline there and `nora sync-wandb` uploads from the login node."""
+    return replace(settings, wandb="offline" if settings.wandb == "online" else settings.wandb, progress=False)
+
+
+def work(folder: Path, ids: Sequence[str], *, job: str) -> None:
+    """Executes the runs. Raises RunFailed at the end where any failed, so that the job is FAILED for SLURM too;
+    exits with 75 where it was stopped with runs left (after USR2 the job has been requeued by then)."""
+    signals = StopSignals()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    submission = load(folder)
+    check_code(submission)
+    store = Store(Path(submission.content["results"]))
+    settings = _node_settings(submission.settings())
+    failed: list[str] = []
+    for position, identity in enumerate(ids):
+        if signals.requested():
+            _stop(signals, job, left=len(ids) - position)
+        try:
+            _one(submission, store, settings, identity, signals, job, keep_base=len(ids) > 1)
+        except AlreadyRunning as running:
+            print(f"{running}; nothing to do here", flush=True)
+        except Interrupted as stopped:
+            print(f"run {identity}: {stopped}", flush=True)
+            _stop(signals, job, left=len(ids) - position)
+        except (RunFailed, UserError) as error:
+            print(f"run {identity} failed: {error}", file=sys.stderr, flush=True)
+            failed.append(identity)
+    if failed:
+        raise RunFailed(f"{len(failed)} of {len(ids)} runs failed: {', '.join(failed)}")
+
+
+def _one(
+    submission: Submission,
+    store: Store,
+    settings: ExecSpec,
+    identity: str,
+    signals: StopSignals,
+    job: str,
+    *,
+    keep_base: bool,
+) -> None:
+    from nora.runs.execute import execute  # torch: after the signals are in place
+
+    entry: dict[str, Any] = submission.content["runs"][identity]
+    spec = submission.spec(identity)
+    if store.failures(spec.kind, identity) >= entry["failures_allowed"]:
+        raise RunFailed(
+            f"run {identity} has failed {store.failures(spec.kind, identity)} times; see nora why {identity}"
+        )
+    record, made = execute(
+        spec,
+        settings,
+        checkout=Path(submission.content["code"]),
+        store=store,
+        tags=tuple(entry["tags"]),
+        stop_requested=signals.requested,
+        job=job,
+        dead_up_to=entry["dead_up_to"],
+        keep_base=keep_base,
+    )
+    print(f"run {identity}: {record.status}{'' if made else ', already there'}", flush=True)
+
+
+def _stop(signals: StopSignals, job: str, *, left: int) -> None:
+    """Leaves the node; after USR2 the job goes back into the queue first (after TERM that is SLURM's own business)."""
+    if signals.requeue.is_set():
+        try:
+            slurm.requeue(job)
+            print(f"job {job} requeued with {left} runs left", flush=True)
+        except (RunFailed, UserError) as error:
+            print(f"job {job} could not be requeued ({error}); `nora launch` submits what is left", flush=True)
+    sys.exit(_TEMPORARY_FAILURE)
