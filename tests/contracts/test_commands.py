@@ -48,7 +48,7 @@ def test_run_says_how_it_ended_and_that_it_was_there(store: Path, capsys: Out) -
 def test_plan_and_status(store: Path, capsys: Out) -> None:
     assert cli.main(["plan", *_words(store), "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["table2"]
-    assert {c["method"]: c["state"] for c in cells} == {
+    assert {c["row"]: c["state"] for c in cells} == {
         "lora": "done", "prefix": "missing", "olora": "missing", "pissa": "missing", "nora": "missing",
         "nora_plus": "missing", "lora_p": "missing",
     }  # fmt: skip
@@ -134,7 +134,7 @@ def test_verify_scores_the_stored_predictions_again(tmp_path: Path) -> None:
     file = tmp_path / "p.gz"
     rows = [{"prediction": 0, "correct": [0]}, {"prediction": 1, "correct": [0, 1]}, {"prediction": 2, "correct": [0]}]
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert rescore(file) == 2 / 3
+    assert rescore(file, "accuracy") == 2 / 3
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

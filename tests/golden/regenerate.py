@@ -12,7 +12,7 @@ SUFFIXES = ("md", "tex", "csv")
 
 def golden_texts(checkout: Path) -> dict[str, str]:
     """suffix → text of Table 2 at mini scale: two tasks, two seeds, one method's record missing, ids replaced."""
-    from nora.collate.artefacts import build_document
+    from nora.collate.artefacts import build
     from nora.collate.document import to_csv, to_latex, to_markdown
     from nora.tables.table import load_table
     from synthetic import complete
@@ -23,7 +23,7 @@ def golden_texts(checkout: Path) -> dict[str, str]:
         for k, r in complete(table, checkout).items()
         if (r.spec["method"]["name"], r.spec["task"]["name"]) != ("olora", "rte")
     }
-    document = build_document(table, records, checkout=checkout)
+    document = build(table, records, checkout=checkout)
     texts = (to_markdown(document), to_latex(document), to_csv(document))
     return {s: re.sub(r"\b[0-9a-f]{16}\b", "<id>", text) for s, text in zip(SUFFIXES, texts, strict=True)}
 

@@ -46,7 +46,7 @@ TABLE = [
     (["method=prefix", "method.rank=4"], ["rank has no meaning with adapter=prefix"]),
     (["method.xi=null"], ["xi is required with init=nystrom"]),
     (["exec.threads=0"], ["exec.threads: given 0"]),
-    (["exec.thread=2"], ["exec.thread: unknown key", "did you mean threads?"]),
+    (["exec.thread=2"], ["exec.thread: unknown key", "did you mean exec.threads?"]),
     (["measure=[spectrm]"], ["measure.0: given 'spectrm'", "did you mean spectrum?"]),
     (["lr"], ["an override is key=value"]),
     (["a=b=c["], ["an override is key=value"]),

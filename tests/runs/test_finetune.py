@@ -202,7 +202,7 @@ def test_rows_that_are_not_those_of_the_spec_are_refused(run: Run, monkeypatch: 
         return {**plain, "task": {**plain["task"], "files": files}}
 
     monkeypatch.setattr(spec.Pins, "apply", other)
-    with pytest.raises(RunFailed, match="train.jsonl: has SHA-256 75d9.*, the model's yaml says 0000"):
+    with pytest.raises(RunFailed, match="train.jsonl: has SHA-256 75d9.*, its yaml or manifest says 0000"):
         run("method=lora")
 
 
@@ -285,3 +285,14 @@ def test_the_mirror_gets_the_runs_numbers_under_the_runs_id(
 
 def test_a_kind_is_a_file() -> None:
     assert kinds.load("finetune") is finetune
+
+
+def test_each_step_has_dropout_masks_of_its_own() -> None:
+    from nora.runs.kinds.finetune import _seed_dropout
+
+    masks = []
+    for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        _seed_dropout(seed, step)
+        masks.append(torch.rand(8))
+    assert torch.equal(masks[0], masks[3])
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])

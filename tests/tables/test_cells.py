@@ -11,6 +11,7 @@ from nora.runs.errors import UserError
 from nora.runs.spec import compose_run, run_id
 from nora.tables.cells import SpecBook, cells, chosen_settings
 from nora.tables.table import load_table
+from nora.tables.targets import load_target
 from synthetic import complete, record_of
 
 
@@ -20,7 +21,7 @@ def test_random_cells_have_the_id_of_their_printed_command(scale: str, checkout:
     book = SpecBook(checkout, table)
     first = [c for c in cells(table, {}, checkout=checkout, book=book) if c.id]
     made = cells(table, {str(c.id): record_of(c) for c in first}, checkout=checkout, book=book)
-    assert all(c.id for c in made) and len({c.method for c in made}) == 7
+    assert all(c.id for c in made) and len({c.row for c in made}) == 7
     for cell in random.Random(0).sample(made, 25):
         spec, _, found_scale = compose_run(checkout, cell.overrides)
         assert (run_id(spec), found_scale) == (cell.id, scale)
@@ -29,7 +30,7 @@ def test_random_cells_have_the_id_of_their_printed_command(scale: str, checkout:
 def test_counts_at_mini_and_the_budget_of_20_runs_per_task_and_seed(checkout: Path) -> None:
     table = load_table(checkout, "table2", ["task=cb", "seed=0"])
     assert len(cells(table, {}, checkout=checkout)) == 4 + 2 + 2 + 2 + 4 + 4 + 2 <= 20
-    assert len(cells(load_table(checkout, "table2"), {}, checkout=checkout)) == 20 * 3 * 5
+    assert len(cells(load_table(checkout, "table2"), {}, checkout=checkout)) == 20 * 8 * 3
 
 
 def test_stage_2_waits_until_the_first_methods_search_is_complete(checkout: Path) -> None:
@@ -37,20 +38,20 @@ def test_stage_2_waits_until_the_first_methods_search_is_complete(checkout: Path
     made = cells(table, {}, checkout=checkout)
     stage1 = [c for c in made if c.stage == 1]
     waiting = [c for c in made if c.waits_for]
-    assert {c.method for c in stage1} == {"lora"} and len(stage1) == 2 * 2 * 4
+    assert {c.row for c in stage1} == {"lora"} and len(stage1) == 2 * 2 * 4
     assert {c.waits_for for c in waiting} == {"lora"} and all(c.id is None for c in waiting)
     assert len(stage1) + len(waiting) == len(made)
 
     records = {str(c.id): record_of(c) for c in stage1}
-    last = [c for c in stage1 if c.task == "cb"][-1]
+    last = [c for c in stage1 if c.column == "cb"][-1]
     partly = cells(table, {k: r for k, r in records.items() if k != last.id}, checkout=checkout)
-    assert {c.task for c in partly if c.waits_for} == {"cb"}, "one missing seed of one task holds up that task alone"
+    assert {c.column for c in partly if c.waits_for} == {"cb"}, "one missing seed of one task holds up that task alone"
 
     opened = cells(table, records, checkout=checkout)
     assert len(opened) == len(made) and not any(c.waits_for for c in opened)
     best = chosen_settings(table, SpecBook(checkout, table), "lora", "cb", records, checkout)
     assert best is not None
-    sizes = {c.settings["protocol.batch_size"] for c in opened if c.task == "cb" and c.method != "lora"}
+    sizes = {c.settings["protocol.batch_size"] for c in opened if c.column == "cb" and c.row != "lora"}
     assert sizes == {best["protocol.batch_size"]}, "LoRA's batch size is taken over"
 
 
@@ -87,12 +88,11 @@ def test_a_further_override_reaches_every_cell_and_its_id(checkout: Path) -> Non
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["task=xx"], "task: given 'xx', this table has sst2, cb, rte"),
+        (["task=xx"], "task: given 'xx', this table has sst2, wsc, boolq, cb, rte"),
         (["method=norra"], "did you mean nora?"),
-        (["seed=9"], "seed: given '9', this table has 0, 1, 2, 3, 4"),
+        (["seed=9"], "seed: given '9', this table has 0, 1, 2"),
         (["scale=huge"], "scale: given 'huge'"),
         (["search=best"], "search: given 'best', this table has grid, chosen"),
-        (["nonsense"], "required key=value"),
     ],
 )
 def test_wrong_axes(overrides: list[str], message: str, checkout: Path) -> None:
@@ -102,8 +102,10 @@ def test_wrong_axes(overrides: list[str], message: str, checkout: Path) -> None:
 
 
 def test_an_unknown_table_and_a_choice_that_is_not_there(checkout: Path) -> None:
-    with pytest.raises(UserError, match="target: given 'tabel2', allowed .*table2.*; did you mean table2"):
-        load_table(checkout, "tabel2")
+    with pytest.raises(UserError, match="TARGET: given 'tabel2', allowed .*table2.*; did you mean table"):
+        load_target(checkout, "tabel2")
+    with pytest.raises(UserError, match="given 'nonsense', required key=value"):
+        load_target(checkout, "table2", ["nonsense"])
     table = load_table(checkout, "table2", ["search=chosen", "scale=smoke"])
     with pytest.raises(UserError, match="not there yet"):
         cells(table, {}, checkout=checkout)

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 # What wrappers put before a module's own name: PEFT, DistributedDataParallel, torch.compile.
 _WRAPPER_PARTS = ("base_model.model.", "module.", "_orig_mod.")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def canonical_name(name: str) -> str:
@@ -26,7 +29,11 @@ def canonical_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """One LoRA layer and one of its adapters; ``weight`` [out, in], ``A`` [r, in], ``B`` [out, r]."""
+    """One LoRA layer and one of its adapters, as the map ``weight`` + scaling · B A on flattened inputs.
+
+    ``weight`` is [out, in]. Linear and Conv1D: the matrix. Convolution: in = channels · kernel. Embedding: the
+    transposed table, so in = vocabulary and out = width. ``A`` flattens to [r, in], ``B`` to [out, r].
+    """
 
     name: str
     module: Any
@@ -34,19 +41,44 @@ class AdapterLayer:
     adapter: str
 
     @property
+    def is_embedding(self) -> bool:
+        return self.adapter in self.module.lora_embedding_A
+
+    @property
+    def held_weight(self) -> Tensor:
+        """The frozen weight as the base layer keeps it (8/4-bit ones packed)."""
+        base = self.module.get_base_layer()
+        held: Tensor = base.in_proj_weight if isinstance(base, nn.MultiheadAttention) else base.weight
+        return held
+
+    @property
     def weight(self) -> Tensor:
-        """The frozen weight as [out, in] (a view; Conv1D stores its transpose)."""
-        weight: Tensor = self.module.get_base_layer().weight.detach()
-        return weight.T if getattr(self.module, "fan_in_fan_out", False) else weight
+        """The frozen weight as [out, in]: a view; an 8/4-bit one is dequantised, for as long as the result is held."""
+        base = self.module.get_base_layer()
+        held = self.held_weight
+        if type(held).__name__ == "Int8Params":
+            held = _dequantised_int8(base)
+        elif not isinstance(base, nn.MultiheadAttention):
+            held = dequantize_module_weight(base)
+        weight: Tensor = held.detach()
+        if self.is_embedding or getattr(self.module, "fan_in_fan_out", False):
+            return weight.T
+        return weight.flatten(1) if weight.dim() > 1 else weight
 
     @property
     def A(self) -> nn.Parameter:
-        parameter: nn.Parameter = self.module.lora_A[self.adapter].weight
+        if self.is_embedding:
+            parameter: nn.Parameter = self.module.lora_embedding_A[self.adapter]
+        else:
+            parameter = self.module.lora_A[self.adapter].weight
         return parameter
 
     @property
     def B(self) -> nn.Parameter:
-        parameter: nn.Parameter = self.module.lora_B[self.adapter].weight
+        if self.is_embedding:
+            parameter: nn.Parameter = self.module.lora_embedding_B[self.adapter]
+        else:
+            parameter = self.module.lora_B[self.adapter].weight
         return parameter
 
     @property
@@ -58,27 +90,49 @@ class AdapterLayer:
         return float(self.module.scaling[self.adapter])
 
 
-def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[AdapterLayer]:
-    """Every linear LoRA layer that carries ``adapter_name``, sorted by canonical name.
+def _dequantised_int8(base: Any) -> Tensor:
+    """bitsandbytes' 8-bit weight in float32; PEFT's own helper replaces the parameter on a CPU, and breaks it there."""
+    row_maxima: Tensor = base.weight.SCB if base.weight.SCB is not None else base.state.SCB
+    return base.weight.data.to(torch.float32) * (row_maxima.to(base.weight.device)[:, None] / 127)
 
-    Raises ValueError where there is none, or where a layer is of a kind whose factors are not matrices.
-    """
+
+def why_not_two_matrices(layer: AdapterLayer) -> str | None:
+    """Why this layer's adapter is not a pair of matrices A [r, in], B [out, r]; None where it is."""
+    if isinstance(layer.module, ParamWrapper):
+        return "given an adapter over a bare parameter, required one over a layer (target_modules)"
+    base = layer.module.get_base_layer()
+    if isinstance(base, _CONVOLUTIONS) and base.groups > 1:
+        return f"given a convolution with groups={base.groups}, required groups=1"
+    return None
+
+
+def adapter_layers(model: nn.Module, adapter_name: str | None = None) -> list[AdapterLayer]:
+    """Every LoRA layer with every adapter on it (or the named one), whatever its kind, sorted by name; may be empty."""
     found = []
     for name, module in model.named_modules():
-        if not isinstance(module, LoraLayer) or adapter_name not in module.lora_A:
-            continue
-        if not isinstance(module.lora_A[adapter_name], nn.Linear):
-            raise ValueError(
-                f"{canonical_name(name)}: given a LoRA layer over {type(module.get_base_layer()).__name__}, "
-                "required a linear layer; leave it out of target_modules"
-            )
-        found.append(AdapterLayer(canonical_name(name), module, adapter_name))
+        if isinstance(module, LoraLayer):
+            carried = [*module.lora_A, *module.lora_embedding_A]
+            found += [AdapterLayer(canonical_name(name), module, key) for key in carried]
+    wanted = [layer for layer in found if adapter_name in (None, layer.adapter)]
+    return sorted(wanted, key=lambda layer: (layer.name, layer.adapter))
+
+
+def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[AdapterLayer]:
+    """Every LoRA layer that carries ``adapter_name``, sorted by canonical name.
+
+    Raises ValueError where there is none, or where a layer is of a kind whose factors are not two matrices.
+    """
+    found = adapter_layers(model, adapter_name)
     if not found:
         raise ValueError(
             f"adapter {adapter_name!r}: the model has no LoRA layer of that name; "
             "wrap it with peft.get_peft_model(model, LoraConfig(...)) first"
         )
-    return sorted(found, key=lambda layer: layer.name)
+    for layer in found:
+        reason = why_not_two_matrices(layer)
+        if reason is not None:
+            raise ValueError(f"{layer.name}: {reason}; leave it out of target_modules")
+    return found
 
 
 @torch.no_grad()

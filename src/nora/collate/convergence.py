@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
 _LINES = {"solid": "-", "dotted": ":", "dashed": "--"}
+_EXCESS_FLOOR = 1e-7
 _FLOOR = 1e-17  # what a log axis shows for an exact zero
 
 
@@ -45,11 +46,12 @@ def band(records: Sequence[Record], metric: str) -> Band:
 
 def _values(record: Record, metric: str) -> list[float | None]:
     """A recorded metric; "excess" is how far the error is above that of the best rank-r approximation, relatively."""
+    # Records keep eight digits of the error: a smaller excess cannot be read from them.
     trace: Mapping[str, list[float | None]] = record.metrics["trace"]
     if metric != "excess":
         return trace[metric]
     best = record.metrics["best_error"]
-    return [None if v is None else v / best - 1 for v in trace["error"]]
+    return [None if v is None else max(v / best - 1, _EXCESS_FLOOR) for v in trace["error"]]
 
 
 def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Figure:

@@ -10,7 +10,7 @@ from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.statistics import Summary, summarize
 from nora.runs.record import Record
-from nora.tables.cells import SpecBook, chosen_settings, make_cell
+from nora.tables.cells import SpecBook, chosen_settings, make_cell, reused_settings, trials
 from nora.tables.printed import PrintedValue, printed_grid
 from nora.tables.table import Settings, Table
 
@@ -24,6 +24,8 @@ class Reported:
     settings: Settings | None
     ids: tuple[str, ...]
     records: tuple[Record | None, ...]
+    state: str = MISSING
+    """Why nothing is chosen."""
 
     @property
     def complete(self) -> bool:
@@ -36,7 +38,7 @@ class Reported:
     def gap(self) -> str:
         """Why there is no number."""
         if self.settings is None:
-            return MISSING
+            return self.state
         diverged = sum(r is not None and r.status == "diverged" for r in self.records)
         there = sum(r is not None for r in self.records)
         if diverged:
@@ -53,11 +55,24 @@ def report(
         for method in table.methods:
             settings = chosen_settings(table, book, method, task, records, checkout)
             if settings is None:
-                outcome[method, task] = Reported(None, (), ())
+                outcome[method, task] = Reported(None, (), (), _unchosen(table, book, method, task, records))
                 continue
             ids = tuple(str(make_cell(table, book, method, task, seed, 0, settings).id) for seed in table.seeds)
             outcome[method, task] = Reported(settings, ids, tuple(records.get(i) for i in ids))
     return outcome
+
+
+def _unchosen(table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record]) -> str:
+    """Why a method has no settings on a task: its search is not complete, or every setting diverged somewhere."""
+    if table.search == "chosen":
+        return MISSING
+    reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
+    if reused is None:
+        return MISSING
+    tried = trials(table, book, method, task, records, reused)
+    if all(t.complete for t in tried):
+        return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})"
+    return MISSING
 
 
 def _percent(summary: Summary) -> str:

@@ -40,6 +40,8 @@ def memory_gib(cell: Cell) -> tuple[float | None, str]:
 
 def _key(spec: Any) -> tuple[str, str, str]:
     """What runs of like cost share."""
+    if spec["kind"] == "deployment":
+        return spec["model"]["name"], spec["adapter"]["init"], str(spec["protocol"]["steps"])
     if spec["kind"] == "factorize":
         return spec["problem"]["name"], spec["solver"]["name"], str(spec["protocol"]["iterations"])
     return spec["model"]["name"], spec["task"]["name"], spec["method"]["name"]
@@ -61,7 +63,7 @@ def estimate(cell: Cell, measured: Sequence[Record]) -> tuple[float | None, str]
     known = hours.get(_key(cell.spec))
     if known is not None:
         return known, "measured: mean of the records of like runs"
-    if cell.spec["kind"] == "factorize":
+    if cell.spec["kind"] != "finetune":
         return None, "unknown: no like run has a record yet"
     parameters = _PARAMETERS.get(cell.spec["model"]["name"])
     if parameters is None or cell.column not in _TOKENS:

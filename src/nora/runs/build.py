@@ -50,7 +50,7 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
             raise RunFailed(f"{path}: missing; the checkout is incomplete")
         given = sha256_file(path)
         if given != expected:
-            raise RunFailed(f"{path}: has SHA-256 {given}, the model's yaml says {expected}")
+            raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
 
 
 _kept: dict[str, Base] = {}  # at most one

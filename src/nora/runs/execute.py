@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 import time
@@ -16,7 +17,7 @@ from nora.runs import kinds, provenance
 from nora.runs.attempt import Attempt
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import AlreadyRunning, Interrupted, RunFailed
-from nora.runs.files import sha256_bytes
+from nora.runs.files import canonical_json, sha256_bytes
 from nora.runs.mirror import open_mirror
 from nora.runs.record import DamagedRecord, Record
 from nora.runs.reporter import Reporter
@@ -155,7 +156,7 @@ def _run(
         run_id=identity,
         group=words["group"],
         name=f"{words['what']} on {words['on']}, seed {plain['seed']}, {identity[:6]}",
-        tags=[kind, words["what"], *tags],
+        tags=[kind, *words["tags"].split(), *tags],
         config=plain,
         folder=attempt.path,
     )
@@ -210,7 +211,7 @@ def _make_record(identity: str, plain: dict[str, Any], outcome: Outcome, *, stor
     }
     if outcome.diverged:
         result["diverged"] = outcome.diverged
-    return Record(identity, result, {})
+    return Record(identity, json.loads(canonical_json(result)), {})  # as it will be read back
 
 
 def _flat(metrics: Any, prefix: str = "") -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from typing import Any
 def canonical_json(value: Any) -> str:
     """One spelling per value: sorted keys, no blanks, shortest floats; NaN and infinity are refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def readable_json(value: Any) -> str:
+    """Sorted and indented for people and diffs, lists of numbers on one line."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    numbers = re.compile(r"\[\s+((?:(?:-?[\d.]+(?:e[-+]?\d+)?|null),\s+)*(?:-?[\d.]+(?:e[-+]?\d+)?|null))\s+\]")
+    return numbers.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
 
 
 def sha256_bytes(data: bytes) -> str:

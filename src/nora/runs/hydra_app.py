@@ -27,6 +27,9 @@ def headline(record: Record, *, made: bool, folder: Path) -> str:
     elif spec["kind"] == "factorize":
         final = ", ".join(f"{key} {value:.4g}" for key, value in metrics["final"].items())
         outcome = f"{metrics['stop']} after {metrics['iterations']} iterations, {final}"
+    elif spec["kind"] == "deployment":
+        loaded = {host: metrics[host]["portable"]["alone"] for host in ("text", "diffusion")}
+        outcome = ", ".join(f"{host} output off by {value:.1e} after loading" for host, value in loaded.items())
     else:
         test = metrics["test"]
         outcome = (

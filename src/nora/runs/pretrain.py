@@ -10,14 +10,18 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nora import tasks
 from nora.runs import limits, provenance
 from nora.runs.errors import UserError
 from nora.runs.files import sha256_file, write_atomic
+from nora.training.assess import Assessor, Split
 from nora.training.corpus import evaluation_texts, pack, read_corpus, train_tokenizer
 from nora.training.pretrain import PretrainSettings, perplexity, pretrain
 
 SHIPPED = ("model.safetensors", "config.json", "tokenizer.json")
+_ZERO_SHOT_ROWS = 64
 THREADS = 1  # one thread: the same seed then gives the same bytes on a machine of the same type
 
 
@@ -81,6 +85,7 @@ def make_base(name: str, *, corpus: Path, checkout: Path, out: Path | None) -> i
             for path in [*train_files, *valid_files]
         ],
         "libraries": provenance.library_versions(),
+        "zero_shot": zero_shot(folder, checkout),
         "cpu": provenance.machine("cpu", THREADS)["cpu"],
     }
     write_atomic(folder / "pretraining.json", json.dumps(facts, indent=1) + "\n")
@@ -90,8 +95,29 @@ def make_base(name: str, *, corpus: Path, checkout: Path, out: Path | None) -> i
     return 0
 
 
+def zero_shot(folder: Path, checkout: Path) -> dict[str, dict[str, float]]:
+    """The untrained base on the shipped validation rows (at most 64) of every few-shot task."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    length = model.config.max_position_embeddings
+    found = {}
+    for name in tasks.names("superglue"):
+        task = tasks.load("superglue", name)
+        lines = (
+            (checkout / "data" / name / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:_ZERO_SHOT_ROWS]
+        )
+        split = Split.encode([task.build(json.loads(line)) for line in lines], tokenizer, max_length=length)
+        metrics, _ = Assessor(task, tokenizer, tokenizer.pad_token_id, True, length).measure(model, split)
+        found[name] = {key: round(metrics[key], 4) for key in (task.METRIC, "gold_nll", "n")}
+    return found
+
+
 def card(name: str, recipe: dict[str, Any], facts: dict[str, Any]) -> str:
-    """The model card; zero-shot scores are in results/ with every run that measures them."""
+    """The model card."""
+    scores = "\n".join(
+        f"| {task} | {next(iter(s))} {100 * next(iter(s.values())):.1f} | {s['gold_nll']:.3f} | {s['n']:.0f} |"
+        for task, s in facts["zero_shot"].items()
+    )
     sources = "\n".join(f"- `{s['path']}` (sha256 `{s['sha256']}`)" for s in facts["sources"])
     architecture = ", ".join(f"{k} {v}" for k, v in recipe["settings"]["architecture"].items())
     notes = recipe.get("sources", "")
@@ -110,6 +136,14 @@ paper uses and really pretrained, but {facts["parameters"]:,} parameters do not 
   paragraphs, each of which shares 13 consecutive words with a row of an evaluation set or of a shipped slice.
 - Training text sha256 `{facts["training_text_sha256"]}`; recipe `conf/pretrain/{name}.yaml`; all facts in
   `pretraining.json`.
+
+## Zero-shot
+
+The shipped validation rows (at most 64) of each task, before any fine-tuning.
+
+| task | score, % | loss of the gold answer, nats per token | rows |
+|---|---|---|---|
+{scores}
 
 ## Sources
 

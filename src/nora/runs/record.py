@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nora.runs.files import canonical_json, sha256_bytes
+from nora.runs.files import canonical_json, readable_json, sha256_bytes
 from nora.runs.spec import run_id, versionless_id
 
 SCHEMA = 1
@@ -54,7 +54,7 @@ class Record:
             "result_sha256": sha256_bytes(canonical_json(self.result).encode()),
             "run": self.run,
         }
-        return json.dumps(body, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+        return readable_json(body)
 
 
 def parse_record(text: str, *, where: Path | str) -> Record:

@@ -230,6 +230,37 @@ class FactorizeSpec:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeployedAdapter:
+    """The adapter that is deployed: a start by PEFT's or our name, and its size."""
+
+    init: Literal["kaiming", "gaussian", "orthogonal", "nystrom", "pissa", "pissa_niter_4", "olora"]
+    rank: Count
+    alpha: Count
+    xi: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeploymentProtocol:
+    """How long the adapter is trained before it is saved (AdamW)."""
+
+    name: Literal["deployment"]
+    version: Count
+    steps: Count
+    lr: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DeploymentSpec:
+    """``kind=deployment``: one start, deployed on a text model and on a UNet."""
+
+    kind: Literal["deployment"]
+    model: ModelSpec
+    adapter: DeployedAdapter
+    protocol: DeploymentProtocol
+    seed: Seed
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ExecSpec:
     """Where and how a run executes; nothing here may change a number."""
 
@@ -264,8 +295,8 @@ class ExecSpec:
         return self
 
 
-Spec = FinetuneSpec | FactorizeSpec
-KINDS: dict[str, type] = {"finetune": FinetuneSpec, "factorize": FactorizeSpec}
+Spec = FinetuneSpec | FactorizeSpec | DeploymentSpec
+KINDS: dict[str, type] = {"finetune": FinetuneSpec, "factorize": FactorizeSpec, "deployment": DeploymentSpec}
 
 
 def _keys_at(schema: Any, path: list[str]) -> list[str]:
@@ -278,13 +309,13 @@ def _keys_at(schema: Any, path: list[str]) -> list[str]:
     return [f.name for f in fields(schema)] if is_dataclass(schema) else []
 
 
-def _sentence(error: Any, schema: type) -> str:
+def _sentence(error: Any, schema: type, prefix: str) -> str:
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         allowed = _keys_at(schema, location[:-1])
         near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"; did you mean {'.'.join([*location[:-1], near[0]])}?" if near else ""
+        hint = f"; did you mean {prefix}{'.'.join([*location[:-1], near[0]])}?" if near else ""
         return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path}: missing"
@@ -308,5 +339,5 @@ def validate(value: Any, schema: type, *, prefix: str = "") -> Any:
             json.dumps(value)
         )  # JSON mode: strict types, yet dicts make dataclasses
     except ValidationError as error:
-        problems = [_sentence(e, schema) for e in error.errors(include_url=False)]
+        problems = [_sentence(e, schema, prefix) for e in error.errors(include_url=False)]
         raise UserError("; ".join(prefix + p for p in problems)) from None

@@ -18,6 +18,7 @@ ID_LENGTH = 16  # hex digits: 64 bits
 SPEC_KEYS = {
     "finetune": ("kind", "model", "task", "method", "protocol", "seed", "measure"),
     "factorize": ("kind", "problem", "start", "solver", "protocol", "seed", "measure"),
+    "deployment": ("kind", "model", "adapter", "protocol", "seed"),
 }
 
 
@@ -57,7 +58,7 @@ class Pins:
 
     def apply(self, plain: dict[str, Any]) -> dict[str, Any]:
         """The spec with its revisions and row hashes filled in where they are known."""
-        if "model" not in plain:
+        if "task" not in plain:
             return plain
         model, task = dict(plain["model"]), dict(plain["task"])
         if model.get("source") == "hub":
@@ -118,12 +119,17 @@ def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpe
 
 
 def describe(spec: Mapping[str, Any]) -> dict[str, str]:
-    """What a run is, for people: ``what`` was run ``on`` what, the ``group`` of runs it belongs to."""
+    """What a run is, for people: ``what`` was run ``on`` what, its ``group`` and ``tags``."""
     if spec["kind"] == "factorize":
-        what, on = f"{spec['solver']['name']} from {spec['start']['name']}", spec["problem"]["name"]
+        names = [spec[part]["name"] for part in ("solver", "start", "problem")]
+        what, on = f"{names[0]} from {names[1]}", names[2]
+    elif spec["kind"] == "deployment":
+        names = [spec["adapter"]["init"], spec["model"]["name"]]
+        what, on = names
     else:
-        what, on = spec["method"]["name"], f"{spec['task']['name']}, {spec['model']['name']}"
-    return {"what": what, "on": on, "group": f"{spec['protocol']['name']}/{on}"}
+        names = [spec[part]["name"] for part in ("method", "task", "model")]
+        what, on = names[0], f"{names[1]}, {names[2]}"
+    return {"what": what, "on": on, "group": f"{spec['protocol']['name']}/{on}", "tags": " ".join(names)}
 
 
 def check_ready(spec: Spec) -> None:

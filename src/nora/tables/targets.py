@@ -10,10 +10,11 @@ from nora.runs.errors import UserError
 from nora.runs.record import Record
 from nora.runs.schema import validate
 from nora.tables.cells import Cell, SpecBook, cells
+from nora.tables.deployments import Deployments, DeploymentsFile, deployment_cells, pick_deployments
 from nora.tables.panels import Panels, PanelsFile, panel_cells, pick_panels
 from nora.tables.table import Table, load_table, names, read_table
 
-Target = Table | Panels
+Target = Table | Panels | Deployments
 
 
 def load_target(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Target:
@@ -31,6 +32,8 @@ def load_target(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tar
     if "panels" in content:
         file: PanelsFile = validate(content, PanelsFile, prefix=f"conf/table/{name}.yaml: ")
         return pick_panels(file, name, own)
+    if "inits" in content:
+        return pick_deployments(validate(content, DeploymentsFile, prefix=f"conf/table/{name}.yaml: "), name, own)
     return load_table(checkout, name, own)
 
 
@@ -40,4 +43,6 @@ def target_cells(
     """``cells(target, records)`` for either kind of target."""
     if isinstance(target, Panels):
         return panel_cells(target, checkout=checkout)
+    if isinstance(target, Deployments):
+        return deployment_cells(target, checkout=checkout)
     return cells(target, records, checkout=checkout, book=book)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nora.adapters.inits._factors import Factors
+from nora.adapters.products import left_product, right_product
 
 PEFT_INIT = True
 MOVES_BASE = False
@@ -25,15 +26,14 @@ def factors(
     """Side "A": A = (ξ/s) G W with G ~ N(0, 1) of shape [rank, out], B = 0. Side "B": B = (ξ/s) W Ω, A = 0.
 
     ``weight`` is [out, in], ``scaling`` is s = α/r (s = 1 in the formula where ``divide_by_scaling`` is off).
-    G and Ω are drawn in float32 on the generator's device; the product is float32.
+    G and Ω are drawn in float32 on the generator's device; the product is float32, without a float32 copy of W.
     """
     out_features, in_features = weight.shape
     scale = xi / scaling if divide_by_scaling else xi
-    W = weight.to(torch.float32)
     if side == "A":
-        G = torch.randn(rank, out_features, generator=generator).to(W.device)
-        return Factors((G @ W).mul_(scale), torch.zeros(out_features, rank, device=W.device))
+        G = torch.randn(rank, out_features, generator=generator).to(weight.device)
+        return Factors(left_product(G, weight).mul_(scale), torch.zeros(out_features, rank, device=weight.device))
     if side == "B":
-        omega = torch.randn(in_features, rank, generator=generator).to(W.device)
-        return Factors(torch.zeros(rank, in_features, device=W.device), (W @ omega).mul_(scale))
+        omega = torch.randn(in_features, rank, generator=generator).to(weight.device)
+        return Factors(torch.zeros(rank, in_features, device=weight.device), right_product(weight, omega).mul_(scale))
     raise ValueError(f"side: given {side!r}, required 'A' or 'B'")

@@ -94,10 +94,11 @@ def _metrics(spec: FactorizeSpec, problem: Symmetric | Asymmetric, trace: Trace)
         metrics["first_below"] = [[eps, trace.first_below(name, eps)] for eps in spec.protocol.epsilons]
     if "trace" in spec.measure:
         metrics["steps"] = [step for step, _ in curves[spec.protocol.metric]]
-        metrics["trace"] = {name: [_finite(value) for _, value in curve] for name, curve in curves.items()}
+        wanted = {spec.protocol.metric, "error", "weak"} & set(curves)  # the loss follows from the error
+        metrics["trace"] = {name: [_finite(value) for _, value in curves[name]] for name in sorted(wanted)}
     return metrics
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity: a value that is not finite is null, and the stop reason says why."""
-    return float(value) if abs(value) < float("inf") else None
+    """Eight significant digits. JSON has no infinity: it becomes null, and the stop reason says why."""
+    return float(f"{value:.8g}") if abs(value) < float("inf") else None

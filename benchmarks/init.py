@@ -1,0 +1,136 @@
+"""What a start costs: the Nyström sketch beside a bare product W·Ω, QR (OLoRA), SVD and fast SVD (PiSSA).
+
+One layer of each distinct shape of the paper's models, random normal weights, fp32 (LLaMA-7B also in bfloat16). "nora"
+is ``initialize_`` on a live PEFT layer with the drawing of Ω, which is timed apart; "with proof" is ``nystrom_init_``.
+On a CPU only the reference and the smaller shapes are decomposed. Interleaved, medians; the largest SVD once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from nora import streams
+from nora.adapters import initialize_, lora_layers, nystrom_init_
+
+
+def _sibling(name: str) -> Any:
+    source = importlib.util.spec_from_file_location(f"nora_bench_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert source is not None and source.loader is not None
+    module = importlib.util.module_from_spec(source)
+    source.loader.exec_module(module)
+    return module
+
+
+_timing, _shapes = _sibling("_timing"), _sibling("_shapes")
+_LARGEST = 2048 * 2048  # entries of a weight that is decomposed on a CPU, the reference case aside
+
+
+def _cases() -> list[tuple[str, int, int, int, int, torch.dtype]]:
+    """(name, out, in, rank, count in the model, dtype); the reference case first."""
+    cases = [("reference", 4096, 4096, 32, 1, torch.float32)]
+    for name, (shapes, rank) in _shapes.MODELS.items():
+        cases += [(name, out, inn, rank, count, torch.float32) for (out, inn), count in shapes.items()]
+    return [*cases, ("LLaMA-7B", 4096, 4096, 32, 96, torch.bfloat16)]
+
+
+def _model(out: int, inn: int, rank: int, dtype: torch.dtype, device: torch.device) -> Any:
+    with torch.device(device):
+        layer = nn.Linear(inn, out, bias=False)
+        nn.init.normal_(layer.weight, std=0.02)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
+        return get_peft_model(nn.Sequential(layer.to(dtype)), config)  # type: ignore[arg-type]
+
+
+def _error(model: Any) -> float:
+    """The factor written against the formula in float64."""
+    (layer,) = lora_layers(model)
+    G = torch.randn(layer.rank, layer.weight.shape[0], generator=streams.generator(0, "init", layer.name))
+    expected = 0.1 * G.to(layer.weight.device).double() @ layer.weight.double()
+    return float(torch.linalg.norm(layer.A.detach() - expected) / torch.linalg.norm(expected))
+
+
+@torch.no_grad()
+def _case(
+    out: int, inn: int, rank: int, dtype: torch.dtype, device: torch.device, rounds: int, decompose: bool
+) -> dict[str, dict[str, float]]:
+    model = _model(out, inn, rank, dtype, device)
+    (layer,) = lora_layers(model)
+    W: Tensor = layer.weight
+    omega = torch.randn(inn, rank, device=device, dtype=dtype)
+
+    def draw() -> Tensor:
+        return torch.randn(rank, out, generator=streams.generator(0, "init", layer.name)).to(device)
+
+    methods: dict[str, Callable[[], object]] = {
+        "W·Ω": lambda: W @ omega,
+        "drawing Ω": draw,
+        "nora": lambda: initialize_(model, "nystrom", xi=0.1),
+        "nora with proof": lambda: nystrom_init_(model, xi=0.1, overwrite=True),
+    }
+    slow: dict[str, Callable[[], object]] = {
+        "QR (OLoRA)": lambda: torch.linalg.qr(W.float()),
+        "fast SVD, niter 4": lambda: torch.svd_lowrank(W.float(), rank, niter=4),
+        "SVD (PiSSA)": lambda: torch.linalg.svd(W.float(), full_matrices=False),
+    }
+    ms = _timing.interleaved(methods, rounds=rounds, device=device)
+    for name, method in slow.items() if decompose else ():
+        methods[name] = method
+        few = 1 if name.startswith("SVD") and W.numel() > _LARGEST else 5
+        ms |= _timing.interleaved({name: method}, rounds=few, device=device)
+    peaks = {name: _timing.peak_mib(method, device) for name, method in methods.items() if not name.startswith("SVD")}
+    initialize_(model, "nystrom", xi=0.1)
+    result: dict[str, dict[str, float]] = {
+        name: {"ms": value, "ratio": value / ms["W·Ω"]} for name, value in ms.items()
+    }
+    for name, peak in peaks.items():
+        result[name]["peak_mib"] = peak
+    result["nora"]["error"] = _error(model)
+    result["nora"]["ratio_without_drawing"] = (ms["nora"] - ms["drawing Ω"]) / ms["W·Ω"]
+    return result
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Every case on every device there is; ``quick``: Stable Diffusion's small shapes, three rounds."""
+    cases = [c for c in _cases() if not quick or c[1] * c[2] <= 640 * 768]
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": 3 if quick else 9, "cases": []}
+    result["clock"] = {device.type: _timing.clock(device)[0] for device in _timing.devices()}
+    for device in _timing.devices():
+        for name, out, inn, rank, count, dtype in cases:
+            decompose = name == "reference" or out * inn <= _LARGEST or device.type != "cpu"
+            methods = _case(out, inn, rank, dtype, device, result["rounds"], decompose)
+            result["cases"].append(
+                {
+                    "model": name, "shape": [out, inn], "rank": rank, "count": count, "device": device.type,
+                    "dtype": str(dtype).removeprefix("torch."), "methods": methods,
+                }
+            )  # fmt: skip
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Milliseconds per layer and per model, ratio to the bare product, peak memory, error against float64."""
+    lines = [
+        f"{'layer':34} {'device':6} {'method':18} {'ms':>10} {'x W·Ω':>8} {'model, s':>9} {'peak MiB':>9} {'error':>8}"
+    ]
+    for case in result["cases"]:
+        out, inn = case["shape"]
+        label = f"{case['model']} {out}x{inn} r={case['rank']} {case['dtype']}"
+        for name, m in case["methods"].items():
+            peak = f"{m['peak_mib']:9.1f}" if "peak_mib" in m else f"{'–':>9}"
+            error = f"{m['error']:8.1e}" if "error" in m else f"{'–':>8}"
+            total = m["ms"] * case["count"] / 1000
+            lines.append(
+                f"{label:34} {case['device']:6} {name:18} {m['ms']:10.2f} {m['ratio']:8.2f} {total:9.2f} {peak} {error}"
+            )
+        without = case["methods"]["nora"]["ratio_without_drawing"]
+        lines.append(f"{label:34} {case['device']:6} {'nora less drawing':18} {'':10} {without:8.2f}")
+    how = f"{result['threads']} threads, {result['clock']['cpu']} on the CPU"
+    lines.append(f"{how}, interleaved, medians of {result['rounds']} (decompositions 5, the largest SVD 1)")
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""NoRA+ as an optimiser: any torch optimiser whose LoRA gradients are preconditioned first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nora.adapters.pairs import trainable_pairs
+from nora.adapters.preconditioner import NORMALIZERS, Preconditioner
+
+_STEPS = "nora_plus_steps"  # key of the first parameter group: what survives every way to save an optimiser
+
+
+def _needs_closure(optimizer_cls: type[Optimizer]) -> bool:
+    closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def create_nora_plus_optimizer(
+    model: nn.Module,
+    optimizer_cls: type[Optimizer],
+    *,
+    damping: float = 1e-6,
+    normalize: str = "frobenius",
+    max_grad_norm: float | None = None,
+    **optimizer_kwargs: Any,
+) -> Optimizer:
+    """An ``optimizer_cls`` over the trainable parameters of ``model`` that takes NoRA+ steps (paper Alg. 2).
+
+    Before each step, for every LoRA pair A [r, in], B [out, r], from the factors as they are:
+
+        g_B ← g_B P_B,  P_B = (A Aᵀ + λI)⁻¹ / ‖(A Aᵀ + λI)⁻¹‖_F
+        g_A ← P_A g_A,  P_A = (Bᵀ B + λI)⁻¹ / ‖(Bᵀ B + λI)⁻¹‖_F   (not at t = 0 where B is still zero)
+
+    then the global gradient norm is clipped to ``max_grad_norm`` (None: not at all), then ``optimizer_cls`` steps.
+    λ is ``damping``, added to the Gram matrix. ``normalize="none"`` leaves out the division: the step of
+    ``peft.optimizers.create_riemannian_optimizer(reg=damping)``. On an adapter with PEFT's ordinary start this is
+    LoRA-P, after ``nystrom_init_`` it is NoRA+. Pairs are found by module type (linear, convolution, embedding) in
+    every adapter of the model; other trainable parameters are stepped unchanged. ``optimizer_kwargs`` (``lr``,
+    ``weight_decay``, …) go to ``optimizer_cls``. Create it after the adapter is initialised and on its device.
+
+    Clip here, not in the training loop, which would clip before the preconditioner: with Hugging Face's Trainer give
+    ``max_grad_norm=1.0`` here and ``TrainingArguments(max_grad_norm=0)``. The step counter is in ``state_dict``.
+
+    Raises TypeError where ``optimizer_cls`` is no optimiser class; ValueError where it needs a closure, where a pair
+    is trained in one factor only, where there is no pair, or where a setting is out of range. A closure given to
+    ``step`` raises ValueError before anything moves.
+    """
+    if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
+        raise TypeError(f"optimizer_cls: given {optimizer_cls!r}, required a subclass of torch.optim.Optimizer")
+    if _needs_closure(optimizer_cls):
+        raise ValueError(
+            f"optimizer_cls: given {optimizer_cls.__name__}, which needs a closure and evaluates the loss inside "
+            "step(): its line search or curvature would see gradients of a metric that changes; use SGD, AdamW, …"
+        )
+    if normalize not in NORMALIZERS:
+        raise ValueError(f"normalize: given {normalize!r}, required 'frobenius' or 'none'")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm: given {max_grad_norm}, required a number > 0, or None for no clipping")
+    preconditioner = Preconditioner(trainable_pairs(model), damping=damping, normalize=normalize)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    class NoraPlusOptimizer(optimizer_cls):  # type: ignore[misc, valid-type]
+        """``optimizer_cls`` on preconditioned gradients."""
+
+        @torch.no_grad()
+        def step(self, closure: Callable[[], float] | None = None) -> Any:
+            if closure is not None:
+                raise ValueError(
+                    "closure: given one, required none: it would run backward() inside step() and overwrite the "
+                    "preconditioned gradients; call loss.backward() before step()"
+                )
+            group = self.param_groups[0]
+            preconditioner.steps = group.get(_STEPS, 0)
+            preconditioner.step()
+            group[_STEPS] = preconditioner.steps
+            if max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+            return super().step()
+
+    optimizer: Optimizer = NoraPlusOptimizer(trained, **optimizer_kwargs)
+    optimizer.param_groups[0][_STEPS] = 0
+    # A fused optimiser would otherwise be handed gradients that a GradScaler has not unscaled: clipping would be wrong.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer

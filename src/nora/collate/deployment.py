@@ -1,0 +1,132 @@
+"""The deployment table (paper, A.3): what loads where, what it costs on disk, what a merge leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nora.collate.document import Block, Document, Entry, Line
+from nora.runs.record import Record
+from nora.tables.deployments import Deployments, deployment_cells
+
+_EQUAL = 1e-4  # outputs are of order 1 to 10: float32 after a conversion, far below what a wrong base does
+_HOSTS = (("text", "opt_mini, PEFT"), ("diffusion", "UNet, diffusers"))
+_COLUMNS = (
+    "as it is saved by default",
+    "beside a LoRA, switched",
+    "switched off",
+    "saved by nora.adapters",
+    "beside a LoRA, switched",
+    "bytes, default",
+    "bytes, nora",
+    "needs",
+)
+
+
+def _worst(records: Sequence[Record], host: str, *path: str) -> float | str | None:
+    """The largest value over the seeds, or the error that stood in its place."""
+    values: list[float] = []
+    for record in records:
+        value: Any = record.metrics[host]
+        for key in path:
+            if "error" in value:
+                return "does not load"
+            value = value[key]
+        values.append(value)
+    return max(values) if values else None
+
+
+def _entry(value: float | str | None) -> Entry:
+    if value is None:
+        return Entry("missing")
+    if isinstance(value, str):
+        return Entry(value)
+    return Entry("0" if value == 0 else f"{value:.1e}", best=value <= _EQUAL)
+
+
+def _needs(records: Sequence[Record], host: str) -> str:
+    if not records:
+        return "missing"
+    figures = [_worst(records, host, "stock", key) for key in ("alone", "beside")]
+    if all(isinstance(f, float | int) and f <= _EQUAL for f in figures):
+        return "nothing"
+    return "conversion to rank 2r, or a base of its own"
+
+
+def _bytes(records: Sequence[Record], host: str, label: str) -> Entry:
+    value = _worst(records, host, "bytes", label)
+    return Entry("missing" if value is None else f"{value:,}".replace(",", " "))
+
+
+def _main_block(found: Mapping[str, Sequence[Record]], host: str, heading: str) -> Block:
+    lines = []
+    for init, records in found.items():
+        figures = [
+            ("stock", "alone"),
+            ("stock", "beside"),
+            ("stock", "off"),
+            ("portable", "alone"),
+            ("portable", "beside"),
+        ]
+        entries = [_entry(_worst(records, host, *path)) for path in figures]
+        sizes = [_bytes(records, host, label) for label in ("stock", "portable")]
+        lines.append(Line(init, (*entries, *sizes, Entry(_needs(records, host)))))
+    return Block(heading, _COLUMNS, tuple(lines))
+
+
+def _merge_block(found: Mapping[str, Sequence[Record]]) -> Block:
+    columns, lines = [], []
+    paths = [
+        (host, f"merge_{dtype}", part)
+        for host, _ in _HOSTS
+        for dtype in ("float32", "bfloat16")
+        for part in ("weight", "output")
+    ]
+    for host, dtype, part in paths:
+        columns.append(f"{host} {dtype.removeprefix('merge_')}: {part}")
+    columns += ["diffusers without α"]
+    for init, records in found.items():
+        entries = [_entry(_worst(records, *path)) for path in paths]
+        lines.append(Line(init, (*entries, _entry(_worst(records, "diffusion", "without_alpha")))))
+    return Block("Merge and unmerge once; α dropped", tuple(columns), tuple(lines))
+
+
+def _rows(found: Mapping[str, Sequence[Record]]) -> tuple[tuple[object, ...], ...]:
+    def flat(value: Any, path: str) -> list[tuple[str, object]]:
+        if isinstance(value, dict):
+            return [row for key, inner in value.items() for row in flat(inner, f"{path}/{key}")]
+        return [(path, value)] if not isinstance(value, list) else [(path, " ".join(map(str, value)))]
+
+    return tuple(
+        (init, record.spec["seed"], path, value, record.id)
+        for init, records in found.items()
+        for record in records
+        for host, _ in _HOSTS
+        for path, value in flat(record.metrics[host], host)
+    )
+
+
+def build(target: Deployments, records: Mapping[str, Record], *, checkout: Path) -> Document:
+    """A block per host, then what merging leaves; every number is in the CSV with its run."""
+    cells = deployment_cells(target, checkout=checkout)
+    done = {identity: record for identity, record in records.items() if record.status == "done"}
+    found = {init: [done[str(c.id)] for c in cells if c.row == init and c.id in done] for init in target.inits}
+    missing = sum(c.id not in records for c in cells)
+    return Document(
+        name=target.name,
+        title=target.file.title,
+        banner=f"{missing} of {len(cells)} runs are missing" if missing else "",
+        blocks=(*(_main_block(found, host, heading) for host, heading in _HOSTS), _merge_block(found)),
+        notes=(
+            *target.file.caption,
+            "As saved by default: save_pretrained, and save_lora_weights with its metadata argument. Beside a LoRA: "
+            "both adapters in one process, ours, the other, ours again, the worst of the three. Switched off: against "
+            "the untouched base. "
+            "Saved by nora.adapters: save_adapter and save_diffusers_lora, PiSSA and OLoRA with factors_at_start.",
+            "Merge: the largest change of a base weight after merge and unmerge, and of the output while merged. "
+            "Without α: save_lora_weights as documented; loading then takes α = r (here r = 8, α = 16).",
+        ),
+        csv_header=("init", "seed", "figure", "value", "run"),
+        csv_rows=_rows(found),
+    )
