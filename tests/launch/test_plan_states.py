@@ -52,7 +52,7 @@ def test_every_state(table: Table, stage1: list[Cell], checkout: Path, tmp_path:
     made = {p.cell.id: p for p in plan(stage1, store, records)}
     assert made[done.id].state == "damaged"
     assert made[failed.id].state == "running" and "running" not in SUBMITTABLE
-    assert {"missing", "failed", "damaged", "stale"} == set(SUBMITTABLE)
+    assert {"missing", "interrupted", "failed", "damaged", "stale"} == set(SUBMITTABLE)
 
     waiting = [c for c in cells(table, {}, checkout=checkout) if c.waits_for]
     assert {(p.state, p.reason) for p in plan(waiting, store, {})} == {("waits", "for lora")}
