@@ -32,10 +32,13 @@ def damped_inverse(gram: Tensor, *, damping: float, normalize: str, inverse: str
         P = torch.linalg.pinv(gram + damping * eye, hermitian=True)
     else:
         factor, info = torch.linalg.cholesky_ex(gram + damping * eye)
-        broken = info != 0
-        # What a broken factorisation leaves may have a zero on its diagonal, which cholesky_inverse refuses.
-        P = torch.cholesky_inverse(torch.where(broken[:, None, None], eye, factor))
-        if gram.device.type == "cpu" and bool(broken.any()):  # on an accelerator the check would wait for the stream
+        on_cpu = gram.device.type == "cpu"  # on an accelerator the check would wait for the stream
+        if not on_cpu or info.any():
+            # What a broken factorisation leaves may have a zero on its diagonal, which cholesky_inverse refuses.
+            factor = torch.where((info != 0)[:, None, None], eye, factor)
+        P = torch.cholesky_inverse(factor)
+        if on_cpu and info.any():
+            broken = info != 0
             P[broken] = torch.linalg.pinv(gram[broken] + damping * eye, hermitian=True)
     return P / torch.linalg.matrix_norm(P, keepdim=True) if normalize == "frobenius" else P
 
