@@ -6,6 +6,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +17,7 @@ from pathlib import Path
 from nora.runs.errors import RunFailed, UserError
 from nora.tables.cells import Cell
 
+_WATCH_SECONDS = 1.0
 _MAX_CRASHES = 2  # a run that takes its process down this often is left alone
 
 
@@ -27,7 +30,15 @@ class Finished:
     message: str = ""
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process soon after its launcher is gone (killed, say): a run nobody waits for must not go on."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_SECONDS)
+    os._exit(1)
+
+
 def _start_worker(threads: int) -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the launcher, which stops its workers
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

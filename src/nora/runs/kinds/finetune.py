@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from nora import streams, tasks
-from nora.adapters import Preconditioner, lora_layers
+from nora.adapters import Preconditioner, inits, lora_layers
 from nora.adapters.spectrum import moved_singular_values
 from nora.runs import build
 from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
@@ -115,7 +115,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
         common["zero_shot"] = assessor.measure(model, test)[0]
     resumed = _resume(state, context)
-    timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed}
+    timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed, "base_moved": _moves_base(spec)}
     training_started = time.monotonic()
 
     def on_step(info: StepInfo) -> None:
@@ -178,6 +178,11 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
             "adapter": ("adapter", ".safetensors", adapter, context.settings.keep_adapter),
         },
     )
+
+
+def _moves_base(spec: FinetuneSpec) -> bool:
+    """Whether the init changes the frozen weights (PiSSA, OLoRA)."""
+    return spec.method.adapter == "lora" and bool(inits.load(spec.method.init).MOVES_BASE)
 
 
 def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Any]:
