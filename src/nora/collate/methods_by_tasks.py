@@ -222,6 +222,8 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
         "own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test.",
         "Metric: " + ", ".join(f"{labels.task(t)} {metric[t]}" for t in table.columns) + ".",
     ]
+    if len(table.columns) < len(table.file.columns):
+        notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")
     if table.search == "grid":
         trials = ", ".join(f"{labels.method(m)} {_trials(table, m)}" for m in table.methods)
         notes.append(f"Settings tried per task and seed: {trials}; every method but LoRA takes over LoRA's batch size.")

@@ -90,7 +90,7 @@ def _pick(axis: str, given: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
             near = difflib.get_close_matches(part, by_text, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{axis}: given {part!r}, this table has {', '.join(by_text)}{hint}")
-    return tuple(by_text[part] for part in wanted)
+    return tuple(value for text, value in by_text.items() if text in wanted)  # in the table's own order
 
 
 def read_table(checkout: Path, name: str) -> tuple[dict[str, Any], str]:
