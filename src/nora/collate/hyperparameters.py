@@ -35,7 +35,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     lines, rows = [], []
     for method in table.methods:
         spec = book.spec(method, task, table.seeds[0], [], {})
-        grid = {key.rsplit(".", 1)[-1]: values for key, values in table.file.search.grid[method].items()}
+        grid = {key.rsplit(".", 1)[-1]: values for key, values in table.file.grid(method, task).items()}
         entries = []
         for key, _ in _KEYS:
             value = spec["method"].get(key)

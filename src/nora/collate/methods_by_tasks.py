@@ -242,7 +242,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
 
 def _trials(table: Table, method: str) -> int:
     count = 1
-    for values in table.file.search.grid[method].values():
+    for values in table.file.grid(method, table.columns[0]).values():
         count *= len(values)
     return count
 

@@ -43,7 +43,8 @@ class Base:
         return int(pad if pad is not None else 0)
 
 
-def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """RunFailed for a file that is missing or has another hash than is expected of it."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -82,7 +83,7 @@ def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
         model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
     else:
         folder = checkout / str(spec.repo)
-        _check_files(folder, spec.files or {})
+        check_files(folder, spec.files or {})
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
@@ -93,10 +94,10 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[An
     """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
     if spec.source == "slice":
         folder = checkout / "data"
-        _check_files(folder, spec.files or {})
+        check_files(folder, spec.files or {})
         return (
-            _read_lines(folder / spec.name / "train.jsonl"),
-            _read_lines(folder / spec.name / "validation.jsonl"),
+            read_lines(folder / spec.name / "train.jsonl"),
+            read_lines(folder / spec.name / "validation.jsonl"),
         )
     from datasets import load_dataset
 
@@ -110,7 +111,8 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[An
     return splits[0], splits[1]
 
 
-def _read_lines(path: Path) -> list[Any]:
+def read_lines(path: Path) -> list[Any]:
+    """The rows of a JSON-lines file; RunFailed naming the line that is none."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -33,7 +33,7 @@ def headline(record: Record, *, made: bool, folder: Path) -> str:
     else:
         test = metrics["test"]
         outcome = (
-            ", ".join(f"{key} {value:.4g}" for key, value in test.items() if key != "n") + f" on {test['n']} test rows"
+            ", ".join(f"{key} {value:.4g}" for key, value in test.items() if key not in ("n", "sets")) + f" on {test['n']} test rows"
         )
     proof = "init proved" if record.result["proof"]["passed"] else "INIT NOT PROVED"
     return f"{name}: {outcome}; {proof}{'' if made else '; already done, nothing to do'}  [{folder}]"

@@ -1,0 +1,56 @@
+"""What every training run does around its steps: progress, checkpoints, resuming, dropout's stream, predictions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nora import streams
+from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
+from nora.runs.context import RunContext, Update
+from nora.runs.errors import Interrupted
+from nora.training.loop import LoopState, StepInfo
+
+_LOG = logging.getLogger(__name__)
+
+
+def report_step(context: RunContext, info: StepInfo) -> None:
+    """One line of progress."""
+    values = {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}
+    context.report(Update("train", info.step, info.total_steps, values))
+
+
+def at_boundary(context: RunContext, state: LoopState) -> None:
+    """A checkpoint when due or when asked to stop; Interrupted in the latter case."""
+    stop = context.stop_requested()
+    if stop or state.step % context.settings.checkpoint_every == 0:
+        save_checkpoint(context.attempt.path, state)
+    if stop:
+        raise Interrupted(state.step)
+
+
+def resume(state: LoopState, context: RunContext) -> int | None:
+    """Continues from the newest valid checkpoint of an earlier attempt; the step it was taken at."""
+    path, damaged = newest_valid(attempt.path for attempt in context.earlier)
+    for bad in damaged:
+        _LOG.warning("%s: damaged checkpoint left out", bad)
+    if path is None:
+        return None
+    restore_checkpoint(path, state)
+    return state.step
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """Dropout masks of a step from the step's own stream (torch's dropout takes no generator)."""
+    torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}"))
+
+
+def pack_predictions(predictions: Sequence[dict[str, Any]]) -> bytes:
+    """One JSON line per test example, compressed; the same predictions give the same bytes."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in predictions]
+    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
