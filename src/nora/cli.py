@@ -272,18 +272,12 @@ def _why(options: argparse.Namespace) -> int:
 
 
 def _collate(options: argparse.Namespace) -> int:
-    from nora.collate.artefacts import build, summary, write
+    from nora.collate.verbs import collate_command
 
+    checkout = _checkout()
     tables, settings, _ = _read_targets(options.targets)
-    store = _store(settings)
-    records = _records(store)
-    for table in tables:
-        artefact = build(table, records, checkout=_checkout())
-        print(summary(artefact))
-        if not options.dry_run:
-            for path in write(artefact, store.root):
-                print(path)
-    return 0
+    everything = options.targets[0] == "all" and all(word.startswith("exec") for word in options.targets[1:])
+    return collate_command(tables, _store(settings), checkout, everything=everything, dry_run=options.dry_run)
 
 
 def _verify(options: argparse.Namespace) -> int:
