@@ -13,7 +13,7 @@ from nora.collate.document import Document
 from nora.collate.proofs import proofs
 from nora.collate.report import Picture, Section, render_report
 from nora.runs.files import sha256_bytes, write_atomic
-from nora.runs.snapshot import Snapshot, take_snapshot
+from nora.runs.snapshot import take_snapshot
 from nora.runs.store import Store
 from nora.tables.cells import Cell
 from nora.tables.targets import Target, target_cells

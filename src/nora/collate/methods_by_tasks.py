@@ -14,6 +14,7 @@ from nora.tables.cells import SpecBook
 from nora.tables.printed import PrintedValue, printed_grid
 from nora.tables.table import Table
 
+
 def _percent(summary: Summary) -> str:
     spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
     return f"{100 * summary.mean:.1f}{spread}"
