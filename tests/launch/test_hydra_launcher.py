@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nora import cli
-from nora.launch.multirun import place
+from nora.launch.multirun import _for_bash_alone, place
 from nora.runs.spec import compose_run
 from nora.runs.store import Store
 
@@ -50,13 +50,24 @@ def test_a_profile_becomes_the_launchers_settings(checkout: Path) -> None:
     assert name == "submitit_slurm" and not any(word.startswith("exec.p") for word in rest)
     assert settings.pop("setup") == [
         "set -euo pipefail", "export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false",
-        'export TMPDIR="${SLURM_TMPDIR:-/tmp}"', "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",
+        "eval $'export TMPDIR=\"\\x24{SLURM_TMPDIR:-/tmp}\"'", "export SRUN_CPUS_PER_TASK=8",
     ]  # fmt: skip
     assert settings == {
         "partition": "p1", "timeout_min": 240, "cpus_per_task": 8, "mem_gb": 64, "gpus_per_node": 1,
         "signal_delay_s": 240, "array_parallelism": 3, "max_num_timeout": 1_000_000,
         "additional_parameters": {"requeue": True},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["echo '${X:-a b}' \"${X:-c \\\\ d}\"", "echo \\\\x24 '\\n' ${X-e}'s", "echo $HOME"])
+def test_bash_reads_the_same_without_dollar_and_brace(line: str) -> None:
+    """bash itself is the reference."""
+    said = [
+        subprocess.run(["bash", "-c", one], capture_output=True, text=True, check=False)
+        for one in (line, _for_bash_alone(line))
+    ]
+    assert said[0].stdout == said[1].stdout and said[0].returncode == said[1].returncode
+    assert "${" not in _for_bash_alone(line)
 
 
 def test_a_typed_resource_leaves_out_the_profiles_other_spellings(checkout: Path) -> None:

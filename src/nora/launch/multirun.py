@@ -46,19 +46,28 @@ def _settings(name: str, profile: Profile, typed: set[str], specs: Sequence[Spec
     options = profile.sbatch_options(resources.gpus)
     if typed & _ALTERNATIVES[0]:
         options["additional_parameters"].pop("gpus-per-node", None)
-    settings = {
+    settings: dict[str, Any] = {
         "timeout_min": resources.time_min,
         "cpus_per_task": resources.cpus,
         "mem_gb": math.ceil(resources.mem_gb),
         "signal_delay_s": profile.signal_delay_s,
         "array_parallelism": profile.parallel,
         "max_num_timeout": _UNBOUNDED if profile.requeue else 0,
-        # srun in a batch job does not take over --cpus-per-task from 22.05 on
-        "setup": [*profile.setup_lines(), "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"],
+        "setup": [_for_bash_alone(line) for line in profile.setup_lines()],
         **options,
     }
+    if not typed & _ALTERNATIVES[2]:  # srun in a batch job does not take over --cpus-per-task from 22.05 on
+        settings["setup"].append(f"export SRUN_CPUS_PER_TASK={resources.cpus}")
     dropped = {key for group in _ALTERNATIVES if group & typed for key in group}
     return name, {key: value for key, value in settings.items() if key not in dropped}
+
+
+def _for_bash_alone(line: str) -> str:
+    """The line without ``${``, which Hydra would resolve, some values once and some three times, on the way."""
+    if "${" not in line:
+        return line
+    text = line.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\x24{")
+    return f"eval $'{text}'"
 
 
 def _largest(profile: Profile, specs: Sequence[Spec]) -> Resources:

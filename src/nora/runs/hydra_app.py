@@ -134,17 +134,8 @@ def _set_launcher(name: str, settings: dict[str, Any]) -> None:
         raise UserError(f"hydra/launcher={name}: hydra-submitit-launcher is not installed") from None
     Plugins.instance()  # the plugin's own defaults are there before they are replaced
     kinds = {"submitit_slurm": plugin.SlurmQueueConf, "submitit_local": plugin.LocalQueueConf}
-    node = kinds[name](**_without_interpolation(settings))
+    node = kinds[name](**settings)
     ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="nora")
-
-
-def _without_interpolation(value: Any) -> Any:
-    """Shell text as OmegaConf leaves it alone: ``${X:-y}`` is the job script's to read."""
-    if isinstance(value, dict):
-        return {key: _without_interpolation(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_without_interpolation(one) for one in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def run(arguments: Sequence[str], checkout: Path, launcher: Launcher | None = None) -> int:
