@@ -34,12 +34,13 @@ def test_a_multirun_goes_where_the_profile_says(slurm: Testbed, checkout: Path, 
         (folder / f"{site}.yaml").unlink()
     assert done.returncode == 0, done.stderr
     records = list(slurm.store.records())
+    slurm.wait(slurm.idle)
     assert {r.spec["method"]["name"] for r in records} == {"lora", "nora"}
     for record in records:
         said = slurm.ask("scontrol", "show", "job", record.run["job"])
         for wanted in (
             "Partition=scav ", "TresPerNode=gres:gpu:h100:1", "MinMemoryNode=2G", "TimeLimit=00:07:00", "Requeue=1",
-            "CPUs/Task=1 ", "JobState=COMPLETED",
+            "CPUs/Task=1 ", "JobState=COMPLETED", "JobName=nora-multirun",
         ):  # fmt: skip
             assert wanted in said, (wanted, said)
     (script,) = set((tmp_path / "sweep").rglob("*submission.sh"))

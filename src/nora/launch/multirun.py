@@ -47,6 +47,7 @@ def _settings(name: str, profile: Profile, typed: set[str], specs: Sequence[Spec
     if typed & _ALTERNATIVES[0]:
         options["additional_parameters"].pop("gpus-per-node", None)
     settings: dict[str, Any] = {
+        "name": "nora-multirun",
         "timeout_min": resources.time_min,
         "cpus_per_task": resources.cpus,
         "mem_gb": math.ceil(resources.mem_gb),
