@@ -53,7 +53,8 @@ def test_a_profile_becomes_the_launchers_settings(checkout: Path) -> None:
         "eval $'export TMPDIR=\"\\x24{SLURM_TMPDIR:-/tmp}\"'", "export SRUN_CPUS_PER_TASK=8",
     ]  # fmt: skip
     assert settings == {
-        "name": "nora-multirun", "partition": "p1", "timeout_min": 240, "cpus_per_task": 8, "mem_gb": 64, "gpus_per_node": 1,
+        "name": "nora-multirun",
+        "partition": "p1", "timeout_min": 240, "cpus_per_task": 8, "mem_gb": 64, "gpus_per_node": 1,
         "signal_delay_s": 240, "array_parallelism": 3, "max_num_timeout": 1_000_000,
         "additional_parameters": {"requeue": True},
     }  # fmt: skip
