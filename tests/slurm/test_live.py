@@ -88,9 +88,10 @@ def site(checkout: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_schedulers_own_time_limit(slurm: Testbed, checkout: Path, tmp_path: Path) -> None:
-    """One minute for a run of about two: SLURM sends the signal itself, the job is requeued, the record is the same."""
-    words = ["task=cb", "seed=0", "method=lora", "protocol.epochs=1500", "method.dropout=0.1"]
+    """A minute less the delay is too short for this run: SLURM itself sends the signal, until the record is there."""
+    words = ["task=cb", "seed=0", "method=lora", "protocol.epochs=600", "method.dropout=0.1"]
     folder = checkout / "slurm" / "profiles"
     path = folder / f"minute-{tmp_path.name}.yaml"
     path.write_text((folder / "testbed.yaml").read_text().replace("time_min: 10", "time_min: 1"))
@@ -98,7 +99,7 @@ def test_the_schedulers_own_time_limit(slurm: Testbed, checkout: Path, tmp_path:
         assert slurm.nora("launch", *words, f"exec.profile={path.stem}", "exec.checkpoint_every=100000") == 0
     finally:
         path.unlink()
-    slurm.wait(lambda: bool(list(slurm.store.records())), 290)
+    slurm.wait(lambda: bool(list(slurm.store.records())), 800)
     (record,) = slurm.store.records()
     assert record.run["attempt"] > 1 and record.run["resumed_at_step"] > 0
     attempts = slurm.store.attempts("finetune", record.id)
@@ -119,10 +120,11 @@ def test_a_factorisation_told_to_stop_starts_again(slurm: Testbed, capsys: Out) 
     identity = str(_long(slurm))
     subprocess.run(["scancel", "--signal=USR2", job_of(slurm, "factorize", identity)], check=True)
     slurm.wait(slurm.idle, 240)
-    first = slurm.store.attempts("factorize", identity)[0]
-    assert "it starts afresh" in str(first.interruption()), slurm.logs()
+    # Two starts, or three: scancel repeats its signal where the job is in transition, as here on its way back.
+    *stopped, last = slurm.store.attempts("factorize", identity)
+    assert stopped and all("it starts afresh" in str(a.interruption()) for a in stopped), slurm.logs()
     record = slurm.store.read("factorize", identity)
-    assert record is not None and record.run["attempt"] == 2 and len(list(runs.iterdir())) == 4
+    assert record is not None and record.run["attempt"] == last.number and len(list(runs.iterdir())) == 4
     capsys.readouterr()
     assert slurm.nora("status", *words, "--json", target="fig4") == 0
     assert json.loads(capsys.readouterr().out)["fig4"] == {"done": 4}
