@@ -16,10 +16,12 @@ from nora.runs.files import sha256_bytes, write_atomic
 from nora.runs.snapshot import take_snapshot
 from nora.runs.store import Store
 from nora.tables.cells import Cell
-from nora.tables.targets import Target, target_cells
+from nora.tables.table import Table
+from nora.tables.targets import Target, load_target, target_cells
 
 STAMP = ".collated.json"
 LEDGER = "theory.json"
+_DRAWN = ("singular_values",)  # layouts that are figures
 _INPUTS = ("conf/**/*.yaml", "conf/revisions.lock", "src/nora/**/*.py", "src/nora/**/*.yaml", "src/nora/collate/html/*",
            "assets/*/*", "data/MANIFEST.json")  # fmt: skip
 
@@ -49,6 +51,12 @@ def up_to_date(store: Store, checkout: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return len(outputs) if same else None
+
+
+def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
+    """The targets, and each table of several scales at paper scale too (a figure without runs shows nothing)."""
+    paper = [load_target(checkout, t.name, ["scale=paper"]) for t in targets if isinstance(t, Table)]
+    return [*targets, *(t for t in paper if isinstance(t, Table) and t.file.layout not in _DRAWN)]
 
 
 def collate(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:

@@ -46,7 +46,9 @@ def proofs(snapshot: Snapshot) -> Document:
         name="proofs",
         title="Init proofs",
         banner="",
-        blocks=(Block("", ("init", "runs that passed", "worst relative difference", "ρ / ρ of a sketch"), tuple(lines)),),
+        blocks=(
+            Block("", ("init", "runs that passed", "worst relative difference", "ρ / ρ of a sketch"), tuple(lines)),
+        ),
         notes=(
             "Before its first step every run recomputes its start by the method's formula from the pretrained weight, "
             "the seed and the module's name, and compares it with the factor the forward pass reads (limit 1e-5). "

@@ -1,4 +1,4 @@
-"""results/report.html: one self-contained file with every artefact, the runs behind each cell, proofs and the ledger."""
+"""results/report.html: one file with every artefact, the runs behind each cell, the init proofs and the ledger."""
 
 from __future__ import annotations
 
