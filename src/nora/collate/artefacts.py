@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from nora.collate.document import Document, to_csv, to_latex, to_markdown
+from nora.collate.document import Document, to_csv, to_markdown
 from nora.collate.figures import Figure, write_figure
+from nora.collate.latex import to_latex
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
 from nora.runs.record import Record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def _main_block(found: Mapping[str, Sequence[Record]], host: str, heading: str) 
             ("portable", "alone"),
             ("portable", "beside"),
         ]
-        entries = [_entry(_worst(records, host, *path)) for path in figures]
+        runs = tuple(record.id for record in records)
+        entries = [replace(_entry(_worst(records, host, *path)), runs=runs) for path in figures]
         sizes = [_bytes(records, host, label) for label in ("stock", "portable")]
         lines.append(Line(init, (*entries, *sizes, Entry(_needs(records, host)))))
     return Block(heading, _COLUMNS, tuple(lines))

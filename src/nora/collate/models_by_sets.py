@@ -62,8 +62,21 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=_notes(table, reported),
-        csv_header=("table", "scale", "model", "method", "set", "seed", "accuracy", "se", "n", "unanswered", "settings",
-                    "id", "state"),  # fmt: skip
+        csv_header=(
+            "table",
+            "scale",
+            "model",
+            "method",
+            "set",
+            "seed",
+            "accuracy",
+            "se",
+            "n",
+            "unanswered",
+            "settings",
+            "id",
+            "state",
+        ),  # fmt: skip
         csv_rows=tuple(rows),
     )
 
@@ -82,9 +95,7 @@ def binomial_error(accuracy: float, n: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / n)
 
 
-def _rows(
-    table: Table, method: str, model: str, entry: Reported, sets: tuple[str, ...]
-) -> list[tuple[object, ...]]:
+def _rows(table: Table, method: str, model: str, entry: Reported, sets: tuple[str, ...]) -> list[tuple[object, ...]]:
     settings = ";".join(f"{k}={v}" for k, v in (entry.settings or {}).items())
     rows: list[tuple[object, ...]] = []
     if not entry.ids:

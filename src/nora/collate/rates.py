@@ -16,6 +16,7 @@ from nora.runs.record import Record
 from nora.tables.panels import Panels, by_curve, panel_cells
 
 _MISSING = "missing"
+_MEASURED_FROM = 3  # columns: algorithm, start, printed, then what was measured
 
 
 def _counts(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: str) -> list[Count]:
@@ -28,6 +29,10 @@ def _counts(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: 
                 kappa = record.spec["problem"]["kappa"]
                 found += [Count(kappa, eps, seed, steps) for eps, steps in record.metrics["first_below"]]
     return found
+
+
+def _ids(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: str) -> tuple[str, ...]:
+    return tuple(r.id for (name, _), seeds in runs.items() if name == panel for r in seeds.values() if r is not None)
 
 
 def _median(counts: Sequence[Count], kappa: float, epsilon: float, budget: int) -> str:
@@ -70,10 +75,12 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
     for row in [*printed["rows"], *printed["beyond"]]:
         beyond = "rate" not in row
         counts = _counts(runs, row["measured"]) if row.get("measured") in target.panels else []
-        entries = _entries(row, counts, beyond, kappas, min(shared["protocol.epsilons"]), budget)
+        texts = _entries(row, counts, beyond, kappas, min(shared["protocol.epsilons"]), budget)
+        ids = _ids(runs, row.get("measured", ""))
+        entries = tuple(Entry(text, runs=ids if i >= _MEASURED_FROM else ()) for i, text in enumerate(texts))
         rule = bool(lines) and (row["setting"] != setting or (beyond and not lines[-1].label.startswith("*")))
         label = f"{'* ' if beyond else ''}{row['setting']} {row['regime']}"
-        lines.append(Line(label, tuple(Entry(e) for e in entries), rule))
+        lines.append(Line(label, entries, rule))
         setting = row["setting"]
         rows += [
             (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nora.collate import labels
 from nora.collate.figures import BLUE, ORANGE, PAPER_WIDTH, Figure
-from nora.collate.methods_by_tasks import report
+from nora.collate.reported import report
 from nora.runs.record import Record
 from nora.tables.cells import SpecBook
 from nora.tables.table import Table

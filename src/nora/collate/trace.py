@@ -6,19 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nora.collate.methods_by_tasks import report
+from nora.collate.proofs import proof_line
+from nora.collate.reported import report
 from nora.runs.errors import UserError
 from nora.runs.record import Record
 from nora.tables.cells import SpecBook, make_cell
 from nora.tables.table import Table
-
-
-def _proof_line(proof: Mapping[str, Any]) -> str:
-    worst = max((m["relative_difference"] for m in proof["modules"]), default=proof["output_difference"] or 0.0)
-    rho = [m["rho"] / m["rho_sketch"] for m in proof["modules"]]
-    ratio = f", ρ/ρ_sketch {min(rho):.2f}…{max(rho):.2f}" if rho else ""
-    verdict = "passed" if proof["passed"] else "FAILED: " + "; ".join(proof["problems"])
-    return f"{proof['init']} {verdict}, worst relative difference {worst:.1e}{ratio}"
 
 
 def trace(table: Table, cell: str, records: Mapping[str, Record], *, checkout: Path) -> dict[str, Any]:
@@ -43,7 +36,7 @@ def trace(table: Table, cell: str, records: Mapping[str, Record], *, checkout: P
                 "id": made.id,
                 "state": record.status if record else "missing",
                 "test": dict(record.metrics.get("test", {})) if record else None,
-                "proof": _proof_line(record.result["proof"]) if record else None,
+                "proof": proof_line(record.result["proof"]) if record else None,
                 "commit": record.run.get("commit") if record else None,
                 "dirty": record.run.get("dirty") if record else None,
                 "adapter_sha256": record.result["files"].get("adapter", {}).get("sha256") if record else None,
@@ -85,7 +78,7 @@ def show_text(record: Record, folder: Path) -> str:
         else:
             lines.append(f"  {key:9} {value}")
     proof = record.result["proof"]
-    lines += ["init proof", f"  {_proof_line(proof)}"]
+    lines += ["init proof", f"  {proof_line(proof)}"]
     lines += [
         f"  {m['name']}: relative difference {m['relative_difference']:.1e}, ρ {m['rho']:.3f} "
         f"(a sketch of this weight: {m['rho_sketch']:.3f}), scale {m['scale_ratio']:.3f} × Kaiming"

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from nora import streams, tasks
 from nora.adapters import Preconditioner, lora_layers
 from nora.runs import build, instruct_rows
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import RunFailed
+from nora.runs.errors import Interrupted, RunFailed
 from nora.runs.schema import FinetuneSpec, InstructProtocol, MethodSpec
 from nora.runs.stepping import at_boundary, pack_predictions, report_step, resume, seed_dropout
 from nora.tasks.instruction import Instruction
@@ -74,19 +74,26 @@ def _encode(
     """Token ids, and per set how many answers the cut-off takes something of."""
     eos = base.tokenizer.eos_token_id
     texts = [
-        encode_text(row, base.tokenizer, cutoff=protocol.cutoff, loss_on=protocol.loss_on, eos=int(eos))
-        for row in rows
+        encode_text(row, base.tokenizer, cutoff=protocol.cutoff, loss_on=protocol.loss_on, eos=int(eos)) for row in rows
     ]
     cut = Counter(row.set for row, text in zip(rows, texts, strict=True) if text.answer_cut)
     return texts, dict(sorted(cut.items()))
 
 
 def _tested(
-    model: Any, rows: Sequence[Instruction], task: ModuleType, base: build.Base, protocol: InstructProtocol, length: int
+    model: Any,
+    *,
+    rows: Sequence[Instruction],
+    task: ModuleType,
+    base: build.Base,
+    protocol: InstructProtocol,
+    length: int,
+    between: Callable[[], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Per set: accuracy, rows, answers no pattern matches; and one prediction per row with its raw text."""
     decoding = Decoding(beams=protocol.beams, max_new_tokens=protocol.max_new_tokens, max_length=length)
-    texts = answer(model, [row.question for row in rows], base.tokenizer, decoding, pad_id=base.pad_id)
+    prompts = [row.question for row in rows]
+    texts = answer(model, prompts, base.tokenizer, decoding, pad_id=base.pad_id, between=between)
     predictions = [
         {
             "set": row.set,
@@ -149,7 +156,7 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
             before_step=lambda step: seed_dropout(spec.seed, step),
             evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
             on_step=partial(report_step, context),
-            on_boundary=partial(at_boundary, context),
+            on_boundary=partial(at_boundary, context, num_steps(len(training), settings)),
         )
     except Diverged as error:
         return Outcome(
@@ -166,10 +173,24 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
     kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
     if protocol.merge:
         model.merge_adapter()
-    test, predictions = _tested(model, rows.test, task, base, protocol, spec.model.max_length)
+
+    def stop_between_batches() -> None:
+        if context.stop_requested():
+            raise Interrupted(state.step)
+
+    tested = partial(
+        _tested,
+        model,
+        task=task,
+        base=base,
+        protocol=protocol,
+        length=spec.model.max_length,
+        between=stop_between_batches,
+    )
+    test, predictions = tested(rows=rows.test)
     scored_dev: dict[str, Any] = {}
     if task.DEV_IS_SCORED:
-        scored_dev, _ = _tested(model, rows.dev_questions, task, base, protocol, spec.model.max_length)
+        scored_dev, _ = tested(rows=rows.dev_questions)
     metrics = {**common, "steps": state.step, "epochs": state.dev_log, "dev": {**kept, **scored_dev}, "test": test}
     timing["seconds"] = time.monotonic() - started
     return Outcome(

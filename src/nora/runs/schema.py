@@ -361,7 +361,8 @@ def _sentence(error: Any, schema: type, prefix: str) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         allowed = _keys_at(schema, location[:-1], protocol)
         near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"; did you mean {prefix}{'.'.join([*location[:-1], near[0]])}?" if near else ""
+        key = ".".join([*location[:-1], *near])
+        hint = f"; did you mean {prefix if prefix.endswith('.') else ''}{key}?" if near else ""  # not a file's name
         return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
     if error["type"] == "union_tag_invalid":
         given = error["ctx"]["tag"]

@@ -25,10 +25,13 @@ def report_step(context: RunContext, info: StepInfo) -> None:
     context.report(Update("train", info.step, info.total_steps, values))
 
 
-def at_boundary(context: RunContext, state: LoopState) -> None:
-    """A checkpoint when due or when asked to stop; Interrupted in the latter case."""
+def at_boundary(context: RunContext, total_steps: int, state: LoopState) -> None:
+    """A checkpoint when due or when asked to stop; Interrupted in the latter case.
+
+    The last step's too: whatever happens during the final evaluation, nothing is trained again.
+    """
     stop = context.stop_requested()
-    if stop or state.step % context.settings.checkpoint_every == 0:
+    if stop or state.step % context.settings.checkpoint_every == 0 or state.step == total_steps:
         save_checkpoint(context.attempt.path, state)
     if stop:
         raise Interrupted(state.step)

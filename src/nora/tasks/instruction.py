@@ -16,9 +16,7 @@ from nora.tasks.example import require_fields
 
 FIELDS = ("instruction", "input", "output", "answer")
 _INDENT = " " * 16
-_SENTENCE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
+_SENTENCE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 _MARKER = "### Response:"
 
 
@@ -38,8 +36,7 @@ class Instruction:
 def training_prompt(instruction: str) -> str:
     """Everything before the output in the training text."""
     return (
-        f"{_SENTENCE}  \n\n{_INDENT}### Instruction:\n{_INDENT}{instruction}\n{_INDENT}\n"
-        f"{_INDENT}{_MARKER}\n{_INDENT}"
+        f"{_SENTENCE}  \n\n{_INDENT}### Instruction:\n{_INDENT}{instruction}\n{_INDENT}\n{_INDENT}{_MARKER}\n{_INDENT}"
     )
 
 

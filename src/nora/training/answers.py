@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,24 +34,36 @@ def encode_prompts(prompts: Sequence[str], tokenizer: Any, decoding: Decoding) -
 
 
 def answer(
-    model: Any, prompts: Sequence[str], tokenizer: Any, decoding: Decoding, *, pad_id: int
+    model: Any,
+    prompts: Sequence[str],
+    tokenizer: Any,
+    decoding: Decoding,
+    *,
+    pad_id: int,
+    between: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """The continuation of each prompt as text, in the order given."""
+    """The continuation of each prompt as text, in the order given; ``between`` is called before every batch."""
     encoded = encode_prompts(prompts, tokenizer, decoding)
     stop = int(tokenizer.eos_token_id)
     if decoding.beams == 1:
         tokens = greedy(
             model, encoded, stop=[stop], max_new_tokens=decoding.max_new_tokens, pad_id=pad_id,
-            max_tokens=decoding.max_tokens,
+            max_tokens=decoding.max_tokens, between=between,
         )  # fmt: skip
     else:
-        tokens = beam_search(model, encoded, decoding, stop=stop, pad_id=pad_id)
+        tokens = beam_search(model, encoded, decoding, stop=stop, pad_id=pad_id, between=between)
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
 
 
 @torch.no_grad()
 def beam_search(
-    model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, *, stop: int, pad_id: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    stop: int,
+    pad_id: int,
+    between: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """transformers' beam search over left-padded batches with an explicit mask, longest prompts first."""
     was_training = model.training
@@ -61,6 +73,7 @@ def beam_search(
     outcome: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     while order:
+        between()
         width = len(prompts[order[0]])
         size = max(1, decoding.max_tokens // ((width + decoding.max_new_tokens) * decoding.beams))
         batch, order = order[:size], order[size:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,15 @@ from nora.adapters import Preconditioner, inits, lora_layers
 from nora.adapters.spectrum import moved_singular_values
 from nora.runs import build, instruct
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import RunFailed
+from nora.runs.errors import Interrupted, RunFailed
 from nora.runs.schema import FewShotProtocol, FinetuneSpec, InstructProtocol
 from nora.runs.stepping import at_boundary, pack_predictions, report_step, resume, seed_dropout
 from nora.tasks.example import Example
 from nora.tasks.sampling import draw_subsets
 from nora.training.assess import Assessor, Split
-from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, train
+from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train
 from nora.training.objectives import ClassificationObjective, OptionLMObjective
+
 
 def _loop_settings(protocol: FewShotProtocol, micro_batch_size: int | None) -> LoopSettings:
     return LoopSettings(
@@ -109,6 +111,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     resumed = resume(state, context)
     timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed, "base_moved": _moves_base(spec)}
     training_started = time.monotonic()
+    total_steps = num_steps(len(training), settings)
 
     try:
         train(
@@ -122,7 +125,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
             before_step=lambda step: seed_dropout(spec.seed, step),
             evaluate=lambda trained: assessor.loss(trained, dev),
             on_step=partial(report_step, context),
-            on_boundary=partial(at_boundary, context),
+            on_boundary=partial(at_boundary, context, total_steps),
         )
     except Diverged as error:
         return Outcome(
@@ -134,6 +137,12 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         )
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
+
+    def stop_between_batches() -> None:
+        if context.stop_requested():
+            raise Interrupted(state.step)
+
+    assessor = replace(assessor, between=stop_between_batches)
     test_metrics, predictions = assessor.measure(model, test)
     metrics = {
         **common,

@@ -60,4 +60,6 @@ def build(row: Mapping[str, Any]) -> Instruction:
     """A test row."""
     require_fields(row, FIELDS, task="gsm8k")
     question = str(row["question"])
-    return Instruction(prompt(question), str(row["answer"]), question_prompt(question), gold(str(row["answer"])), "gsm8k")
+    return Instruction(
+        prompt(question), str(row["answer"]), question_prompt(question), gold(str(row["answer"])), "gsm8k"
+    )

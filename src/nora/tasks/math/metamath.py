@@ -32,7 +32,9 @@ def build(row: Mapping[str, Any]) -> Instruction:
     """A training row; the end-of-sequence token is the encoder's to add. Gold: what stands after the marker."""
     require_fields(row, FIELDS, task="metamath")
     start, target = prompt(str(row["query"])), str(row["response"])
-    return Instruction(start, target, start, target.rsplit(MARKER, 1)[-1].strip() if MARKER in target else "", "metamath")
+    return Instruction(
+        start, target, start, target.rsplit(MARKER, 1)[-1].strip() if MARKER in target else "", "metamath"
+    )
 
 
 def from_llm_adapters(row: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""Every artefact asked for from one snapshot of the store; with all of them the report. Nothing to do is seen early."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from nora.collate import ledger
+from nora.collate.artefacts import build, summary, write
+from nora.collate.document import Document
+from nora.collate.proofs import proofs
+from nora.collate.report import Picture, Section, render_report
+from nora.runs.files import sha256_bytes, write_atomic
+from nora.runs.snapshot import take_snapshot
+from nora.runs.store import Store
+from nora.tables.cells import Cell
+from nora.tables.table import Table
+from nora.tables.targets import Target, load_target, target_cells
+
+STAMP = ".collated.json"
+LEDGER = "theory.json"
+_DRAWN = ("singular_values",)  # layouts that are figures
+_INPUTS = ("conf/**/*.yaml", "conf/revisions.lock", "src/nora/**/*.py", "src/nora/**/*.yaml", "src/nora/collate/html/*",
+           "assets/*/*", "data/MANIFEST.json")  # fmt: skip
+
+
+def _stat(paths: Iterable[Path], root: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for path in sorted(paths):
+        status = path.stat()
+        found.append((os.path.relpath(path, root), status.st_size, status.st_mtime_ns))
+    return found
+
+
+def fingerprint(store: Store, checkout: Path) -> str:
+    """What the artefacts depend on: sizes and times of records, confs and sources (contents are not read)."""
+    inputs = [path for pattern in _INPUTS for path in checkout.glob(pattern)]
+    records = [*store.root.glob("runs/*/*/record.json"), *store.root.glob(LEDGER)]
+    return sha256_bytes(json.dumps([_stat(inputs, checkout), _stat(records, store.root)]).encode())
+
+
+def up_to_date(store: Store, checkout: Path) -> int | None:
+    """How many files the last complete collation left, where neither its inputs nor they have changed since."""
+    try:
+        stamp = json.loads((store.root / STAMP).read_text(encoding="utf-8"))
+        same = stamp["inputs"] == fingerprint(store, checkout)
+        outputs = [tuple(entry) for entry in stamp["outputs"]]
+        same = same and _stat([checkout / name for name, _, _ in outputs], checkout) == outputs
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return len(outputs) if same else None
+
+
+def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
+    """The targets, and each table of several scales at paper scale too (a figure without runs shows nothing)."""
+    paper = [load_target(checkout, t.name, ["scale=paper"]) for t in targets if isinstance(t, Table)]
+    return [*targets, *(t for t in paper if isinstance(t, Table) and t.file.layout not in _DRAWN)]
+
+
+def collate(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
+    """Writes the artefacts of some targets; returns the files."""
+    snapshot = take_snapshot(store)
+    paths: list[Path] = []
+    for target in targets:
+        artefact = build(target, snapshot, checkout=checkout)
+        show(summary(artefact))
+        paths += write(artefact, store.root)
+    return paths
+
+
+def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot."""
+    before = fingerprint(store, checkout)
+    snapshot = take_snapshot(store)
+    paths: list[Path] = []
+    sections: list[Section] = []
+    cells: list[Cell] = []
+    for target in targets:
+        artefact = build(target, snapshot, checkout=checkout)
+        written = write(artefact, store.root)
+        paths += written
+        show(f"{artefact.name:18} {artefact.title}")
+        own = target_cells(target, snapshot, checkout=checkout)
+        cells += own
+        content: Document | Picture
+        if isinstance(artefact, Document):
+            content = artefact
+        else:
+            png = next(path for path in written if path.suffix == ".png").read_bytes()
+            content = Picture(artefact.name, artefact.title, artefact.banner, artefact.notes, png)
+        sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
+    theory = store.root / LEDGER
+    if theory.is_file():
+        document = ledger.build(json.loads(theory.read_text(encoding="utf-8"))["rows"])
+        paths += write(document, store.root)
+        sections.append(Section(document, ()))
+    sections.append(Section(proofs(snapshot), ()))
+    report = store.root / "report.html"
+    text = render_report(sections, cells, snapshot)
+    if not report.is_file() or report.read_text(encoding="utf-8") != text:
+        write_atomic(report, text)
+    paths.append(report)
+    stamp = {"inputs": before, "outputs": _stat(paths, checkout)}
+    if fingerprint(store, checkout) == before:  # else a choice was written or a run ended meanwhile: collate again
+        write_atomic(store.root / STAMP, json.dumps(stamp))
+    return paths
