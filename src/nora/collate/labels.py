@@ -21,6 +21,16 @@ TASKS = {
     "multirc": "MultiRC",
     "squad": "SQuAD",
 }
+TASKS |= {
+    "piqa": "PIQA",
+    "social_i_qa": "SIQA",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "arc_easy": "ARC-e",
+    "arc_challenge": "ARC-c",
+    "openbookqa": "OBQA",
+    "gsm8k": "GSM8K",
+}
 BANNERS = {
     "paper": "",
     "mini": "Mini scale: a small base model on a slice of the data. Trends only, not the paper's numbers.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
@@ -13,6 +14,10 @@ from nora.runs.record import Record
 from nora.tables.cells import SpecBook
 from nora.tables.printed import PrintedValue, printed_grid
 from nora.tables.table import Table
+
+
+def _column(table: Table, column: str) -> str:
+    return labels.model(column) if table.file.axis == "model" else labels.task(column)
 
 
 def _percent(summary: Summary) -> str:
@@ -58,7 +63,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
-    columns = (*(labels.task(t) for t in table.columns), "avg")
+    columns = (*(_column(table, t) for t in table.columns), "avg")
     lines = []
     for method in (*rows, *below):
         entries = []
@@ -109,8 +114,8 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
     """What no training reaches: the most frequent class and the untrained base, where the records have them."""
     outcome: list[Line] = []
     for label, read in (
-        ("Majority class", lambda r: r.metrics["majority_accuracy"]),
-        ("Zero-shot base", lambda r: r.metrics.get("zero_shot", {}).get("accuracy")),
+        ("Majority class", lambda r: r.metrics.get("majority_accuracy", r.metrics.get("majority"))),
+        ("Zero-shot base", lambda r: _metric_of(r.metrics.get("zero_shot", {}))),
     ):
         entries, found = [], []
         for task in table.columns:
@@ -120,6 +125,11 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
         average = f"{100 * sum(found) / len(found):.1f}" if len(found) == len(table.columns) else "–"
         outcome.append(Line(label, (*entries, Entry(average)), not outcome))
     return outcome
+
+
+def _metric_of(scores: Mapping[str, Any]) -> float | None:
+    found = [scores[name] for name in ("accuracy", "mean_accuracy") if name in scores]
+    return float(found[0]) if found else None
 
 
 def _from_first(
@@ -156,7 +166,7 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
         zero.append(Entry(f"{sum(values) / len(values):.3f}" if values else "–"))
     lines.append(Line("Zero-shot base", tuple(zero), True))
     return Block(
-        "Test loss of the gold answer, nats per token", tuple(labels.task(t) for t in table.columns), tuple(lines)
+        "Test loss of the gold answer, nats per token", tuple(_column(table, t) for t in table.columns), tuple(lines)
     )
 
 
@@ -165,7 +175,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
     notes = [
         f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), each with its "
         "own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test.",
-        "Metric: " + ", ".join(f"{labels.task(t)} {metric[t]}" for t in table.columns) + ".",
+        "Metric: " + ", ".join(f"{_column(table, t)} {metric[t]}" for t in table.columns) + ".",
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")

@@ -115,8 +115,8 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[
     done = [r for e in reported.values() for r in e.records if r is not None and r.status == "done"]
     seeds = ", ".join(map(str, table.seeds))
     notes = [
-        f"Accuracy of generated answers, %; mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}); "
-        "avg: unweighted mean of the sets, only where all are there.",
+        f"Accuracy of generated answers, %; mean ± sample standard deviation over n = {len(table.seeds)} seeds "
+        f"({seeds}); avg: unweighted mean of the sets, only where all are there.",
     ]
     if done:
         sizes = {s["n"] for r in done for s in r.metrics["test"]["sets"].values()}

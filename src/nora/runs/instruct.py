@@ -108,7 +108,34 @@ def _tested(
         name: {"accuracy": accuracy, "n": n, "unanswered": unanswered[name]}
         for name, (accuracy, n) in set_accuracies(predictions).items()
     }
-    return {task.METRIC: score(task.METRIC, predictions), "n": len(rows), "sets": sets}, predictions
+    # What the answers cost, in one pass and without generation: a small model may be wrong everywhere.
+    gold = [
+        encode_text(
+            dataclasses.replace(row, prompt=row.question), base.tokenizer, cutoff=length, loss_on="answer",
+            eos=int(base.tokenizer.eos_token_id),
+        )
+        for row in rows
+    ]  # fmt: skip
+    metrics = {
+        task.METRIC: score(task.METRIC, predictions),
+        "gold_nll": mean_loss(model, gold, pad_id=base.pad_id),
+        "n": len(rows),
+        "sets": sets,
+    }
+    return metrics, predictions
+
+
+def majority(train: Sequence[Instruction], test: Sequence[Instruction]) -> float | None:
+    """Mean over the sets of the accuracy of a set's most frequent training answer; None where sets do not match."""
+    counts: dict[str, Counter[str]] = {}
+    for row in train:
+        counts.setdefault(row.set, Counter())[row.answer] += 1
+    right: dict[str, list[bool]] = {}
+    for row in test:
+        if row.set not in counts:
+            return None
+        right.setdefault(row.set, []).append(row.answer == counts[row.set].most_common(1)[0][0])
+    return sum(sum(hits) / len(hits) for hits in right.values()) / len(right)
 
 
 def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext) -> Outcome:
@@ -142,6 +169,23 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
         "cut_answers": cut,
         "quirks": [*quirks, *_quirks(protocol)],
     }
+    common["majority"] = majority(rows.train, rows.test)
+
+    def stop_between_batches() -> None:
+        if context.stop_requested():
+            raise Interrupted(state.step)
+
+    tested = partial(
+        _tested,
+        model,
+        task=task,
+        base=base,
+        protocol=protocol,
+        length=spec.model.max_length,
+        between=stop_between_batches,
+    )
+    if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
+        common["zero_shot"], _ = tested(rows=rows.test)
     timing: dict[str, Any] = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resume(state, context)}
     training_started = time.monotonic()
     try:
@@ -173,20 +217,6 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
     kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
     if protocol.merge:
         model.merge_adapter()
-
-    def stop_between_batches() -> None:
-        if context.stop_requested():
-            raise Interrupted(state.step)
-
-    tested = partial(
-        _tested,
-        model,
-        task=task,
-        base=base,
-        protocol=protocol,
-        length=spec.model.max_length,
-        between=stop_between_batches,
-    )
     test, predictions = tested(rows=rows.test)
     scored_dev: dict[str, Any] = {}
     if task.DEV_IS_SCORED:

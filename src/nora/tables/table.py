@@ -45,8 +45,8 @@ class TableFile:
     paper_seeds: list[int]
     measure: dict[str, list[str]]
     search: Search
-    axis: Literal["task", "model"] = "task"
-    """What the columns are: tasks, or base models."""
+    axis: Literal["task", "model", "protocol"] = "task"
+    """What the columns are: tasks, base models, or protocols."""
     fixed: list[str] = Field(default_factory=list)
     """Choices every cell shares, as typed for `nora run`: [task=commonsense, protocol=llm_adapters]."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -79,7 +79,7 @@ class Table:
         return f"{self.name} at scale={self.scale}, search={self.search}"
 
 
-_AXES = ("task", "model", "method", "seed", "search", "scale")
+_AXES = ("task", "model", "protocol", "method", "seed", "search", "scale")
 
 
 def names(checkout: Path) -> list[str]:
@@ -150,7 +150,7 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
         methods=_pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
         seeds=_pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
         search=search,
-        overrides=(*rest, *(f"{key}={axes[key]}" for key in ("task", "model") if key in axes and key != file.axis)),
+        overrides=(*rest, *(f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis)),
     )
 
 

@@ -1,8 +1,8 @@
 """LLM-Adapters' prompt wrappers and its reading of an answer, to the byte.
 
 The two wrappers differ in their blanks, as they do in LLM-Adapters, DoRA and NoRA (kept here for fidelity): training
-has two blanks after the first sentence and an indented empty line, evaluation one blank and an empty one. Only the first
-line of a longer instruction is indented.
+has two blanks after the first sentence and an indented empty line, evaluation one blank and an empty one. Only the
+first line of a longer instruction is indented.
 """
 
 from __future__ import annotations

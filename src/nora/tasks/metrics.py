@@ -29,8 +29,8 @@ def _pair_f1(given: list[str], gold: list[str]) -> float:
 
 
 def score(metric: str, predictions: Sequence[Mapping[str, Any]]) -> float:
-    """The metric over stored predictions: ``prediction`` beside ``correct`` (accuracy), ``references`` (f1), or ``answer``
-    and ``set`` (mean_accuracy: the unweighted mean over the sets)."""
+    """The metric over stored predictions: ``prediction`` beside ``correct`` (accuracy), ``references`` (f1), or
+    ``answer`` and ``set`` (mean_accuracy: the unweighted mean over the sets)."""
     if metric == "accuracy":
         return sum(row["prediction"] in row["correct"] for row in predictions) / len(predictions)
     if metric == "f1":

@@ -48,5 +48,5 @@ def token_losses(
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("given a head that requires gradients, required a frozen one")
     size = chunk or max(1, CHUNK_LOGITS // len(weight))
-    losses: Tensor = _TokenLosses.apply(hidden, weight, targets, bias, size)  # type: ignore[no-untyped-call]
+    losses: Tensor = _TokenLosses.apply(hidden, weight, targets, bias, size)
     return losses

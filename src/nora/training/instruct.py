@@ -57,7 +57,7 @@ def encode_text(row: InstructionLike, tokenizer: Any, *, cutoff: int, loss_on: s
     return EncodedText(tuple(ids), first, max(0, whole - cutoff), whole > cutoff)
 
 
-def pack(texts: Sequence[EncodedText], *, pad_id: int, target_tokens: int = 1024) -> Batch:
+def pack(texts: Sequence[EncodedText], *, pad_id: int, target_tokens: int = 512) -> Batch:
     """The texts of one minibatch side by side in rows, each blind to the others: at most 2 % padding.
 
     As many rows as keep each near ``target_tokens`` (a longer row costs attention); fewer where they would waste more

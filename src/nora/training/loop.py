@@ -54,7 +54,8 @@ class LoopSettings:
 class Objective(Protocol):
     """What is minimised: a sum over examples (or their tokens) divided by its count."""
 
-    num_examples: int
+    @property
+    def num_examples(self) -> int: ...
 
     def count(self, indices: Sequence[int]) -> int:
         """The divisor of the loss over these examples."""

@@ -1,4 +1,4 @@
-"""ARC-Challenge, as LLM-Adapters asks it: "Please choose the correct answer to the question: …"."""
+"""ARC-Challenge, as LLM-Adapters asks it."""
 
 FOLDER = "ARC-Challenge"
 ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")

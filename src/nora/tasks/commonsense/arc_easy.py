@@ -1,4 +1,4 @@
-"""ARC-Easy, as LLM-Adapters asks it: "Please choose the correct answer to the question: …"."""
+"""ARC-Easy, as LLM-Adapters asks it."""
 
 FOLDER = "ARC-Easy"
 ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")

@@ -1,4 +1,4 @@
-"""BoolQ without its passage, as LLM-Adapters asks it: "Please answer the following question with true or false, question: …"."""
+"""BoolQ without its passage, as LLM-Adapters asks it."""
 
 FOLDER = "boolq"
 ANSWERS = ("true", "false")

@@ -1,4 +1,4 @@
-"""HellaSwag, as LLM-Adapters asks it: "Please choose the correct ending to complete the given sentence: …"."""
+"""HellaSwag, as LLM-Adapters asks it."""
 
 FOLDER = "hellaswag"
 ANSWERS = ("ending1", "ending2", "ending3", "ending4")

@@ -1,4 +1,4 @@
-"""OpenBookQA, as LLM-Adapters asks it: "Please choose the correct answer to the question: …"."""
+"""OpenBookQA, as LLM-Adapters asks it."""
 
 FOLDER = "openbookqa"
 ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")

@@ -1,4 +1,4 @@
-"""PIQA, as LLM-Adapters asks it: "Please choose the correct solution to the question: …"."""
+"""PIQA, as LLM-Adapters asks it."""
 
 FOLDER = "piqa"
 ANSWERS = ("solution1", "solution2")

@@ -1,4 +1,4 @@
-"""Social IQa, as LLM-Adapters asks it: "Please choose the correct answer to the question: …"."""
+"""Social IQa, as LLM-Adapters asks it."""
 
 FOLDER = "social_i_qa"
 ANSWERS = ("answer1", "answer2", "answer3", "answer4", "answer5")

@@ -1,4 +1,4 @@
-"""WinoGrande (XL), as LLM-Adapters asks it: "Please choose the correct answer to fill in the blank to complete the given sentence: …"."""
+"""WinoGrande (XL), as LLM-Adapters asks it."""
 
 FOLDER = "winogrande"
 ANSWERS = ("option1", "option2")

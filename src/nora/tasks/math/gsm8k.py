@@ -18,10 +18,6 @@ from nora.tasks.math.metamath import MARKER, prompt
 SOURCE = HubSource("openai/gsm8k", "main", "train", "test", 7473, 1319)
 FIELDS = ("question", "answer")
 MAX_NEW_TOKENS = 1024
-# What ended a generation in the protocol of November 2024; the later version has no stop strings.
-STOP_2024 = (
-    "Question:", "Question", "USER:", "USER", "ASSISTANT:", "ASSISTANT", "Instruction:", "Instruction", "Response:", "Response",
-)  # fmt: skip
 _NUMBER = re.compile(r"[\-+]?\d*[\.,/]?\d+")
 
 
