@@ -1,4 +1,4 @@
-"""How methods, tasks and scales are spelt in print."""
+"""How methods, tasks, base models and scales are spelt in print."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ TASKS = {
     "record": "ReCoRD",
     "multirc": "MultiRC",
     "squad": "SQuAD",
+    "piqa": "PIQA",
+    "social_i_qa": "SIQA",
+    "hellaswag": "HS",
+    "winogrande": "WG",
+    "arc_easy": "ARC-e",
+    "arc_challenge": "ARC-c",
+    "openbookqa": "OBQA",
+    "gsm8k": "GSM8K",
+}
+MODELS = {
+    "opt_1.3b": "OPT-1.3B",
+    "llama_7b": "LLaMA-7B",
+    "llama2_7b": "LLaMA2-7B",
+    "gemma_7b": "Gemma-7B",
+    "sd14": "Stable Diffusion v1.4",
 }
 BANNERS = {
     "paper": "",
@@ -34,3 +49,8 @@ def method(name: str) -> str:
 
 def task(name: str) -> str:
     return TASKS.get(name, name)
+
+
+def model(name: str) -> str:
+    """A base model; the small ones by their own names."""
+    return MODELS.get(name, name)
