@@ -56,7 +56,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     )
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"Table {table.name.removeprefix('table')} – {table.file.title}",
+        title=labels.heading(table.name, table.file.title),
         banner=labels.BANNERS[table.scale],
         blocks=(
             Block("Per method (braces: searched)", columns, lines=tuple(lines)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 METHODS = {
     "lora": "LoRA",
     "lora_p": "LoRA-P",
@@ -41,6 +43,14 @@ BANNERS = {
     "mini": "Mini scale: a small base model on a slice of the data. Trends only, not the paper's numbers.",
     "smoke": "SMOKE TEST: random weights and a few rows. These numbers mean nothing.",
 }
+
+
+def heading(name: str, title: str) -> str:
+    """An artefact's title: the paper's number where it has one."""
+    found = re.fullmatch(r"(table|fig)(\d+)", name)
+    if found is None:
+        return title
+    return f"{'Table' if found[1] == 'table' else 'Figure'} {found[2]} – {title}"
 
 
 def method(name: str) -> str:

@@ -78,7 +78,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         blocks.append(_loss_block(table, reported, (*rows, *below)))
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"Table {table.name.removeprefix('table')} – {table.file.title} of {_model(table, book)}",
+        title=f"{labels.heading(table.name, table.file.title)} of {_model(table, book)}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=_notes(table, reported, metric),
