@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nora.collate.document import Document, to_csv, to_markdown
-from nora.collate.figures import Figure, write_figure
+from nora.collate.figures import Figure, figure_texts, write_figure
 from nora.collate.latex import to_latex
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
@@ -28,16 +28,23 @@ def build(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Do
     return artefact
 
 
+def artefact_texts(artefact: Document | Figure, results: Path) -> list[tuple[Path, str]]:
+    """The artefact's text files below ``results`` and what is in them; of a figure its numbers and its caption."""
+    if isinstance(artefact, Figure):
+        return [(results / "figures" / f"{artefact.name}.{suffix}", t) for suffix, t in figure_texts(artefact).items()]
+    texts = (("md", to_markdown(artefact)), ("tex", to_latex(artefact)), ("csv", to_csv(artefact)))
+    return [*((results / "tables" / f"{artefact.name}.{suffix}", t) for suffix, t in texts), *artefact.files]
+
+
 def write(artefact: Document | Figure, results: Path) -> list[Path]:
     """Writes the artefact's files below ``results``; unchanged files are left alone. Returns their paths."""
     if isinstance(artefact, Figure):
         return write_figure(artefact, results / "figures")
-    texts = (("md", to_markdown(artefact)), ("tex", to_latex(artefact)), ("csv", to_csv(artefact)))
-    outputs = [(results / "tables" / f"{artefact.name}.{suffix}", text) for suffix, text in texts]
-    for path, text in [*outputs, *artefact.files]:
+    outputs = artefact_texts(artefact, results)
+    for path, text in outputs:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomic(path, text)
-    return [path for path, _ in [*outputs, *artefact.files]]
+    return [path for path, _ in outputs]
 
 
 def summary(artefact: Document | Figure) -> str:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from nora.collate import ledger
 from nora.collate.artefacts import build, summary, write
 from nora.collate.document import Document
+from nora.collate.figures import Figure
 from nora.collate.proofs import proofs
 from nora.collate.report import Picture, Section, render_report
 from nora.runs.files import sha256_bytes, write_atomic
 from nora.runs.snapshot import take_snapshot
 from nora.runs.store import Store
 from nora.tables.cells import Cell
-from nora.tables.table import Table
 from nora.tables.targets import Target, load_target, target_cells
 
 STAMP = ".collated.json"
 LEDGER = "theory.json"
-_DRAWN = ("singular_values",)  # layouts that are figures
 _INPUTS = ("conf/**/*.yaml", "conf/revisions.lock", "src/nora/**/*.py", "src/nora/**/*.yaml", "src/nora/collate/html/*",
            "assets/*/*", "data/MANIFEST.json")  # fmt: skip
 
@@ -53,10 +53,18 @@ def up_to_date(store: Store, checkout: Path) -> int | None:
     return len(outputs) if same else None
 
 
+def _in_the_papers_order(target: Target) -> tuple[int, int, str, bool]:
+    """Tables by number, figures by number, the rest by name; paper scale directly after mini."""
+    numbered = re.fullmatch(r"(table|fig)(\d+)", target.name)
+    if numbered is None:
+        return 2, 0, target.name, target.scale == "paper"
+    return int(numbered[1] == "fig"), int(numbered[2]), target.name, target.scale == "paper"
+
+
 def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
-    """The targets, and each table of several scales at paper scale too (a figure without runs shows nothing)."""
-    paper = [load_target(checkout, t.name, ["scale=paper"]) for t in targets if isinstance(t, Table)]
-    return [*targets, *(t for t in paper if isinstance(t, Table) and t.file.layout not in _DRAWN)]
+    """The targets, and each one of several scales at paper scale too, in the order the report shows them."""
+    paper = [load_target(checkout, target.name, ["scale=paper"]) for target in targets if target.scale]
+    return sorted([*targets, *paper], key=_in_the_papers_order)
 
 
 def collate(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
@@ -78,11 +86,13 @@ def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show
     sections: list[Section] = []
     cells: list[Cell] = []
     for target in targets:
+        own = target_cells(target, snapshot, checkout=checkout)
         artefact = build(target, snapshot, checkout=checkout)
+        if isinstance(artefact, Figure) and target.scale == "paper" and not any(c.id in snapshot for c in own):
+            continue  # a figure without runs shows nothing
         written = write(artefact, store.root)
         paths += written
         show(f"{artefact.name:18} {artefact.title}")
-        own = target_cells(target, snapshot, checkout=checkout)
         cells += own
         content: Document | Picture
         if isinstance(artefact, Document):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nora.collate import labels
 from nora.collate.figures import BLACK, BLUE, GREEN, ORANGE, PAPER_WIDTH, PURPLE, SKY, VERMILION, Figure
 from nora.runs.record import Record
 from nora.tables.panels import Curve, Panels, by_curve, curve_seeds, panel_cells
@@ -89,7 +90,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> F
     state = f" {missing} runs are missing." if missing else ""
     return Figure(
         name=target.name,
-        title=f"Figure {target.name.removeprefix('fig')} – {target.file.title}",
+        title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, 2.7),
         draw=draw,
         csv_header=("panel", "curve", "iteration", "geometric_mean", "min", "max", "seeds"),

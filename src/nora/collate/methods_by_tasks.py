@@ -38,8 +38,7 @@ def _detail(entry: Reported, summary: Summary | None, printed: PrintedValue | No
     """The paper's value, the difference and n; how many of the runs are dirty."""
     parts = []
     if printed is not None:
-        doubt = "†" if printed.doubtful else ""
-        parts.append(f"paper {printed.mean:.1f}{doubt}" + ("" if printed.std is None else f" ± {printed.std:.1f}"))
+        parts.append(f"paper {printed.text}")
         if summary is not None:
             parts += [f"Δ {100 * summary.mean - printed.mean:+.1f}", f"n={summary.n}"]
     if entry.dirty():
@@ -76,7 +75,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
         whole = (method, "avg") in printed and len(table.columns) == len(table.file.columns)
-        entries.append(Entry(average, detail=f"paper {printed[method, 'avg'].mean:.1f}" if whole else ""))
+        entries.append(Entry(average, detail=f"paper {printed[method, 'avg'].text}" if whole else ""))
         mark = " (not in the paper)" if method in below else ""
         lines.append(Line(labels.method(method) + mark, tuple(entries), method == next(iter(below), None)))
     blocks = [Block("Test score, %", columns, tuple(lines + _references(table, reported)))]
@@ -84,7 +83,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         blocks.append(_loss_block(table, reported, (*rows, *below)))
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"Table {table.name.removeprefix('table')} – {table.file.title} of {_model(table, reported)}",
+        title=f"{labels.heading(table.name, table.file.title)} of {_model(table, book)}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=_notes(table, reported, metric),
@@ -105,9 +104,10 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     )
 
 
-def _model(table: Table, reported: Mapping[tuple[str, str], Reported]) -> str:
-    names = {r.spec["model"]["name"] for entry in reported.values() for r in entry.records if r is not None}
-    return ", ".join(sorted(names)) or "the base model"
+def _model(table: Table, book: SpecBook) -> str:
+    """The base models of the table's columns."""
+    specs = [book.spec(table.methods[0], column, table.seeds[0], [], {}) for column in table.columns]
+    return ", ".join(dict.fromkeys(labels.model(spec["model"]["name"]) for spec in specs))
 
 
 def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> list[Line]:
@@ -192,6 +192,8 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
         notes.append(f"{dirty} of the runs were made from a checkout with uncommitted changes.")
     if table.scale == "paper" and any(v.doubtful for v in printed_grid(table.name).values()):
         notes.append("† the scan of the paper leaves this printed number or its spread open.")
+    if table.scale == "paper" and any(v.quoted for v in printed_grid(table.name).values()):
+        notes.append("‡ quoted in the paper from another paper; ours is run by us.")
     return tuple(notes)
 
 

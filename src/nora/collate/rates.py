@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.slopes import Count, Slope, slope_in_digits, slope_in_doublings, slope_in_kappa
 from nora.runs.record import Record
@@ -43,10 +45,10 @@ def _median(counts: Sequence[Count], kappa: float, epsilon: float, budget: int) 
     return f"> {budget}" if value == float("inf") else f"{value:g}"
 
 
-def _interval(slope: Slope, digits: int = 1) -> str:
+def _interval(slope: Slope, digits: int = 1) -> Entry:
     if not slope.determined:
-        return "–"
-    return f"{slope.value:.{digits}f} [{slope.low:.{digits}f}, {slope.high:.{digits}f}]"
+        return Entry("–")
+    return Entry(f"{slope.value:.{digits}f}", detail=f"{slope.low:.{digits}f} to {slope.high:.{digits}f}")
 
 
 def shape(counts: Sequence[Count]) -> str:
@@ -75,9 +77,9 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
     for row in [*printed["rows"], *printed["beyond"]]:
         beyond = "rate" not in row
         counts = _counts(runs, row["measured"]) if row.get("measured") in target.panels else []
-        texts = _entries(row, counts, beyond, kappas, min(shared["protocol.epsilons"]), budget)
+        made = _entries(row, counts, beyond, kappas, min(shared["protocol.epsilons"]), budget)
         ids = _ids(runs, row.get("measured", ""))
-        entries = tuple(Entry(text, runs=ids if i >= _MEASURED_FROM else ()) for i, text in enumerate(texts))
+        entries = tuple(replace(e, runs=ids if i >= _MEASURED_FROM else ()) for i, e in enumerate(made))
         rule = bool(lines) and (row["setting"] != setting or (beyond and not lines[-1].label.startswith("*")))
         label = f"{'* ' if beyond else ''}{row['setting']} {row['regime']}"
         lines.append(Line(label, entries, rule))
@@ -97,7 +99,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
         ]
     return Document(
         name=target.name,
-        title=f"Table 1 – {target.file.title}",
+        title=labels.heading(target.name, target.file.title),
         banner="",
         blocks=(
             Block(
@@ -106,8 +108,8 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
                     "algorithm",
                     "start",
                     "printed",
-                    "to 1e-10, κ = 10",
-                    "κ = 100",
+                    "to 1e-10, κ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}10",
+                    "to 1e-10, κ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}100",
                     "exponent of κ",
                     "per digit",
                     "per doubling",
@@ -137,21 +139,20 @@ def _entries(
     kappas: tuple[float, float],
     epsilon: float,
     budget: int,
-) -> list[str]:
+) -> list[Entry]:
     marks = ("†" if row.get("doubtful") else "") + ("‡" if row.get("sensing") else "")
     rate = "–" if beyond else row["rate"] + marks
-    reference = "" if beyond else f" ({row['reference']})"
-    head = [row["algorithm"] + reference, row["start"], rate]
-    if "measured" not in row:
-        return [*head, *["not measured"] * 2, "–", "–", "–", "–"]
+    algorithm = Entry(row["algorithm"], detail="" if beyond else row["reference"])
+    head = [algorithm, Entry(row["start"]), Entry(rate)]
     if not counts:
-        return [*head, _MISSING, _MISSING, "–", "–", "–", "–"]
+        absent = Entry(_MISSING if "measured" in row else "not measured")
+        return [*head, absent, absent, *[Entry("–")] * 4]
     at_ten = [c for c in counts if c.kappa == kappas[0]]
     return [
         *head,
-        *(_median(counts, kappa, epsilon, budget) for kappa in kappas),
+        *(Entry(_median(counts, kappa, epsilon, budget)) for kappa in kappas),
         _interval(slope_in_kappa(counts), 2),
         _interval(slope_in_digits(at_ten)),
         _interval(slope_in_doublings(at_ten)),
-        shape(counts),
+        Entry(shape(counts)),
     ]

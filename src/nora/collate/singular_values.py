@@ -60,7 +60,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Fig
     matrices = {r.metrics["spectrum"]["matrices"] for _, r in panels if r is not None}
     return Figure(
         name=f"{table.name}.{table.scale}",
-        title="Figure 2 – which singular values plain LoRA moves most",
+        title=labels.heading(table.name, table.file.title),
         size=(PAPER_WIDTH, 1.7 * -(-len(panels) // _PER_LINE) + 0.2),
         draw=draw,
         csv_header=("task", "index", "count", "among_top_rank", "id"),
