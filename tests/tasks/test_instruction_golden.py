@@ -1,4 +1,4 @@
-"""LLM-Adapters' and PiSSA's texts to the byte, on shipped rows; expected strings typed from the released code's templates."""
+"""LLM-Adapters' and PiSSA's texts to the byte, on shipped rows; expected strings typed from the released templates."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def _rows(name: str) -> list[dict[str, Any]]:
 def test_the_two_wrappers_to_the_byte() -> None:
     row = _rows("commonsense/boolq.test.jsonl")[0]
     made = instruction.build(row, set="boolq")
-    question = "Please answer the following question with true or false, question: does ethanol take more energy make " \
+    question = (
+        "Please answer the following question with true or false, question: does ethanol take more energy make "
         "that produces?\n\nAnswer format: true/false"
+    )
     assert made.prompt + made.target == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n"
         "\n"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from nora.training.answers import Decoding, answer, encode_prompts
-from test_instruct_batches import _model  # isort: skip
 
+from test_instruct_batches import _model  # isort: skip
 
 
 class _Ids:

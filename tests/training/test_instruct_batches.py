@@ -14,6 +14,7 @@ from nora.tasks.instruction import Instruction
 from nora.training.chunked_head import token_losses
 from nora.training.instruct import EncodedText, InstructObjective, encode_text, mean_loss, pack
 from nora.training.loop import LoopSettings, make_state, train_step
+
 from twins import with_lora  # isort: skip
 
 ARCHITECTURES = {

@@ -21,8 +21,11 @@ def test_its_greedy_story_is_the_references() -> None:
     story = tokenizer.decode(generated[0], skip_special_tokens=True)
     expected = (FOLDER / "expected_greedy_200.txt").read_text(encoding="utf-8")
     assert story.strip()[: len(expected.strip())] == expected.strip()
-    ids = tokenizer("Once upon a time, Lily said \"hi\" to 7 zebras.")["input_ids"]
-    assert ids[0] == 1 and tokenizer.decode(ids, skip_special_tokens=True) == 'Once upon a time, Lily said "hi" to 7 zebras.'
+    ids = tokenizer('Once upon a time, Lily said "hi" to 7 zebras.')["input_ids"]
+    assert (
+        ids[0] == 1
+        and tokenizer.decode(ids, skip_special_tokens=True) == 'Once upon a time, Lily said "hi" to 7 zebras.'
+    )
     assert len(ids) < 30, "words are merged, not spelt letter by letter"
 
 

@@ -17,7 +17,7 @@ from nora.runs.files import sha256_file
 from nora.runs.schema import TaskSpec
 from nora.tasks.instruction import Instruction
 
-DOWNLOADS = Path("data") / "hub"
+DOWNLOADS = Path("data") / "hub"  # what `nora prefetch` brings, below the checkout
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,10 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
         methods=_pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
         seeds=_pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
         search=search,
-        overrides=(*rest, *(f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis)),
+        overrides=(
+            *rest,
+            *(f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis),
+        ),
     )
 
 

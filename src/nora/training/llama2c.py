@@ -106,7 +106,9 @@ def read_pieces(path: Path) -> PreTrainedTokenizerFast:
         merges += [(i, left, right) for left, right in pairs if left in vocab and right in vocab]
     merges.sort(key=lambda merge: merge[0])
     tokenizer = Tokenizer(
-        models.BPE(vocab, [(left, right) for _, left, right in merges], byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+        models.BPE(
+            vocab, [(left, right) for _, left, right in merges], byte_fallback=True, fuse_unk=True, unk_token="<unk>"
+        )
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
