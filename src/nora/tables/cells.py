@@ -37,7 +37,13 @@ class Cell:
 
 class SpecBook:
     """Specs of a table's cells: composed once per task and method, the grid merged in as plain data. One book serves
-    every table of the same scale and overrides."""
+    every table of the same ``shared_by``."""
+
+    @staticmethod
+    def shared_by(table: Table) -> str:
+        """Tables of which this is equal may share a book: all that goes into a spec beside method, column and seed."""
+        file = table.file
+        return repr((table.scale, table.overrides, file.axis, file.fixed, sorted(file.settings.items())))
 
     def __init__(self, checkout: Path, table: Table) -> None:
         self._conf = checkout / "conf"
