@@ -197,10 +197,11 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
             order=lambda epoch: torch.randperm(
                 len(training), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
             ),
-            before_step=lambda step: seed_dropout(spec.seed, step),
+            before_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
             evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
             on_step=partial(report_step, context),
             on_boundary=partial(at_boundary, context, num_steps(len(training), settings)),
+            replicas=context.replicas,
         )
     except Diverged as error:
         return Outcome(

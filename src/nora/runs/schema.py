@@ -315,6 +315,8 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    data_parallel: bool | None = None
+    """The run is started by ``accelerate launch``: its processes share every batch (instruct protocols)."""
     profile: Name | None = None
     """A file of slurm/profiles/."""
     code: Literal["snapshot", "live"] | None = None

@@ -6,7 +6,7 @@ import gzip
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoi
 from nora.runs.context import RunContext, Update
 from nora.runs.errors import Interrupted
 from nora.training.loop import LoopState, StepInfo
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ def at_boundary(context: RunContext, total_steps: int, state: LoopState) -> None
     The last step's too: whatever happens during the final evaluation, nothing is trained again.
     """
     stop = context.stop_requested()
+    if context.replicas is not None:  # one that stopped alone would leave the others waiting for its gradients
+        stop = context.replicas.total(float(stop), context.device) > 0
     if stop or state.step % context.settings.checkpoint_every == 0 or state.step == total_steps:
         save_checkpoint(context.attempt.path, state)
     if stop:
@@ -42,15 +47,18 @@ def resume(state: LoopState, context: RunContext) -> int | None:
     path, damaged = newest_valid(attempt.path for attempt in context.earlier)
     for bad in damaged:
         _LOG.warning("%s: damaged checkpoint left out", bad)
+    if context.replicas is not None:
+        path = context.replicas.agree(path)
     if path is None:
         return None
     restore_checkpoint(path, state)
     return state.step
 
 
-def seed_dropout(seed: int, step: int) -> None:
-    """Dropout masks of a step from the step's own stream (torch's dropout takes no generator)."""
-    torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}"))
+def seed_dropout(seed: int, step: int, replicas: Replicas | None = None) -> None:
+    """Dropout masks of a step from the step's own stream (torch's dropout takes no generator), each replica's its own."""
+    replica = f", replica {replicas.rank} of {replicas.size}" if replicas is not None and replicas.size > 1 else ""
+    torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}{replica}"))
 
 
 def pack_predictions(predictions: Sequence[dict[str, Any]]) -> bytes:

@@ -18,13 +18,16 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from nora.adapters import Preconditioner
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,24 +157,36 @@ def _first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
 
 
 def train_step(
-    model: nn.Module, objective: Objective, indices: Sequence[int], settings: LoopSettings, state: LoopState
+    model: nn.Module,
+    objective: Objective,
+    indices: Sequence[int],
+    settings: LoopSettings,
+    state: LoopState,
+    replicas: Replicas | None = None,
 ) -> tuple[float, float]:
     """Steps 2–6 of the order above on one batch; returns the mean loss and the gradient norm before clipping."""
     device = next(iter(state.parameters.values())).device
     autocast = torch.autocast(device.type, dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     count = objective.count(indices)
-    micro = settings.micro_batch_size or len(indices)
+    if replicas is not None:
+        indices = replicas.share(indices)
+    micro = settings.micro_batch_size or max(1, len(indices))
     state.optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for start in range(0, len(indices), micro):
         with autocast:
             loss = objective.loss(model, indices[start : start + micro]) / count
         total += loss.item()
-        if not math.isfinite(total):
+        if not math.isfinite(total) and replicas is None:
             raise Diverged(state.step, "the loss")
         loss.backward()
         if settings.precondition_each and state.preconditioner is not None:
             state.preconditioner.step()
+    if replicas is not None:
+        total = replicas.total(total, device)
+        if not math.isfinite(total):  # every process stops: one that went on alone would wait for ever
+            raise Diverged(state.step, "the loss")
+        replicas.sum_gradients(state.parameters.values())
     if state.preconditioner is not None and not settings.precondition_each:
         state.preconditioner.step()
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
@@ -197,11 +212,13 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, Any]],
     on_step: Callable[[StepInfo], None],
     on_boundary: Callable[[LoopState], None],
+    replicas: Replicas | None = None,
 ) -> None:
     """Runs ``state`` to the end of the last epoch and loads the adapter of lowest dev loss.
 
     ``order(epoch)`` gives the epoch's permutation of the examples; ``evaluate`` the dev metrics with "loss" among
-    them; ``on_boundary`` is called after every step, when the state is complete. Raises Diverged.
+    them; ``on_boundary`` is called after every step, when the state is complete; with ``replicas`` this process takes
+    its share of each batch. Raises Diverged.
     """
     per_epoch = math.ceil(objective.num_examples / settings.batch_size)
     total = num_steps(objective.num_examples, settings)
@@ -212,7 +229,7 @@ def train(
         model.train()
         before_step(state.step)
         lr = float(state.scheduler.get_last_lr()[0])
-        loss, norm = train_step(model, objective, indices, settings, state)
+        loss, norm = train_step(model, objective, indices, settings, state, replicas)
         state.step += 1
         state.epoch_loss += loss
         state.steps_since += 1
