@@ -56,7 +56,7 @@ def resume(state: LoopState, context: RunContext) -> int | None:
 
 
 def seed_dropout(seed: int, step: int, replicas: Replicas | None = None) -> None:
-    """Dropout masks of a step from the step's own stream (torch's dropout takes no generator), each replica's its own."""
+    """Dropout masks of a step from the step's own stream (torch takes no generator here); a replica has its own."""
     replica = f", replica {replicas.rank} of {replicas.size}" if replicas is not None and replicas.size > 1 else ""
     torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}{replica}"))
 
