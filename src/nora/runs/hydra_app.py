@@ -14,7 +14,7 @@ from nora.runs.compose import expand_sweep
 from nora.runs.errors import RunFailed, UserError
 from nora.runs.record import Record
 from nora.runs.schema import ExecSpec, Spec, validate
-from nora.runs.spec import Pins, build_spec, check_ready, compose_run, describe, run_id, spec_dict
+from nora.runs.spec import Pins, build_spec, check_inputs, check_ready, compose_run, describe, run_id, spec_dict
 
 
 def headline(record: Record, *, made: bool, folder: Path) -> str:
@@ -30,6 +30,9 @@ def headline(record: Record, *, made: bool, folder: Path) -> str:
     elif spec["kind"] == "deployment":
         loaded = {host: metrics[host]["portable"]["alone"] for host in ("text", "diffusion")}
         outcome = ", ".join(f"{host} output off by {value:.1e} after loading" for host, value in loaded.items())
+    elif spec["kind"] == "dreambooth":
+        loss = metrics["loss"]
+        outcome = f"mean loss {loss['mean']:.4f} of {metrics['steps']} steps, {loss['last_100']:.4f} of the last 100"
     else:
         test = metrics["test"]
         outcome = (
@@ -107,6 +110,7 @@ def run(arguments: Sequence[str], checkout: Path) -> int:
     if not flags:
         spec, settings, _ = compose_run(checkout, overrides)
         check_ready(spec)
+        check_inputs(spec, checkout)
         return 0 if run_once(spec, settings, checkout).status == "done" else 1
     own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
     if {"-m", "--multirun"} & set(flags):
@@ -115,6 +119,7 @@ def run(arguments: Sequence[str], checkout: Path) -> int:
         for one in jobs:  # every job's config is right before the first one starts
             spec, _, _ = compose_run(checkout, one)
             check_ready(spec)
+            check_inputs(spec, checkout)
             seen.setdefault(run_id(spec), one)
         print(f"{len(jobs)} jobs, {len(seen)} different runs", flush=True)
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
