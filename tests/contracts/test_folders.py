@@ -20,7 +20,8 @@ from nora.tables.table import names
 from nora.tables.targets import load_target
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = sorted(p.stem for p in (ROOT / "conf" / "model").glob("*.yaml") if p.stem != "sd_paper")  # another name of sd14
+ALIASES = {"sd_paper"}  # of sd14
+MODELS = sorted({p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")} - ALIASES)
 SETS = sorted(p.name for p in (ROOT / "data").iterdir() if p.is_dir())
 
 

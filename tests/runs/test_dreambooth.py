@@ -1,4 +1,4 @@
-"""``kind=dreambooth`` end to end at smoke scale: paired by construction, proved, resumable, loadable by stock diffusers."""
+"""``kind=dreambooth`` end to end at smoke scale: paired, proved, resumable, loadable by stock diffusers."""
 
 from __future__ import annotations
 
@@ -71,14 +71,15 @@ def test_each_method_trains_draws_and_proves_its_start(method: str, dream: Dream
     for i in (0, 1):
         file = record.result["files"][f"picture_{i:02d}"]
         assert sha256_file(folder / file["name"]) == file["sha256"]
-        assert Image.open(folder / file["name"]).size == (32, 32)
+        with Image.open(folder / file["name"]) as picture:
+            assert picture.size == (32, 32)
     assert record.run["encoded_crops"] <= 5, "square pictures have one crop each"
 
 
 def test_all_methods_see_the_same_draws_and_only_the_start_differs(
     dream: Dream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What reaches the UNet in training, and every stream asked for: equal for all methods, and not for another seed."""
+    """What reaches the UNet in training, and every stream asked for: equal for all methods, not for another seed."""
     from nora import streams
 
     inputs: dict[str, list[tuple[torch.Tensor, ...]]] = {}

@@ -1,4 +1,4 @@
-"""The DreamBooth loss against the lines of diffusers' script; crops against what they must be; draws from their streams."""
+"""The DreamBooth loss against the lines of diffusers' script; crops against what they must be; the draws."""
 
 from __future__ import annotations
 

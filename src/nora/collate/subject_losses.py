@@ -106,6 +106,44 @@ def _claim_block(losses: Mapping[str, Mapping[str, list[float] | None]], paper: 
     return Block("Smaller by, % [95 % interval of the mean over seeds]", columns, tuple(lines))
 
 
+def _fidelity_block(found: Mapping[str, Sequence[Record | None]], gaps: Mapping[str, str]) -> tuple[Block, ...]:
+    """Cosines of the drawn pictures with the subject's own and with the prompt; what real pictures reach, below."""
+    there = [r for records in found.values() for r in records if r is not None and "fidelity" in r.metrics]
+    if not there:
+        return ()
+    first = there[0].metrics["fidelity"]
+    keys = [(name, key) for name, values in first.items() for key in ("subject", "prompt") if key in values]
+    lines = []
+    for method, records in found.items():
+        present = [r for r in records if r is not None]
+        entries = []
+        for name, key in keys:
+            if len(present) < len(records):
+                entries.append(Entry(gaps[method]))
+                continue
+            entries.append(Entry(_spread(summarize([float(r.metrics["fidelity"][name][key]) for r in present]))))
+        lines.append(Line(labels.method(method), tuple(entries)))
+    real = [first[name].get({"subject": "ceiling", "prompt": "prompt_of_real"}[key]) for name, key in keys]
+    lines.append(Line("the real pictures", tuple(Entry("–" if v is None else f"{v:.4f}") for v in real), True))
+    columns = tuple(f"{name}: {'picture' if key == 'subject' else 'text'}" for name, key in keys)
+    return (Block("Drawn pictures: mean cosine with the real ones and with the prompt", columns, tuple(lines)),)
+
+
+def _fidelity_notes(cells: Sequence[Cell]) -> list[str]:
+    spec = next((c.spec for c in cells if c.spec is not None and "fidelity" in c.spec["measure"]), None)
+    if spec is None:
+        return []
+    words = [f"{e['name']} ({e['repo']})" for e in spec["protocol"]["encoders"]]
+    notes = [
+        f"Cosines over {spec['protocol']['pictures']} pictures of “{spec['task']['prompt']}” per run, by "
+        f"{', '.join(words)}; the text says {spec['task']['noun']} for {spec['task']['subject']}. The real pictures: "
+        "pairs of different ones, which is the ceiling, and each with the prompt, which none of them shows."
+    ]
+    if any(e["source"] == "asset" for e in spec["protocol"]["encoders"]):
+        notes.append("STAND-IN: a tiny CLIP of this project takes the place of DINO, DINOv2 and CLIP at this scale.")
+    return notes
+
+
 def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) -> Document:
     """The table's document from the records there are."""
     cells = subject_cells(target, checkout=checkout)
@@ -117,8 +155,8 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         name=f"{target.name}.{target.scale}",
         title=f"Table {target.name.removeprefix('table')} – {target.file.title}",
         banner=labels.BANNERS[target.scale],
-        blocks=(_main_block(losses, gaps, paper), _claim_block(losses, paper)),
-        notes=(*_notes(target, found), *target.file.caption),
+        blocks=(_main_block(losses, gaps, paper), _claim_block(losses, paper), *_fidelity_block(found, gaps)),
+        notes=(*_notes(target, found), *_fidelity_notes(cells), *target.file.caption),
         csv_header=("table", "scale", "method", "seed", "mean_loss", "last_100", "steps", "id", "state"),
         csv_rows=tuple(_row(cell, records) for cell in cells),
     )

@@ -28,8 +28,10 @@ _RANDOM_WEIGHTS_SEED = 0  # every run over random weights shares one pipeline
 
 
 def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Any:
-    """The StableDiffusionPipeline of a spec, frozen, without a safety checker, its scheduler the training one. RunFailed where it
-    does not predict noise."""
+    """The StableDiffusionPipeline of a spec, frozen, without a safety checker, its scheduler the training one.
+
+    RunFailed where it does not predict noise.
+    """
     from diffusers import StableDiffusionPipeline
 
     dtype = getattr(torch, spec.dtype)
