@@ -111,6 +111,9 @@ def test_all_methods_see_the_same_draws_and_only_the_start_differs(
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     streams_used = {key[1] for key in others["lora"]}
     assert {"order", "crop", "vae", "noise", "timestep", "picture"} <= streams_used
+    for what in ("noise", "vae", "timestep", "crop"):
+        steps = {module.split(" picture")[0] for _, stream, module in others["lora"] if stream == what}
+        assert steps == {f"step {i}" for i in range(4)}, what
     assert not torch.equal(inputs["seed 1"][0][0], inputs["nora"][0][0])
     assert {key for key in asked["nora"] if key[1] == "init"} == {key for key in asked["lora"] if key[1] == "init"}
 

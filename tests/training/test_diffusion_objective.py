@@ -115,6 +115,14 @@ def test_pixels_are_scaled_to_minus_one_and_one() -> None:
     torch.testing.assert_close(to_tensor(image), torch.tensor([[[-1.0, 1.0]], [[-1.0, -1.0]], [[-1.0, -0.6]]]))
 
 
+def test_two_pictures_of_a_step_and_two_steps_of_a_picture_have_draws_of_their_own() -> None:
+    shape = torch.Size([4, 8, 8])
+    for what in ("noise", "vae"):
+        drawn = [Draws(0).normal(what, step, picture, shape) for step in (0, 1) for picture in (0, 1)]
+        assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+    assert not torch.equal(Draws(0).normal("noise", 0, 0, shape), Draws(0).normal("vae", 0, 0, shape))
+
+
 def test_timesteps_are_uniform_over_the_schedule() -> None:
     drawn = [Draws(0).timestep(step, 0, 1000) for step in range(4000)]
     assert min(drawn) < 10 and max(drawn) > 990
