@@ -1,4 +1,4 @@
-"""Start-up: `nora --help` and the plan of Table 2 at paper scale, and whether either imports torch."""
+"""Start-up: `nora --help`, plans and a status, and whether any of them imports torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 _COMMANDS = {
     "--help": (["--help"], 0.3),
     "plan table2 scale=paper": (["plan", "table2", "scale=paper"], 4.0),
-    "status table2": (["status", "table2"], None),
+    "plan all": (["plan", "all"], 4.0),
+    "status table2": (["status", "table2"], 1.5),
 }
 _CODE = "import sys; from nora.cli import main; rc = main({}); print('TORCH' if 'torch' in sys.modules else 'no torch')"
 

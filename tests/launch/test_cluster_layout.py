@@ -44,6 +44,8 @@ def test_every_profile_is_valid(path: Path, checkout: Path) -> None:
     ("key", "value", "said"),
     [
         ("partitions", "x", "partitions: unknown key, allowed here: partition, account"),
+        ("requeues", True, "; did you mean requeue?"),
+        ("requeue", "yes", "requeue: given 'yes'"),
         ("gpu", {"spelling": "gpus", "type": None}, "gpu.spelling: given 'gpus'"),
         ("setup", ["module load cuda"], "its first line is 'module load cuda', required 'set -euo pipefail'"),
         ("parallel", 0, "parallel: given 0"),
@@ -115,6 +117,8 @@ def test_the_script_says_what_the_profile_says(spelling: str, kind: str | None, 
         "export PYTHONPATH='/code with blank/src'${PYTHONPATH:+:$PYTHONPATH}", "cd '/code with blank'",
     ):  # fmt: skip
         assert wanted in lines, wanted
+    once = script(array, replace(profile, requeue=False), folder=Path("/s"), name="n", code=Path("/c")).splitlines()
+    assert "#SBATCH --no-requeue" in once and "#SBATCH --requeue" not in once
     assert lines.index("set -euo pipefail") < lines.index("cd '/code with blank'")
     (command,) = [one for one in lines if one.startswith("srun ")]
     assert "--cpus-per-task=8" in command and "submitit.core._submit /s/log" in command
@@ -141,6 +145,7 @@ def test_what_is_submitted_is_frozen_and_checked(checkout: Path, tmp_path: Path)
     made = create(
         tmp_path, target="table2", arrays=layout([cell], profile), cells={str(cell.id): cell},
         dead_up_to={str(cell.id): 2}, failures_allowed={str(cell.id): 3}, settings=settings, code=checkout, commit="c",
+        requeue=True,
     )  # fmt: skip
     again = load(made.folder)
     assert again.content == made.content and again.settings() == settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -53,10 +54,22 @@ def test_a_dead_server_delays_a_start_by_less_than_a_second(
     opened = mirror.open_mirror(
         "online", project="p", run_id="i", group="g", name="n", tags=[], config={}, folder=tmp_path
     )
+    assert not opened._thread.is_alive(), "importing W&B waits until the run has begun"  # type: ignore[attr-defined]
     opened.log({"loss": 1.0}, 1)
     assert time.monotonic() - started < 1.0
     opened.finish({})
     assert time.monotonic() - started < 2.0 and "nora sync-wandb" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_real_dead_address(checkout: Path) -> None:
+    """W&B itself, online, against a closed port and a socket that never answers (figures in results/bench)."""
+    source = importlib.util.spec_from_file_location("mirror_bench", checkout / "benchmarks" / "mirror.py")
+    assert source is not None and source.loader is not None
+    bench = importlib.util.module_from_spec(source)
+    source.loader.exec_module(bench)
+    for row in bench.run(quick=True)["rows"]:
+        assert row["done"] and row["start_delay_seconds"] <= 1.0 and row["end_delay_seconds"] <= 31, row
 
 
 def test_sync_uploads_every_step_once_under_the_runs_id(

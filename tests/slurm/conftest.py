@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from testbed import Testbed
+from testbed import STAGE_1, Testbed
+
+from nora import cli
+from nora.runs.files import canonical_json
+from nora.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "slurm" / "testbed"
@@ -74,3 +78,16 @@ def slurm(_cluster: Path, tmp_path: Path) -> Iterator[Testbed]:
     bed.clear()
     yield bed
     bed.clear()
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The long run's result, undisturbed, here."""
+    root = Path(__file__).resolve().parents[2]
+    folder = tmp_path_factory.mktemp("quiet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        words = ["table2", "scale=smoke", *STAGE_1, f"exec.results={folder}", "exec.processes=1"]
+        cli.main(["launch", *words])
+    (record,) = Store(folder).records()
+    return canonical_json(record.result)

@@ -10,74 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from testbed import Testbed
+from testbed import STAGE_1, Testbed, ends_identically, job_of, launch_and_wait_for_step, long_run
 
 from nora import cli
 from nora.launch import slurm as client
-from nora.runs.files import canonical_json
 from nora.runs.spec import compose_run, run_id
-from nora.runs.store import Store
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
 
-# Long enough to be disturbed (about ten seconds), dropout on, so that a wrong continuation shows.
-STAGE_1 = ["task=cb", "seed=0", "method=lora", "protocol.epochs=100", "method.dropout=0.1"]
-
-
-def _long_run(slurm: Testbed) -> tuple[str, str]:
-    """The only run of STAGE_1 as (kind, id)."""
-    from nora.tables.cells import cells
-    from nora.tables.table import load_table
-
-    root = Path(__file__).resolve().parents[2]
-    table = load_table(root, "table2", ["scale=smoke", *STAGE_1])
-    (cell,) = [c for c in cells(table, {}, checkout=root) if c.stage == 1]
-    return "finetune", str(cell.id)
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The long run's result, undisturbed, here."""
-    root = Path(__file__).resolve().parents[2]
-    folder = tmp_path_factory.mktemp("quiet")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        words = ["table2", "scale=smoke", *STAGE_1, f"exec.results={folder}", "exec.processes=1"]
-        cli.main(["launch", *words])
-    (record,) = Store(folder).records()
-    return canonical_json(record.result)
-
-
-def _launch_and_wait_for_step(slurm: Testbed, step: int, *more: str) -> tuple[str, str]:
-    kind, identity = _long_run(slurm)
-    assert slurm.nora("launch", *STAGE_1, "exec.checkpoint_every=20", *more) == 0
-    slurm.wait(lambda: slurm.journal_steps(kind, identity) >= step)
-    return kind, identity
-
-
-def _job(slurm: Testbed, kind: str, identity: str) -> str:
-    return str(slurm.store.attempts(kind, identity)[-1].owner()["job"])
-
-
-def _ends_identically(slurm: Testbed, kind: str, identity: str, quiet: str, *, resumed: bool = True) -> None:
-    slurm.wait(lambda: slurm.store.read(kind, identity) is not None)
-    record = slurm.store.read(kind, identity)
-    assert record is not None and canonical_json(record.result) == quiet
-    if resumed:
-        assert record.run["resumed_at_step"] is not None and record.run["resumed_at_step"] > 0
-    slurm.wait(slurm.idle)
-
-
 def test_usr2_saves_and_requeues(slurm: Testbed, quiet: str, capsys: Out) -> None:
     """As before a time limit: no checkpoint was due, so the one it continues from was made on the signal."""
-    kind, identity = _launch_and_wait_for_step(slurm, 5, "exec.checkpoint_every=100000")
-    job = _job(slurm, kind, identity)
+    kind, identity = launch_and_wait_for_step(slurm, 5, "exec.checkpoint_every=100000")
+    job = job_of(slurm, kind, identity)
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     slurm.wait(lambda: slurm.store.attempts(kind, identity)[0].interruption() is not None, 20)
     assert slurm.nora("launch", *STAGE_1) == 0
     assert "nothing to submit: 1 queued" in capsys.readouterr().out, "requeued: SLURM holds it"
-    _ends_identically(slurm, kind, identity, quiet)
+    ends_identically(slurm, kind, identity, quiet)
     assert [a.owner()["job"] for a in slurm.store.attempts(kind, identity)] == [job, job]
     assert slurm.store.failures(kind, identity) == 0
     assert cli.main(["why", identity[:8], f"exec.results={slurm.results}"]) == 0
@@ -90,15 +40,15 @@ def test_usr2_saves_and_requeues(slurm: Testbed, quiet: str, capsys: Out) -> Non
 @pytest.mark.slow
 def test_requeue_from_outside_continues_from_disk(slurm: Testbed, quiet: str) -> None:
     """scontrol requeue sends TERM, then KILL."""
-    kind, identity = _launch_and_wait_for_step(slurm, 30)
-    client.requeue(_job(slurm, kind, identity))
-    _ends_identically(slurm, kind, identity, quiet)
+    kind, identity = launch_and_wait_for_step(slurm, 30)
+    client.requeue(job_of(slurm, kind, identity))
+    ends_identically(slurm, kind, identity, quiet)
 
 
 def test_a_killed_run_is_failed_and_only_it_is_submitted_again(slurm: Testbed, quiet: str, capsys: Out) -> None:
     """SIGKILL to the process itself: FAILED in SLURM, failed here, continued by the next launch."""
-    kind, identity = _launch_and_wait_for_step(slurm, 50)
-    job = _job(slurm, kind, identity)
+    kind, identity = launch_and_wait_for_step(slurm, 50)
+    job = job_of(slurm, kind, identity)
     os.kill(slurm.store.attempts(kind, identity)[-1].owner()["pid"], signal.SIGKILL)
     slurm.wait(slurm.idle)
     assert dict(slurm.jobs())[job + "_N/A" if "_" not in job else job] == "FAILED"
@@ -107,17 +57,17 @@ def test_a_killed_run_is_failed_and_only_it_is_submitted_again(slurm: Testbed, q
     assert "failed" in out and "ended without a word" in out and "FAILED" in out
     assert slurm.nora("launch", *STAGE_1) == 0
     assert "submitted 1 runs" in capsys.readouterr().out
-    _ends_identically(slurm, kind, identity, quiet)
+    ends_identically(slurm, kind, identity, quiet)
 
 
 @pytest.mark.slow
 def test_a_cancelled_run_is_continued_by_the_next_launch(slurm: Testbed, quiet: str) -> None:
-    kind, identity = _launch_and_wait_for_step(slurm, 30)
+    kind, identity = launch_and_wait_for_step(slurm, 30)
     assert slurm.nora("cancel", *STAGE_1) == 0
     slurm.wait(slurm.idle)
     assert slurm.store.state(kind, identity).state in ("interrupted", "failed")
     assert slurm.nora("launch", *STAGE_1) == 0
-    _ends_identically(slurm, kind, identity, quiet)
+    ends_identically(slurm, kind, identity, quiet)
 
 
 @pytest.mark.slow
@@ -126,25 +76,25 @@ def test_preemption_in_both_modes(slurm: Testbed, quiet: str) -> None:
     again. An urgent job takes the whole cluster each time."""
     for partition in ("scav", "scavk"):
         bed = Testbed(slurm.folder, slurm.results / partition, slurm.python)
-        kind, identity = _launch_and_wait_for_step(bed, 10, f"exec.partition={partition}")
+        kind, identity = launch_and_wait_for_step(bed, 10, f"exec.partition={partition}")
         urgent = ["sbatch", "-p", "urgent", "-N2", "--exclusive", "--gpus-per-node=8", "-o", "/dev/null"]
         subprocess.run([*urgent, "--wrap", "sleep 4"], check=True, capture_output=True)
         bed.wait(lambda b=bed, k=kind, i=identity: not b.store.attempts(k, i)[0].is_alive(), 40)  # type: ignore[misc]
         bed.wait(lambda b=bed: "PD" not in b.ask("squeue", "-h", "-p", "urgent", "-o", "%t"), 40)  # type: ignore[misc]
         assert bed.nora("launch", *STAGE_1, f"exec.partition={partition}") == 0
-        _ends_identically(bed, kind, identity, quiet)
+        ends_identically(bed, kind, identity, quiet)
         assert len(bed.store.attempts(kind, identity)) == 2
 
 
 @pytest.mark.slow
 def test_a_lost_node_is_survived(slurm: Testbed, quiet: str) -> None:
     """The node is set down under the run; SLURM requeues it; the node comes back."""
-    kind, identity = _launch_and_wait_for_step(slurm, 30)
+    kind, identity = launch_and_wait_for_step(slurm, 30)
     nodes = set(slurm.ask("squeue", "-h", "-t", "R", "-o", "%N").split())
     (node,) = nodes
     slurm.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     try:
-        _ends_identically(slurm, kind, identity, quiet)
+        ends_identically(slurm, kind, identity, quiet)
     finally:  # it may have come back by itself
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
     assert slurm.store.failures(kind, identity) == 0
@@ -179,7 +129,7 @@ def test_a_second_start_of_a_live_run_says_so_and_ends_well(
     slurm: Testbed, quiet: str, checkout: Path, capsys: Out
 ) -> None:
     """While SLURM runs it, a start by hand does nothing and exits 0."""
-    kind, identity = _launch_and_wait_for_step(slurm, 5)
+    kind, identity = launch_and_wait_for_step(slurm, 5)
     from nora.tables.cells import cells
     from nora.tables.table import load_table
 
@@ -187,7 +137,7 @@ def test_a_second_start_of_a_live_run_says_so_and_ends_well(
     (cell,) = [c for c in cells(table, {}, checkout=checkout) if c.stage == 1]
     assert cli.main(["run", *cell.overrides, f"exec.results={slurm.results}", "exec.progress=false"]) == 0
     assert f"run {identity} is running: attempt 1" in capsys.readouterr().out
-    _ends_identically(slurm, kind, identity, quiet, resumed=False)
+    ends_identically(slurm, kind, identity, quiet, resumed=False)
 
 
 def test_children_live_through_usr2(slurm: Testbed, tmp_path: Path) -> None:
@@ -224,4 +174,4 @@ def test_long_run_is_what_a_table_lists(checkout: Path, slurm: Testbed) -> None:
         ["scale=smoke", "task=cb", "method=lora", "protocol.batch_size=4", "protocol.lr=0.001",
          "measure=[spectrum,zero_shot]", "protocol.epochs=100", "method.dropout=0.1", "seed=0"],
     )  # fmt: skip
-    assert run_id(spec) == _long_run(slurm)[1]
+    assert run_id(spec) == long_run(slurm)[1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nora import cli
+from nora.runs.files import canonical_json
 from nora.runs.store import Store
 
 
@@ -83,3 +84,38 @@ class Testbed:
             self.wait(self.idle, 40)
         for partition in ("gpu", "scav", "scavk", "urgent"):
             self.ask("scontrol", "update", f"partition={partition}", "state=up")
+
+
+# Long enough to be disturbed (about ten seconds), dropout on, so that a wrong continuation shows.
+STAGE_1 = ["task=cb", "seed=0", "method=lora", "protocol.epochs=100", "method.dropout=0.1"]
+
+
+def long_run(slurm: Testbed) -> tuple[str, str]:
+    """The only run of STAGE_1 as (kind, id)."""
+    from nora.tables.cells import cells
+    from nora.tables.table import load_table
+
+    root = Path(__file__).resolve().parents[2]
+    table = load_table(root, "table2", ["scale=smoke", *STAGE_1])
+    (cell,) = [c for c in cells(table, {}, checkout=root) if c.stage == 1]
+    return "finetune", str(cell.id)
+
+
+def launch_and_wait_for_step(slurm: Testbed, step: int, *more: str) -> tuple[str, str]:
+    kind, identity = long_run(slurm)
+    assert slurm.nora("launch", *STAGE_1, "exec.checkpoint_every=20", *more) == 0
+    slurm.wait(lambda: slurm.journal_steps(kind, identity) >= step)
+    return kind, identity
+
+
+def job_of(slurm: Testbed, kind: str, identity: str) -> str:
+    return str(slurm.store.attempts(kind, identity)[-1].owner()["job"])
+
+
+def ends_identically(slurm: Testbed, kind: str, identity: str, quiet: str, *, resumed: bool = True) -> None:
+    slurm.wait(lambda: slurm.store.read(kind, identity) is not None)
+    record = slurm.store.read(kind, identity)
+    assert record is not None and canonical_json(record.result) == quiet
+    if resumed:
+        assert record.run["resumed_at_step"] is not None and record.run["resumed_at_step"] > 0
+    slurm.wait(slurm.idle)

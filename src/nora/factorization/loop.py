@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -64,12 +65,13 @@ def iterate(
     on: str = "error",
     divergence: float = DIVERGENCE,
     every: int = 1,
+    before_step: Callable[[int], None] = lambda t: None,
 ) -> Trace:
     """Run ``solver`` from ``start`` ([m, r], or [S, m, r] for S seeds at once).
 
     A seed stops when ``on`` (error, relative, loss, weak) is at most ``tolerance``, when its relative error passes
     ``divergence``, when an entry is not finite, or after ``budget`` steps. Metrics are taken every ``every`` steps
-    and at the end, outside the timed part.
+    and at the end, outside the timed part. ``before_step(t)`` may raise to end the run.
     """
     _check(problem, start, budget, tolerance, every)
     batched = start.X.dim() == 3
@@ -101,6 +103,7 @@ def iterate(
                 state, running = _take(state, ~stop), running[~stop]
         if t == budget or len(running) == 0:
             break
+        before_step(t)
         began = time.perf_counter()
         state = solver.step(problem, state, t)
         if state.X.is_cuda:

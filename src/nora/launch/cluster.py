@@ -17,7 +17,7 @@ from nora.runs.record import Record
 from nora.runs.schema import KINDS, ExecSpec, Spec, validate
 from nora.runs.spec import check_ready
 from nora.runs.store import Store
-from nora.tables.cells import Cell
+from nora.tables.cells import Cell, SpecBook
 from nora.tables.targets import Target, target_cells
 
 _RETRIED = ("failed", "interrupted", "damaged")
@@ -96,10 +96,17 @@ def layout_lines(planned: list[PlannedCell], cluster: Cluster) -> list[str]:
     return lines + [f"  {line}" for line in left]
 
 
-def current_plan(table: Target, cluster: Cluster, queue: Queue | None) -> list[PlannedCell]:
-    """The plan of a target from the records and the queue as they are."""
-    records: Mapping[str, Record] = {record.id: record for record in cluster.store.records()}
-    return plan(target_cells(table, records, checkout=cluster.checkout), cluster.store, records, queue)
+def current_plan(
+    table: Target,
+    cluster: Cluster,
+    queue: Queue | None,
+    records: Mapping[str, Record] | None = None,
+    book: SpecBook | None = None,
+) -> list[PlannedCell]:
+    """The plan of a target from the queue and the records as they are (or as they were read just now)."""
+    if records is None:
+        records = {record.id: record for record in cluster.store.records()}
+    return plan(target_cells(table, records, checkout=cluster.checkout, book=book), cluster.store, records, queue)
 
 
 def launch_slurm(table: Target, cluster: Cluster, *, retry: bool = False, dry_run: bool = False) -> int:
@@ -159,6 +166,7 @@ def submit_cells(target: str, cells: list[Cell], profile: Profile, cluster: Clus
             settings=cluster.settings,
             code=code,
             commit=commit,
+            requeue=profile.requeue,
         )
     for number, array in enumerate(arrays):
         words = f"{array.num_runs} runs of {array.label} in {len(array.tasks)} tasks"

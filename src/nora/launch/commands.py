@@ -17,6 +17,8 @@ from nora.launch.queue import Queue, read_queue
 from nora.launch.show import plan_text, status_text
 from nora.launch.submission import FOLDER
 from nora.runs.errors import RunFailed, UserError
+from nora.tables.cells import SpecBook
+from nora.tables.table import Table
 from nora.tables.targets import Target
 
 _REFRESH_SECONDS = 5.0
@@ -34,10 +36,18 @@ def queue_of(cluster: Cluster) -> Queue | None:
 
 
 def _planned(tables: Sequence[Target], cluster: Cluster) -> dict[str, list[PlannedCell]]:
-    for line in cluster.store.damaged():
+    records, damaged = cluster.store.read_all()
+    for line in damaged:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(cluster)
-    return {table.name: current_plan(table, cluster, queue) for table in tables}
+    books: dict[tuple[str, tuple[str, ...]], SpecBook] = {}  # what targets share is worked out once
+    planned = {}
+    for table in tables:
+        book = None
+        if isinstance(table, Table):
+            book = books.setdefault((table.scale, table.overrides), SpecBook(cluster.checkout, table))
+        planned[table.name] = current_plan(table, cluster, queue, records, book)
+    return planned
 
 
 def plan_command(tables: Sequence[Target], cluster: Cluster, *, as_json: bool, sbatch: bool) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
@@ -57,20 +56,23 @@ def _key(spec: Any) -> tuple[str, str, str]:
     return spec["model"]["name"], spec["task"]["name"], spec["method"]["name"]
 
 
-@lru_cache(maxsize=8)
-def _measured_hours(ids: tuple[tuple[tuple[str, str, str], float], ...]) -> dict[tuple[str, str, str], float]:
+Measured = Mapping[tuple[str, str, str], float]
+
+
+def measured_hours(records: Iterable[Record]) -> Measured:
+    """Mean hours of the runs that are done, by what runs of like cost share."""
     groups: dict[tuple[str, str, str], list[float]] = {}
-    for key, seconds in ids:
-        groups.setdefault(key, []).append(seconds)
+    for record in records:
+        if record.status == "done" and "wall_seconds" in record.run:
+            groups.setdefault(_key(record.spec), []).append(record.run["wall_seconds"])
     return {key: mean(values) / 3600 for key, values in groups.items()}
 
 
-def estimate(cell: Cell, measured: Sequence[Record]) -> tuple[float | None, str]:
+def estimate(cell: Cell, measured: Measured) -> tuple[float | None, str]:
     """Hours of one run and where the figure comes from ("measured", "estimate: …" or "unknown")."""
     if cell.spec is None:
         return None, "unknown until the choice it waits for"
-    hours = _measured_hours(tuple((_key(r.spec), r.run["wall_seconds"]) for r in measured if r.status == "done"))
-    known = hours.get(_key(cell.spec))
+    known = measured.get(_key(cell.spec))
     if known is not None:
         return known, "measured: mean of the records of like runs"
     if cell.spec["kind"] == "dreambooth" and cell.spec["model"]["name"] in _UNET_FLOPS:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nora.launch.cost import estimate, memory_gib
+from nora.launch.cost import estimate, measured_hours, memory_gib
 from nora.launch.queue import Queue, with_queue
 from nora.runs.record import Record
 from nora.runs.store import RunState, Store
@@ -73,7 +73,7 @@ def plan(
 ) -> list[PlannedCell]:
     """The state of every cell, in the order of ``cells``; with ``queue`` what SLURM holds is part of it."""
     versions = {record.versionless_id: record for record in records.values()}
-    measured = [r for r in records.values() if "wall_seconds" in r.run]
+    measured = measured_hours(records.values())
     planned = []
     for cell in cells:
         hours, source = estimate(cell, measured)

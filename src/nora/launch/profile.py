@@ -65,6 +65,7 @@ class Profile:
     runs_per_task: Count
     signal_delay_s: Count
     max_attempts: Count
+    requeue: bool = True
     extra: dict[str, str | int | bool]
 
     def resources_of(self, kind: str, model: str | None) -> Resources:
@@ -75,6 +76,26 @@ class Profile:
         change = self.models.get(model or "")
         given = {key: value for key, value in vars(change).items() if value is not None} if change else {}
         return replace(base, **{key: given[key] for key in ("gpus", "cpus", "mem_gb", "time_min") if key in given})
+
+    def sbatch_options(self, gpus: int) -> dict[str, Any]:
+        """Where a job with this many GPUs goes and how the site spells them, in submitit's names."""
+        options = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint")}
+        # --requeue: some sites have JobRequeue=0 and then refuse `scontrol requeue`
+        extra: dict[str, Any] = {"requeue" if self.requeue else "no-requeue": True}
+        kind = self.gpu.type
+        if gpus and self.gpu.spelling == "gres":
+            options["gres"] = f"gpu:{kind}:{gpus}" if kind else f"gpu:{gpus}"
+        elif gpus and kind is None:
+            options["gpus_per_node"] = gpus
+        elif gpus:
+            extra["gpus-per-node"] = f"{kind}:{gpus}"
+        extra |= self.extra
+        options["additional_parameters"] = {key: value for key, value in extra.items() if value is not False}
+        return {key: value for key, value in options.items() if value is not None}
+
+    def setup_lines(self) -> list[str]:
+        """The job script's own lines before srun."""
+        return [*self.setup, *([] if self.scratch is None else [f'export TMPDIR="{self.scratch}"'])]
 
 
 def load_profile(checkout: Path, settings: ExecSpec) -> Profile:

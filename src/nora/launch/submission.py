@@ -37,6 +37,11 @@ class Submission:
         arrays: Sequence[Mapping[str, Any]] = self.content["arrays"]
         return arrays
 
+    @property
+    def requeue(self) -> bool:
+        """Whether a job that is told to stop goes back into the queue."""
+        return bool(self.content.get("requeue", True))
+
     def job_name(self, array: int) -> str:
         """Unique: by it an array is found in the queue when its number was never written down."""
         return f"nora-{self.content['target']}-{self.id}-{array}"
@@ -77,9 +82,11 @@ def create(
     settings: ExecSpec,
     code: Path,
     commit: str | None,
+    requeue: bool,
 ) -> Submission:
     """Freezes what is about to be submitted. ``dead_up_to``: per run the last attempt that SLURM says is dead;
-    ``failures_allowed``: how often it may have failed before a node leaves it alone."""
+    ``failures_allowed``: how often it may have failed before a node leaves it alone; ``requeue``: whether a job that
+    is told to stop goes back into the queue."""
     root = results / FOLDER
     root.mkdir(parents=True, exist_ok=True)
     while True:
@@ -94,6 +101,7 @@ def create(
         "results": str(results.resolve()),
         "code": str(code.resolve()),
         "commit": commit,
+        "requeue": requeue,
         "exec": asdict(settings),
         "arrays": [array.to_dict() for array in arrays],
         "runs": {

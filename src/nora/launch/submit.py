@@ -6,7 +6,6 @@ import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import submitit
 from submitit.core import utils
@@ -55,31 +54,14 @@ class _Executor(SlurmExecutor):
             self.parameters = saved
 
 
-def _gpu_options(array: Array, profile: Profile) -> dict[str, Any]:
-    gpus, kind = array.resources.gpus, profile.gpu.type
-    if gpus == 0:
-        return {}
-    if profile.gpu.spelling == "gres":
-        return {"gres": f"gpu:{kind}:{gpus}" if kind else f"gpu:{gpus}"}
-    if kind is None:
-        return {"gpus_per_node": gpus}
-    return {"additional_parameters": {"gpus-per-node": f"{kind}:{gpus}"}}
-
-
 def _executor(array: Array, profile: Profile, *, folder: Path, name: str, code: Path) -> _Executor:
     resources = array.resources
     executor = _Executor(folder, max_num_timeout=_UNBOUNDED)
-    options = _gpu_options(array, profile)
-    # --requeue: some sites have JobRequeue=0 and then refuse `scontrol requeue`
-    extra = {**options.pop("additional_parameters", {}), "requeue": True, **profile.extra}
-    site = {key: getattr(profile, key) for key in ("partition", "account", "qos", "constraint")}
     setup = [
-        *profile.setup,
+        *profile.setup_lines(),
         f"export PYTHONPATH={shlex.quote(str(code / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"cd {shlex.quote(str(code))}",
     ]
-    if profile.scratch is not None:
-        setup.append(f'export TMPDIR="{profile.scratch}"')
     executor.update_parameters(
         job_name=name,
         time=resources.time_min,
@@ -92,9 +74,7 @@ def _executor(array: Array, profile: Profile, *, folder: Path, name: str, code: 
         setup=setup,
         # srun in a batch job does not take over --cpus-per-task from 22.05 on
         srun_args=[f"--cpus-per-task={resources.cpus}"],
-        additional_parameters={k: v for k, v in extra.items() if v is not False},
-        **{key: value for key, value in site.items() if value is not None},
-        **options,
+        **profile.sbatch_options(resources.gpus),
     )
     return executor
 

@@ -76,14 +76,14 @@ def work(folder: Path, ids: Sequence[str], *, job: str) -> None:
     failed: list[str] = []
     for position, identity in enumerate(ids):
         if signals.requested():
-            _stop(signals, job, left=len(ids) - position)
+            _stop(signals, job if submission.requeue else None, left=len(ids) - position)
         try:
             _one(submission, store, settings, identity, signals, job, keep_base=len(ids) > 1)
         except AlreadyRunning as running:
             print(f"{running}; nothing to do here", flush=True)
         except Interrupted as stopped:
             print(f"run {identity}: {stopped}", flush=True)
-            _stop(signals, job, left=len(ids) - position)
+            _stop(signals, job if submission.requeue else None, left=len(ids) - position)
         except (RunFailed, UserError) as error:
             print(f"run {identity} failed: {error}", file=sys.stderr, flush=True)
             failed.append(identity)
@@ -123,9 +123,11 @@ def _one(
     print(f"run {identity}: {record.status}{'' if made else ', already there'}", flush=True)
 
 
-def _stop(signals: StopSignals, job: str, *, left: int) -> None:
-    """Leaves the node; after USR2 the job goes back into the queue first (after TERM that is SLURM's own business)."""
-    if signals.requeue.is_set():
+def _stop(signals: StopSignals, job: str | None, *, left: int) -> None:
+    """Leaves the node; after USR2 ``job`` goes back into the queue first (after TERM that is SLURM's own business)."""
+    if job is None:
+        print(f"{left} runs left; the profile says requeue: false, `nora launch` submits them", flush=True)
+    elif signals.requeue.is_set():
         try:
             slurm.requeue(job)
             print(f"job {job} requeued with {left} runs left", flush=True)

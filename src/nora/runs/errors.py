@@ -10,10 +10,10 @@ class RunFailed(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, saved its state and can be continued by a later attempt."""
+    """The run was asked to stop; a later attempt goes on from its saved state, or (``saved=False``) from the start."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step}, its state is saved")
+    def __init__(self, step: int, *, saved: bool = True) -> None:
+        super().__init__(f"stopped at step {step}, {'its state is saved' if saved else 'it starts afresh'}")
         self.step = step
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from nora.runs.compose import expand_sweep
@@ -15,6 +17,9 @@ from nora.runs.errors import RunFailed, UserError
 from nora.runs.record import Record
 from nora.runs.schema import ExecSpec, Spec, validate
 from nora.runs.spec import Pins, build_spec, check_inputs, check_ready, compose_run, describe, run_id, spec_dict
+
+Launcher = Callable[[Sequence[Spec]], tuple[str, dict[str, Any]]]
+"""The specs of a sweep → a launcher of Hydra's and its settings."""
 
 
 def headline(record: Record, *, made: bool, folder: Path) -> str:
@@ -42,7 +47,7 @@ def headline(record: Record, *, made: bool, folder: Path) -> str:
     return f"{name}: {outcome}; {proof}{'' if made else '; already done, nothing to do'}  [{folder}]"
 
 
-def run_once(spec: Spec, settings: ExecSpec, checkout: Path) -> Record:
+def run_once(spec: Spec, settings: ExecSpec, checkout: Path, *, slurm_job: str | None = None) -> Record:
     """Executes one run with a progress bar and prints its headline."""
     from nora.runs.execute import execute
     from nora.runs.progress import progress_bar
@@ -55,7 +60,14 @@ def run_once(spec: Spec, settings: ExecSpec, checkout: Path) -> Record:
     store = Store(checkout / settings.results)
     label = describe(spec_dict(spec))["what"]
     with progress_bar(label, enabled=settings.progress) as show:
-        record, made = execute(spec, settings, checkout=checkout, store=store, show=show)  # type: ignore[arg-type]
+        record, made = execute(
+            spec,
+            settings,
+            checkout=checkout,
+            store=store,
+            show=show,  # type: ignore[arg-type]
+            job=slurm_job,
+        )
     print(headline(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     return record
 
@@ -67,7 +79,11 @@ def job(config: DictConfig) -> None:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     checkout = find_checkout()
     spec = build_spec(plain, Pins(checkout))
-    record = run_once(spec, validate(plain["exec"], ExecSpec, prefix="exec."), checkout)
+    settings: ExecSpec = validate(plain["exec"], ExecSpec, prefix="exec.")
+    slurm_job = _slurm_job()
+    if slurm_job is not None:
+        settings = replace(settings, progress=False)
+    record = run_once(spec, settings, checkout, slurm_job=slurm_job)
     if record.status != "done":
         raise RunFailed(f"run {record.id} {record.status}")
 
@@ -104,8 +120,32 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def run(arguments: Sequence[str], checkout: Path) -> int:
-    """The exit code of ``nora run ARGUMENTS``; raises UserError for wrong input and RunFailed for failed work."""
+def _slurm_job() -> str | None:
+    """The SLURM job that Hydra's launcher put this into: earlier starts of it are dead, whatever their heartbeat."""
+    own = HydraConfig.get()
+    return str(own.job.id) if own.runtime.choices.get("hydra/launcher") == "submitit_slurm" else None
+
+
+def _set_launcher(name: str, settings: dict[str, Any]) -> None:
+    """Gives a submitit launcher other defaults; what is typed as hydra.launcher.… still wins."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    try:
+        from hydra_plugins.hydra_submitit_launcher import config as plugin
+    except ImportError:
+        raise UserError(f"hydra/launcher={name}: hydra-submitit-launcher is not installed") from None
+    Plugins.instance()  # the plugin's own defaults are there before they are replaced
+    kinds = {"submitit_slurm": plugin.SlurmQueueConf, "submitit_local": plugin.LocalQueueConf}
+    node = kinds[name](**settings)
+    ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="nora")
+
+
+def run(arguments: Sequence[str], checkout: Path, launcher: Launcher | None = None) -> int:
+    """The exit code of ``nora run ARGUMENTS``; raises UserError for wrong input and RunFailed for failed work.
+
+    ``launcher`` gives the settings of the launcher that a multirun names.
+    """
     flags, overrides = _split(arguments)
     if not flags:
         spec, settings, _ = compose_run(checkout, overrides)
@@ -115,13 +155,13 @@ def run(arguments: Sequence[str], checkout: Path) -> int:
     own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
     if {"-m", "--multirun"} & set(flags):
         jobs = expand_sweep(own)
-        seen: dict[str, list[str]] = {}
-        for one in jobs:  # every job's config is right before the first one starts
-            spec, _, _ = compose_run(checkout, one)
+        specs = [compose_run(checkout, one)[0] for one in jobs]  # all of them are right before the first one starts
+        for spec in specs:
             check_ready(spec)
             check_inputs(spec, checkout)
-            seen.setdefault(run_id(spec), one)
-        print(f"{len(jobs)} jobs, {len(seen)} different runs", flush=True)
+        print(f"{len(jobs)} jobs, {len({run_id(spec) for spec in specs})} different runs", flush=True)
+        if launcher is not None:
+            _set_launcher(*launcher(specs))
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
         compose_run(checkout, own)
     sys.argv = ["nora run", *arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -38,13 +39,20 @@ class NoMirror:
 
 class WandbMirror:
     """An offline or online W&B run with the run's own id, fed by a thread of its own: a server that does not answer
-    delays nothing. The first error is told once and ends the mirroring."""
+    delays nothing. The thread starts with the first numbers, since importing W&B takes a second of every thread's time.
+    The first error is told once and ends the mirroring."""
 
     def __init__(self, start: Callable[[], Any]) -> None:
         self._start = start
         self._calls: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._started = False
+
+    def _put(self, call: Callable[[Any], None] | None) -> None:
+        self._calls.put(call)
+        if not self._started:
+            self._started = True
+            self._thread.start()
 
     def _work(self) -> None:
         try:
@@ -57,7 +65,7 @@ class WandbMirror:
             _LOG.warning("W&B: %s; this run is not mirrored further, its record is not affected", error)
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        self._calls.put(lambda run: run.log(values, step=step))
+        self._put(lambda run: run.log(values, step=step))
 
     def picture(self, name: str, path: Path, step: int) -> None:
         def send(run: Any) -> None:
@@ -65,7 +73,7 @@ class WandbMirror:
 
             run.log({name: wandb.Image(str(path))}, step=step)
 
-        self._calls.put(send)
+        self._put(send)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Hands over what is left, waiting a bounded time for it."""
@@ -74,8 +82,8 @@ class WandbMirror:
             run.summary.update(summary)
             run.finish()
 
-        self._calls.put(close)
-        self._calls.put(None)
+        self._put(close)
+        self._put(None)
         self._thread.join(_FINISH_SECONDS)
         if self._thread.is_alive():
             _LOG.warning("W&B: no answer within %d s; `nora sync-wandb` brings the rest", _FINISH_SECONDS)
@@ -83,6 +91,8 @@ class WandbMirror:
 
 def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing: Any) -> Any:
     """A W&B run under our own id; raises what W&B raises. Online without a key becomes offline, with a warning."""
+    # W&B's reports about itself go to its server even when offline; a compute node may have no network.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if mode == "online" and wandb.api.api_key is None:

@@ -424,7 +424,8 @@ def _sentence(error: Any, schema: type, prefix: str) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         allowed = _keys_at(schema, location[:-1])
         near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"; did you mean {prefix}{'.'.join([*location[:-1], near[0]])}?" if near else ""
+        key = ".".join([*location[:-1], *near])
+        hint = f"; did you mean {prefix if prefix.endswith('.') else ''}{key}?" if near else ""  # not a file's name
         return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
     if error["type"] in ("missing", "missing_argument"):
         return f"{path}: missing"

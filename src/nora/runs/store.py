@@ -119,25 +119,27 @@ class Store:
     def read(self, kind: str, run_id: str) -> Record | None:
         return read_record(self.record_path(kind, run_id))
 
-    def records(self) -> Iterator[Record]:
-        """Every readable record below the root; damaged ones are left out here and shown by ``damaged``."""
+    def read_all(self) -> tuple[dict[str, Record], list[str]]:
+        """Every readable record below the root by its id, and one line per record that cannot be trusted."""
+        found: dict[str, Record] = {}
+        damaged = []
         for path in sorted(self.root.glob("runs/*/*/record.json")):
             try:
                 record = read_record(path)
-            except DamagedRecord:
+            except DamagedRecord as error:
+                damaged.append(str(error))
                 continue
             if record is not None:
-                yield record
+                found[record.id] = record
+        return found, damaged
+
+    def records(self) -> Iterator[Record]:
+        """The readable records."""
+        yield from self.read_all()[0].values()
 
     def damaged(self) -> list[str]:
         """One line per record that cannot be trusted."""
-        lines = []
-        for path in sorted(self.root.glob("runs/*/*/record.json")):
-            try:
-                read_record(path)
-            except DamagedRecord as error:
-                lines.append(str(error))
-        return lines
+        return self.read_all()[1]
 
     def state(self, kind: str, run_id: str) -> RunState:
         """missing, running, failed, diverged, done or damaged; *stale* is a table's judgement, not a run's."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nora import tasks
-from nora.runs.compose import compose_config
+from nora.runs.compose import choices_side_by_side, compose_config
 from nora.runs.record import Record
 from nora.runs.spec import Pins, build_spec, run_id, spec_dict
 from nora.tables.choice import Trial, choose, grid_points, summarize
@@ -36,18 +36,21 @@ class Cell:
 
 
 class SpecBook:
-    """Specs of a table's cells: composed once per task and once per method, the grid merged in as plain data."""
+    """Specs of a table's cells: composed once per task and method, the grid merged in as plain data. One book serves
+    every table of the same scale and overrides."""
 
     def __init__(self, checkout: Path, table: Table) -> None:
         self._conf = checkout / "conf"
         self._pins = Pins(checkout)
         self._fixed = [f"scale={table.scale}", *table.overrides]
         self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
+        self._specs: dict[str, tuple[dict[str, Any], str]] = {}
 
     def _config(self, group: str, choice: str) -> dict[str, Any]:
         key = (group, choice)
         if key not in self._nodes:
-            self._nodes[key] = compose_config(self._conf, [*self._fixed, f"{group}={choice}"])
+            words = choices_side_by_side(self._conf, ("task", "method"), group, choice)
+            self._nodes[key] = compose_config(self._conf, [*self._fixed, *words])
         return self._nodes[key]
 
     def metric(self, task: str) -> str:
@@ -56,6 +59,19 @@ class SpecBook:
 
     def spec(self, method: str, task: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
         """The resolved spec as plain data."""
+        return self.identified(method, task, seed, measure, settings)[0]
+
+    def identified(
+        self, method: str, task: str, seed: int, measure: list[str], settings: Settings
+    ) -> tuple[dict[str, Any], str]:
+        """The resolved spec and its id."""
+        key = repr((method, task, seed, measure, sorted(settings.items())))
+        if key not in self._specs:
+            spec = self._build(method, task, seed, measure, settings)
+            self._specs[key] = spec, run_id(spec)
+        return self._specs[key]
+
+    def _build(self, method: str, task: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
         config = dict(self._config("task", task))
         config["method"] = self._config("method", method)["method"]
         config["seed"] = seed
@@ -82,7 +98,7 @@ def _measure(table: Table, method: str) -> list[str]:
 def make_cell(table: Table, book: SpecBook, method: str, task: str, seed: int, stage: int, settings: Settings) -> Cell:
     """A cell whose settings are all known."""
     measure = _measure(table, method)
-    spec = book.spec(method, task, seed, measure, settings)
+    spec, identity = book.identified(method, task, seed, measure, settings)
     overrides = (
         f"scale={table.scale}",
         f"task={task}",
@@ -92,7 +108,7 @@ def make_cell(table: Table, book: SpecBook, method: str, task: str, seed: int, s
         *table.overrides,
         f"seed={seed}",
     )
-    return Cell(table.name, table.scale, method, task, seed, stage, settings, overrides, spec, run_id(spec))
+    return Cell(table.name, table.scale, method, task, seed, stage, settings, overrides, spec, identity)
 
 
 def trials(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from nora.runs.compose import compose_config
+from nora.runs.compose import choices_side_by_side, compose_config
 from nora.runs.errors import UserError
 from nora.runs.spec import Pins, build_spec, run_id, spec_dict
 from nora.tables.cells import Cell, format_value
@@ -107,7 +107,7 @@ def curve_seeds(target: Panels, curve: Curve) -> tuple[int, ...]:
 
 
 class PanelSpecs:
-    """Specs of a target's curves: each group is composed once per choice, settings are merged in as plain data."""
+    """Specs of a target's curves: groups are composed once per choice, settings are merged in as plain data."""
 
     def __init__(self, checkout: Path, target: Panels) -> None:
         self._conf = checkout / "conf"
@@ -115,17 +115,18 @@ class PanelSpecs:
         self._fixed = ["kind=factorize", *target.overrides]
         self._configs: dict[str, dict[str, Any]] = {}
 
-    def _config(self, override: str) -> dict[str, Any]:
-        if override not in self._configs:
-            self._configs[override] = compose_config(self._conf, [*self._fixed, override])
-        return self._configs[override]
+    def _config(self, group: str, choice: str) -> dict[str, Any]:
+        key = f"{group}={choice}"
+        if key not in self._configs:
+            words = choices_side_by_side(self._conf, ("problem", "start", "solver"), group, choice)
+            self._configs[key] = compose_config(self._conf, [*self._fixed, *words])
+        return self._configs[key]
 
     def spec(self, curve: Curve, seed: int) -> dict[str, Any]:
         """The resolved spec of one curve and seed."""
-        config = dict(self._config("seed=0"))
+        config = dict(self._config("problem", curve.problem))
         for group in ("problem", "start", "solver"):
-            choice = getattr(curve, group)
-            config[group] = dict(self._config(f"{group}={choice}")[group])
+            config[group] = dict(self._config(group, getattr(curve, group))[group])
         config["seed"] = seed
         for path, value in curve.settings.items():
             group, _, key = path.partition(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -45,6 +45,8 @@ class Assessor:
     pad_id: int
     share_prompt: bool
     max_length: int
+    between: Callable[[], None] = lambda: None
+    """Called before every batch; it may raise to stop a long evaluation."""
 
     def loss(self, model: nn.Module, split: Split) -> dict[str, Any]:
         """The training loss on a split (and accuracy, where scoring the candidates gives it for nothing)."""
@@ -58,7 +60,9 @@ class Assessor:
             predictions = self._generate(model, split)
             metrics = self._gold(model, split)
         else:
-            scored = score_candidates(model, split.encoded, pad_id=self.pad_id, share_prompt=self.share_prompt)
+            scored = score_candidates(
+                model, split.encoded, pad_id=self.pad_id, share_prompt=self.share_prompt, between=self.between
+            )
             predictions = _choices(scored, split.examples)
             if self.task.LOSS == "classification":
                 gold = [-s.scores[e.gold] for s, e in zip(scored, split.examples, strict=True)]
@@ -70,7 +74,7 @@ class Assessor:
 
     def _gold(self, model: nn.Module, split: Split) -> dict[str, Any]:
         """Mean loss per gold token over the split, and the mean over examples of each one's loss per token."""
-        log_probs = gold_log_probs(model, split.encoded, split.gold, pad_id=self.pad_id)
+        log_probs = gold_log_probs(model, split.encoded, split.gold, pad_id=self.pad_id, between=self.between)
         tokens = [e.option_lengths[g] for e, g in zip(split.encoded, split.gold, strict=True)]
         return {
             "loss": -sum(log_probs) / sum(tokens),
@@ -85,10 +89,15 @@ class Assessor:
             ids = encoded.sequences[example.gold][: -encoded.option_lengths[example.gold]]
             prompts.append(ids if len(ids) <= room else (*ids[:1], *ids[1 + len(ids) - room :]))
         stop = [self.tokenizer.eos_token_id, self.tokenizer(self.task.STOP)["input_ids"][-1]]
-        texts = [
-            self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            for tokens in greedy(model, prompts, stop=stop, max_new_tokens=self.task.MAX_NEW_TOKENS, pad_id=self.pad_id)
-        ]
+        continued = greedy(
+            model,
+            prompts,
+            stop=stop,
+            max_new_tokens=self.task.MAX_NEW_TOKENS,
+            pad_id=self.pad_id,
+            between=self.between,
+        )
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in continued]
         return [
             {"prediction": text, "references": list(e.references)}
             for text, e in zip(texts, split.examples, strict=True)

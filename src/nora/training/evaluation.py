@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +46,24 @@ def _batches(encoded: Sequence[EncodedExample], share_prompt: bool, max_tokens: 
 
 @torch.no_grad()
 def score_candidates(
-    model: nn.Module, encoded: Sequence[EncodedExample], *, pad_id: int, share_prompt: bool, max_tokens: int = 4096
+    model: nn.Module,
+    encoded: Sequence[EncodedExample],
+    *,
+    pad_id: int,
+    share_prompt: bool,
+    max_tokens: int = 4096,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Scored]:
-    """Scores every candidate of every example, in eval mode and without autocast; the order is that of ``encoded``."""
+    """Scores every candidate of every example, in eval mode and without autocast; the order is that of ``encoded``.
+
+    ``between`` is called before every batch.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     outcome: list[Scored | None] = [None] * len(encoded)
     for indices in _batches(encoded, share_prompt, max_tokens):
+        between()
         batch = collate([encoded[i] for i in indices], pad_id=pad_id, share_prompt=share_prompt).to(device)
         scores = option_scores(model, batch).split(batch.num_options)
         for i, example in zip(indices, scores, strict=True):
@@ -73,14 +83,24 @@ def candidate_cross_entropy(scored: Sequence[Scored], gold: Sequence[int]) -> fl
 
 @torch.no_grad()
 def gold_log_probs(
-    model: nn.Module, encoded: Sequence[EncodedExample], gold: Sequence[int], *, pad_id: int, max_tokens: int = 4096
+    model: nn.Module,
+    encoded: Sequence[EncodedExample],
+    gold: Sequence[int],
+    *,
+    pad_id: int,
+    max_tokens: int = 4096,
+    between: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Summed log-probability (nats) of each example's gold answer, in eval mode; the order is that of ``encoded``."""
+    """Summed log-probability (nats) of each example's gold answer, in eval mode; the order is that of ``encoded``.
+
+    ``between`` is called before every batch.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     outcome = [0.0] * len(encoded)
     for indices in _batches(encoded, True, max_tokens):
+        between()
         only = [gold[i] for i in indices]
         batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device)
         log_probs = token_log_probs(model, batch)

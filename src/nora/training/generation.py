@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,16 +20,19 @@ def greedy(
     max_new_tokens: int,
     pad_id: int,
     max_tokens: int = 8192,
+    between: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt up to a token of ``stop`` (not included) or ``max_new_tokens``.
 
     Prompts of like length run together; each continuation equals the one it has alone. The order is kept.
+    ``between`` is called before every batch.
     """
     was_training = model.training
     model.eval()
     outcome: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     while order:
+        between()
         longest = len(prompts[order[0]]) + max_new_tokens
         batch, order = order[: max(1, max_tokens // longest)], order[max(1, max_tokens // longest) :]
         continued = _greedy_batch(model, [prompts[i] for i in batch], stop, max_new_tokens, pad_id)

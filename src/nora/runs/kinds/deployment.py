@@ -23,6 +23,7 @@ from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.deployment.diffusion import DiffusionHost
 from nora.runs.deployment.host import Host, Trained, difference
 from nora.runs.deployment.text import TextHost
+from nora.runs.errors import Interrupted
 from nora.runs.schema import DeploymentSpec
 
 
@@ -120,6 +121,8 @@ def execute(spec: DeploymentSpec, context: RunContext) -> Outcome:
     hosts: dict[str, Host] = {"text": text, "diffusion": DiffusionHost(spec)}
     metrics: dict[str, Any] = {}
     for number, (name, host) in enumerate(hosts.items()):
+        if context.stop_requested():
+            raise Interrupted(number, saved=False)
         context.report(Update(name, number, len(hosts), {}))
         with tempfile.TemporaryDirectory() as folder:
             metrics[name] = measure(host, spec, Path(folder))

@@ -121,7 +121,8 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
             sample = draw(range(min(_SAMPLES, protocol.pictures)))
             context.show_picture("sample", to_jpeg(strip(sample)), state.step)
         stop = context.stop_requested()
-        if stop or state.step % context.settings.checkpoint_every == 0:
+        # The last step's too: whatever happens while the pictures are drawn, nothing is trained again.
+        if stop or state.step % context.settings.checkpoint_every == 0 or state.step == protocol.steps:
             save_checkpoint(context.attempt.path, state)
         if stop:
             raise Interrupted(state.step)
@@ -151,6 +152,8 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
         )
     timing |= {"train_seconds": time.monotonic() - training_started, "encoded_crops": objective.latents.encoded}
     context.report(Update("pictures", 0, 1, {}))
+    if context.stop_requested():
+        raise Interrupted(state.step)
     drawn = draw(range(protocol.pictures))
     metrics = {**common, "steps": state.step, "loss": loss_metrics(state.losses)}
     if "fidelity" in spec.measure:

@@ -12,8 +12,10 @@ from nora.factorization import Asymmetric, Problem, Staircase, State, Symmetric,
 
 from nora.factorization import geometric, plateau  # isort: skip
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import RunFailed
+from nora.runs.errors import Interrupted, RunFailed
 from nora.runs.schema import FactorizeSpec, ProblemSpec, SolverSpec, StartSpec
+
+_REPORTS = 100  # lines of progress
 
 
 def build_problem(spec: ProblemSpec, seed: int) -> Symmetric | Asymmetric:
@@ -59,8 +61,19 @@ def _prove_start(spec: FactorizeSpec, problem: Problem, state: State) -> dict[st
 
 
 def execute(spec: FactorizeSpec, context: RunContext) -> Outcome:
-    """Iterates and returns the metrics along the way (measure=[trace]), iterations to each ε, and the stop reason."""
+    """Iterates and returns the metrics along the way (measure=[trace]), iterations to each ε, and the stop reason.
+
+    Asked to stop, it ends between two steps; these runs take minutes, so a later attempt begins again.
+    """
     started = time.monotonic()
+    budget = spec.protocol.iterations
+
+    def before_step(t: int) -> None:
+        if context.stop_requested():
+            raise Interrupted(t, saved=False)
+        if t % max(1, budget // _REPORTS) == 0:
+            context.report(Update("iterate", t, budget, {}))
+
     try:
         problem = build_problem(spec.problem, spec.seed)
         state = build_start(spec.start, problem, spec.seed)
@@ -69,12 +82,12 @@ def execute(spec: FactorizeSpec, context: RunContext) -> Outcome:
         if not proof["passed"]:
             raise RunFailed("; ".join(proof["problems"]))
         trace = iterate(
-            problem, solver, state, budget=spec.protocol.iterations, tolerance=spec.protocol.tolerance,
-            on=spec.protocol.metric, every=spec.protocol.every,
+            problem, solver, state, budget=budget, tolerance=spec.protocol.tolerance,
+            on=spec.protocol.metric, every=spec.protocol.every, before_step=before_step,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise RunFailed(str(error)) from None
-    context.report(Update("iterate", trace.iterations[0], spec.protocol.iterations, {}))
+    context.report(Update("iterate", trace.iterations[0], budget, {}))
     return Outcome(
         metrics=_metrics(spec, problem, trace), proof=proof, files={},
         run={"seconds": time.monotonic() - started, "step_seconds": trace.seconds},

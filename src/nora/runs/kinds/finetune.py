@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from nora.runs.schema import FewShotProtocol, FinetuneSpec
 from nora.tasks.example import Example
 from nora.tasks.sampling import draw_subsets
 from nora.training.assess import Assessor, Split
-from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state, train
+from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state, num_steps, train
 from nora.training.objectives import ClassificationObjective, OptionLMObjective
 
 _LOG = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     resumed = _resume(state, context)
     timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed, "base_moved": _moves_base(spec)}
     training_started = time.monotonic()
+    total_steps = num_steps(len(training), settings)
 
     def on_step(info: StepInfo) -> None:
         context.report(
@@ -127,7 +129,8 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
 
     def on_boundary(state: LoopState) -> None:
         stop = context.stop_requested()
-        if stop or state.step % context.settings.checkpoint_every == 0:
+        # The last step's too: whatever happens during the final evaluation, nothing is trained again.
+        if stop or state.step % context.settings.checkpoint_every == 0 or state.step == total_steps:
             save_checkpoint(context.attempt.path, state)
         if stop:
             raise Interrupted(state.step)
@@ -156,6 +159,12 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         )
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
+
+    def stop_between_batches() -> None:
+        if context.stop_requested():
+            raise Interrupted(state.step)
+
+    assessor = replace(assessor, between=stop_between_batches)
     test_metrics, predictions = assessor.measure(model, test)
     metrics = {
         **common,
