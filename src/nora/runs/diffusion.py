@@ -38,21 +38,20 @@ def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Any:
     plain: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if spec.weights == "random":
         pipeline = _random_pipeline(spec, checkout, plain)
-        for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            nn.Module.to(model, dtype)  # diffusers' own would warn of every cast
     else:
         if spec.source == "asset":
             folder = checkout / str(spec.repo)
             build.check_files(folder, spec.files or {})
         else:
             folder = Path(_snapshot(str(spec.repo), str(spec.revision)))
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **plain)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, **plain)
         pipeline.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     kind = pipeline.scheduler.config["prediction_type"]
     if kind != "epsilon":
         raise RunFailed(f"model {spec.name}: predicts {kind!r}, required 'epsilon' (the loss is that of the noise)")
     for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        model.requires_grad_(False).eval().to(device)
+        nn.Module.to(model, device, dtype)  # diffusers' own would warn of every cast
+        model.requires_grad_(False).eval()
     return pipeline
 
 

@@ -211,6 +211,9 @@ no model of photographs: of those it has seen {len(facts["photographs"])}, in cr
   with at the paper's scale. It has never seen the subjects either.
 - Recipe `conf/pretrain/{name}.yaml`; all facts in `pretraining.json`.
 
+## What it cannot do
+
+{recipe["limits"]}
 ## Sources
 
 {recipe["sources"]}"""
