@@ -26,7 +26,8 @@ def square(image: Image.Image, side: int) -> Image.Image:
     """The largest middle square at ``side``."""
     edge = min(image.size)
     left, top = ((length - edge) // 2 for length in image.size)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+    # Cut first: resizing a box reads a little beyond its edges.
+    return image.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BICUBIC)
 
 
 class ClipEncoder:
