@@ -20,6 +20,9 @@ TASKS = {
     "record": "ReCoRD",
     "multirc": "MultiRC",
     "squad": "SQuAD",
+    "dog": "dog",
+    "cat_toy": "cat toy",
+    "duck_toy": "rubber duck",
 }
 BANNERS = {
     "paper": "",
