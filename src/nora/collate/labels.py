@@ -30,6 +30,9 @@ TASKS = {
     "arc_challenge": "ARC-c",
     "openbookqa": "OBQA",
     "gsm8k": "GSM8K",
+    "dog": "dog",
+    "cat_toy": "cat toy",
+    "duck_toy": "rubber duck",
 }
 MODELS = {
     "opt_1.3b": "OPT-1.3B",
@@ -37,16 +40,6 @@ MODELS = {
     "llama2_7b": "LLaMA2-7B",
     "gemma_7b": "Gemma-7B",
     "sd14": "Stable Diffusion v1.4",
-}
-TASKS |= {
-    "piqa": "PIQA",
-    "social_i_qa": "SIQA",
-    "hellaswag": "HellaSwag",
-    "winogrande": "WinoGrande",
-    "arc_easy": "ARC-e",
-    "arc_challenge": "ARC-c",
-    "openbookqa": "OBQA",
-    "gsm8k": "GSM8K",
 }
 BANNERS = {
     "paper": "",

@@ -43,6 +43,8 @@ class RunContext:
     """More runs on the same base follow in this process."""
     replicas: Replicas | None = None
     """This process's place among those that share the run's batches."""
+    show_picture: Callable[[str, bytes, int], None] = lambda name, data, step: None
+    """A JPEG made on the way, for the attempt's folder and the mirror."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ class LoopState:
     epoch_loss: float = 0.0
     """Sum of the steps' losses since the last evaluation, and their number."""
     steps_since: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Mean loss of every step taken."""
     dev_log: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -209,7 +211,7 @@ def train(
     *,
     order: Callable[[int], Tensor],
     before_step: Callable[[int], None],
-    evaluate: Callable[[nn.Module], dict[str, Any]],
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None,
     on_step: Callable[[StepInfo], None],
     on_boundary: Callable[[LoopState], None],
     replicas: Replicas | None = None,
@@ -217,8 +219,9 @@ def train(
     """Runs ``state`` to the end of the last epoch and loads the adapter of lowest dev loss.
 
     ``order(epoch)`` gives the epoch's permutation of the examples; ``evaluate`` the dev metrics with "loss" among
-    them; ``on_boundary`` is called after every step, when the state is complete; with ``replicas`` this process takes
-    its share of each batch. Raises Diverged.
+    them (None: there is no dev set, and the adapter stays as the last step left it); ``on_boundary`` is called after
+    every step, when the state is complete; with ``replicas`` this process takes its share of each batch. Raises
+    Diverged.
     """
     per_epoch = math.ceil(objective.num_examples / settings.batch_size)
     total = num_steps(objective.num_examples, settings)
@@ -233,8 +236,9 @@ def train(
         state.step += 1
         state.epoch_loss += loss
         state.steps_since += 1
+        state.losses.append(loss)
         on_step(StepInfo(state.step, total, epoch, loss, norm, lr))
-        if _evaluation_due(state.step, total, per_epoch, settings.evaluate_every):
+        if evaluate is not None and _evaluation_due(state.step, total, per_epoch, settings.evaluate_every):
             _evaluate(model, state, epoch, evaluate, settings.keep_best)
         on_boundary(state)
     if state.best and settings.keep_best:
