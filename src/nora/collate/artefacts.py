@@ -15,7 +15,9 @@ from nora.runs.record import Record
 from nora.tables.targets import Target
 
 # A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
-_LAYOUTS = ("methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment")
+_LAYOUTS = (
+    "methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment", "costs",
+)  # fmt: skip
 
 
 def build(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Document | Figure:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from nora.collate import ledger
+from nora.collate import labels, ledger
 from nora.collate.artefacts import build, summary, write
 from nora.collate.document import Document
 from nora.collate.figures import Figure
@@ -53,18 +52,10 @@ def up_to_date(store: Store, checkout: Path) -> int | None:
     return len(outputs) if same else None
 
 
-def _in_the_papers_order(target: Target) -> tuple[int, int, str, bool]:
-    """Tables by number, figures by number, the rest by name; paper scale directly after mini."""
-    numbered = re.fullmatch(r"(table|fig)(\d+)", target.name)
-    if numbered is None:
-        return 2, 0, target.name, target.scale == "paper"
-    return int(numbered[1] == "fig"), int(numbered[2]), target.name, target.scale == "paper"
-
-
 def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
-    """The targets, and each one of several scales at paper scale too, in the order the report shows them."""
+    """The targets, and each one of several scales at paper scale too (after mini), in the paper's order."""
     paper = [load_target(checkout, target.name, ["scale=paper"]) for target in targets if target.scale]
-    return sorted([*targets, *paper], key=_in_the_papers_order)
+    return sorted([*targets, *paper], key=lambda t: (labels.papers_order(t.name), t.scale == "paper"))
 
 
 def collate(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nora.collate import labels
 from nora.collate.figures import BLACK, BLUE, GREEN, ORANGE, PAPER_WIDTH, PURPLE, SKY, VERMILION, Figure
+from nora.collate.reported import absent, states_of
 from nora.runs.record import Record
 from nora.tables.panels import Curve, Panels, by_curve, curve_seeds, panel_cells
 
@@ -57,17 +58,18 @@ def _values(record: Record, metric: str) -> list[float | None]:
 
 def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Figure:
     """One pair of axes per panel; a curve without all its runs says so in the legend."""
-    runs = by_curve(records, panel_cells(target, checkout=checkout))
+    cells = panel_cells(target, checkout=checkout)
+    runs = by_curve(records, cells)
     rows: list[tuple[object, ...]] = []
     drawn: dict[str, list[tuple[Curve, Band | None]]] = {}
-    missing = 0
     for name in target.panels:
         panel = target.file.panels[name]
         drawn[name] = []
         for curve in panel.curves:
             wanted = curve_seeds(target, curve)
-            found = [r for seed in wanted if (r := runs[name, curve.label].get(seed)) is not None] if wanted else []
-            missing += len(wanted) - len(found)
+            found = [
+                r for seed in wanted if (r := runs[name, curve.label].get(seed)) is not None and r.status == "done"
+            ]
             measured = band(found, panel.metric) if found and len(found) == len(wanted) else None
             drawn[name].append((curve, measured))
             if measured is not None:
@@ -87,22 +89,23 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> F
             ax.set_xlabel("iteration")
             ax.set_ylabel(panel.y_label)
 
-    state = f" {missing} runs are missing." if missing else ""
+    lacking = absent(states_of(cells, records))
     return Figure(
         name=target.name,
         title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, 2.7),
         draw=draw,
+        banner=lacking,
         csv_header=("panel", "curve", "iteration", "geometric_mean", "min", "max", "seeds"),
         csv_rows=tuple(rows),
-        notes=(*target.file.caption, f"Seeds: {', '.join(map(str, target.seeds))}.{state}"),
+        notes=(*target.file.caption, f"Seeds: {', '.join(map(str, target.seeds))}."),
     )
 
 
 def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
     for i, (curve, measured) in enumerate(curves):
         colour = _COLOURS[(i if curve.colour is None else curve.colour) % len(_COLOURS)]
-        label = curve.label if measured is not None else f"{curve.label} (missing)"
+        label = curve.label if measured is not None else f"{curve.label} (incomplete)"
         if measured is None:
             ax.plot([], [], _LINES[curve.style], color=colour, label=label)
             continue

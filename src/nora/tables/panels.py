@@ -46,7 +46,7 @@ class Panel:
     """A pair of axes."""
 
     title: str
-    metric: str
+    metric: Literal["error", "relative", "loss", "weak", "excess"]
     y_label: str
     curves: list[Curve]
 
