@@ -11,7 +11,7 @@ from nora.collate.document import Block, Document, Entry
 
 # A class defines \footnotesize, so a file that is \input into a paper skips the preamble and the end of the document.
 # A paper needs booktabs, longtable and graphicx. Only a table wider than the page is shrunk. In a paper of two columns a
-# table of many columns spans both, and one of several pages stands on pages of its own.
+# table of many columns spans both, and one of several pages stands on pages of its own. Its blocks share one number.
 _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \ifdefined\footnotesize\else
 \def\noraalone{}
@@ -26,6 +26,9 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 {%- for block in document.blocks %}
 {%- set caption = (document.title | unnumbered ~ (": " ~ block.heading if block.heading else "")) | tex %}
 {%- set banner = "\\textbf{" ~ (document.banner | tex) ~ "}" if document.banner else "" %}
+{%- if not loop.first %}
+\addtocounter{table}{-1}
+{%- endif %}
 {%- if block | long %}
 \makeatletter\if@twocolumn\onecolumn\def\noratwo{}\fi\makeatother
 {\footnotesize\setlength{\tabcolsep}{3pt}
@@ -143,7 +146,9 @@ def escape_latex(text: str) -> str:
 def _entry(entry: Entry) -> str:
     text = escape_latex(entry.text)
     text = f"\\textbf{{{text}}}" if entry.best else text
-    return f"\\shortstack{{{text}\\\\{{\\tiny {escape_latex(entry.detail)}}}}}" if entry.detail else text
+    if not entry.detail:
+        return text
+    return f"\\begin{{tabular}}{{@{{}}c@{{}}}}{text}\\\\[-4pt]{{\\tiny {escape_latex(entry.detail)}}}\\end{{tabular}}"
 
 
 def _heading(text: str) -> str:
