@@ -14,13 +14,14 @@ from nora.collate.figures import Figure
 from nora.collate.proofs import proofs
 from nora.collate.report import Picture, Section, render_report
 from nora.runs.files import sha256_bytes, write_atomic
-from nora.runs.snapshot import take_snapshot
+from nora.runs.snapshot import Snapshot, take_snapshot
 from nora.runs.store import Store
 from nora.tables.cells import Cell
 from nora.tables.targets import Target, load_target, target_cells
 
 STAMP = ".collated.json"
 LEDGER = "theory.json"
+REPORT = "report.html"
 _INPUTS = ("conf/**/*.yaml", "conf/revisions.lock", "src/nora/**/*.py", "src/nora/**/*.yaml", "src/nora/collate/html/*",
            "assets/*/*", "data/MANIFEST.json")  # fmt: skip
 
@@ -69,11 +70,18 @@ def collate(targets: Sequence[Target], store: Store, *, checkout: Path, show: Ca
     return paths
 
 
-def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
-    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot."""
-    before = fingerprint(store, checkout)
-    snapshot = take_snapshot(store)
-    paths: list[Path] = []
+def report_text(
+    targets: Sequence[Target],
+    snapshot: Snapshot,
+    results: Path,
+    *,
+    checkout: Path,
+    place: Callable[[Document | Figure], bytes],
+) -> str:
+    """The report of some targets, the ledger kept in ``results`` and the init proofs.
+
+    ``place`` is handed every artefact, to write it or to compare it, and returns the PNG of a figure.
+    """
     sections: list[Section] = []
     cells: list[Cell] = []
     for target in targets:
@@ -81,25 +89,36 @@ def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show
         artefact = build(target, snapshot, checkout=checkout)
         if isinstance(artefact, Figure) and target.scale == "paper" and not any(c.id in snapshot for c in own):
             continue  # a figure without runs shows nothing
-        written = write(artefact, store.root)
-        paths += written
-        show(f"{artefact.name:18} {artefact.title}")
         cells += own
-        content: Document | Picture
-        if isinstance(artefact, Document):
-            content = artefact
-        else:
-            png = next(path for path in written if path.suffix == ".png").read_bytes()
-            content = Picture(artefact.name, artefact.title, artefact.banner, artefact.notes, png)
+        png = place(artefact)
+        content = artefact if isinstance(artefact, Document) else _picture(artefact, png)
         sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
-    theory = store.root / LEDGER
+    theory = results / LEDGER
     if theory.is_file():
         document = ledger.build(json.loads(theory.read_text(encoding="utf-8"))["rows"])
-        paths += write(document, store.root)
+        place(document)
         sections.append(Section(document, ()))
     sections.append(Section(proofs(snapshot), ()))
-    report = store.root / "report.html"
-    text = render_report(sections, cells, snapshot)
+    return render_report(sections, cells, snapshot)
+
+
+def _picture(figure: Figure, png: bytes) -> Picture:
+    return Picture(figure.name, figure.title, figure.banner, figure.notes, png)
+
+
+def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot."""
+    before = fingerprint(store, checkout)
+    paths: list[Path] = []
+
+    def place(artefact: Document | Figure) -> bytes:
+        written = write(artefact, store.root)
+        paths.extend(written)
+        show(f"{artefact.name:18} {artefact.title}")
+        return b"" if isinstance(artefact, Document) else next(p for p in written if p.suffix == ".png").read_bytes()
+
+    text = report_text(targets, take_snapshot(store), store.root, checkout=checkout, place=place)
+    report = store.root / REPORT
     if not report.is_file() or report.read_text(encoding="utf-8") != text:
         write_atomic(report, text)
     paths.append(report)

@@ -10,8 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from nora.collate.document import Block, Document, Entry
 
 # A class defines \footnotesize, so a file that is \input into a paper skips the preamble and the end of the document.
-# A paper needs booktabs, longtable and graphicx. Only a table wider than the page is shrunk. In a paper of two columns a
-# table of many columns spans both, and one of several pages stands on pages of its own. Its blocks share one number.
+# A paper needs booktabs, longtable and graphicx. Only a table wider than the page is shrunk. In a paper of two columns
+# one of many columns spans both, and one of several pages stands on pages of its own. Its blocks share one number.
 _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \ifdefined\footnotesize\else
 \def\noraalone{}

@@ -49,7 +49,7 @@ def collate(options: Namespace) -> int:
 
 
 def verify(options: Namespace) -> int:
-    from nora.collate.audit import audit
+    from nora.collate.audit import audit, audit_all
     from nora.collate.collation import with_paper_scale
     from nora.runs.snapshot import take_snapshot
     from nora.runs.verify import verify_record
@@ -70,7 +70,10 @@ def verify(options: Namespace) -> int:
             if record is not None and record.id not in checked:
                 checked.add(record.id)
                 problems += verify_record(store, record)
-        problems += audit(table, snapshot, store.root, checkout=checkout) if whole else []
+        if whole and options.targets[0] != "all":
+            problems += audit(table, snapshot, store.root, checkout=checkout)
+    if whole and options.targets[0] == "all":
+        problems += audit_all(tables, snapshot, store.root, checkout=checkout)
     if options.json:
         print(json.dumps({"checked": len(checked), "problems": problems}, indent=1))
     else:
