@@ -220,6 +220,18 @@ def test_a_factorisation_or_deployment_run_that_went_wrong(
     assert status in written and "Traceback" not in shown.err
 
 
+def test_a_record_that_holds_less_than_a_layout_reads(chosen: tuple[Table, Store], checkout: Path) -> None:
+    table, store = chosen
+    folder = _victim(table, store, checkout)
+
+    def forget(body: dict[str, object]) -> None:
+        del body["result"]["metrics"]["test"]["accuracy"]  # type: ignore[attr-defined]
+
+    _rewrite(folder / "record.json", forget, rehash=True)
+    with pytest.raises(UserError, match="table2: a record behind it has no 'accuracy', which layout methods_by_tasks"):
+        build(table, take_snapshot(store), checkout=checkout)
+
+
 BAD_TABLES = {
     "metric": ("fig4", {"panels": {"a": {"metric": "accuracy"}}}, "panels.a.metric"),
     "layout": ("table2", {"layout": "methods_by_taks"}, "given layout 'methods_by_taks'"),

@@ -55,7 +55,10 @@ def test_trace_of_a_cell_has_its_seeds_and_how_they_differ(store: Store, capsys:
     for run in runs:
         record = store.read("finetune", run["id"])
         assert record is not None and record.metrics["test"] == run["test"] and record.spec["seed"] == run["seed"]
-        assert f"method.xi={record.spec['method']['xi']}" in run["difference"]
+        for pair in run["difference"]:
+            group, key = pair.split("=")[0].split(".")
+            assert pair == f"{group}.{key}={record.spec[group][key]}"
+        assert "method.name=nora" in run["difference"], "no method has most of the runs"
         assert f"method.xi={record.spec['method']['xi']}" in run["command"]
 
 

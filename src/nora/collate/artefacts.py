@@ -26,7 +26,10 @@ def build(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Do
     if layout not in _LAYOUTS:
         raise UserError(f"conf/table/{table.name}.yaml: given layout {layout!r}, allowed {', '.join(_LAYOUTS)}")
     module = importlib.import_module(f"nora.collate.{layout}")
-    artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    try:
+        artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    except KeyError as error:  # a record of this spec and version that holds less than the layout reads
+        raise UserError(f"{table.name}: a record behind it has no {error}, which layout {layout} reads") from error
     return artefact
 
 

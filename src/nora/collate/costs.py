@@ -83,9 +83,9 @@ def build(target: Costs, records: Mapping[str, Record], *, checkout: Path) -> Do
     lines.append(Line("all, a shared run once", _entries(cost(everything, records, measured)), True))
     return Document(
         name=f"{target.name}.{target.scale}",
-        title=f"{target.file.title}, scale {target.scale}",
+        title=target.file.title,
         banner="",
-        blocks=(Block("", _COLUMNS, tuple(lines)),),
+        blocks=(Block(f"At {target.scale} scale", _COLUMNS, tuple(lines)),),
         notes=(
             "Planned and so far: time of one device, a GPU at paper scale, otherwise one CPU thread. Planned: the mean "
             "of like runs that are there, else 4N FLOP per trained token at 20 % of an H100; runs of unknown cost, and "

@@ -42,7 +42,8 @@ def _median(counts: Sequence[Count], kappa: float, epsilon: float, budget: int) 
 def _interval(slope: Slope, digits: int = 1) -> Entry:
     if not slope.determined:
         return Entry("–")
-    return Entry(f"{slope.value:.{digits}f}", detail=f"{slope.low:.{digits}f} to {slope.high:.{digits}f}")
+    value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (slope.value, slope.low, slope.high))
+    return Entry(value, detail=f"{low} to {high}")
 
 
 def shape(counts: Sequence[Count]) -> str:

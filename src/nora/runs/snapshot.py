@@ -24,7 +24,7 @@ class Snapshot(Mapping[str, Record]):
         damaged: Mapping[str, str] | None = None,
         unfinished: Mapping[str, str] | None = None,
     ) -> None:
-        self._records = dict(records)
+        self._records = dict(sorted(records.items()))  # by id: what is made of it does not depend on the order read
         self.damaged = dict(damaged or {})
         self.unfinished = dict(unfinished or {})
 
