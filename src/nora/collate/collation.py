@@ -59,14 +59,15 @@ def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
     return sorted([*targets, *paper], key=lambda t: (labels.papers_order(t.name), t.scale == "paper"))
 
 
-def collate(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
+def collate(
+    targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path, show: Callable[[str], None]
+) -> list[Path]:
     """Writes the artefacts of some targets; returns the files."""
-    snapshot = take_snapshot(store)
     paths: list[Path] = []
     for target in targets:
         artefact = build(target, snapshot, checkout=checkout)
         show(summary(artefact))
-        paths += write(artefact, store.root)
+        paths += write(artefact, results)
     return paths
 
 
@@ -106,9 +107,20 @@ def _picture(figure: Figure, png: bytes) -> Picture:
     return Picture(figure.name, figure.title, figure.banner, figure.notes, png)
 
 
-def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
-    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot."""
+def collate_all(
+    targets: Sequence[Target],
+    store: Store,
+    *,
+    checkout: Path,
+    show: Callable[[str], None],
+    warn: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot; ``warn`` hears
+    of each record that is not believed."""
     before = fingerprint(store, checkout)
+    snapshot = take_snapshot(store)
+    for line in snapshot.damaged.values():
+        warn(line)
     paths: list[Path] = []
 
     def place(artefact: Document | Figure) -> bytes:
@@ -117,7 +129,7 @@ def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show
         show(f"{artefact.name:18} {artefact.title}")
         return b"" if isinstance(artefact, Document) else next(p for p in written if p.suffix == ".png").read_bytes()
 
-    text = report_text(targets, take_snapshot(store), store.root, checkout=checkout, place=place)
+    text = report_text(targets, snapshot, store.root, checkout=checkout, place=place)
     report = store.root / REPORT
     if not report.is_file() or report.read_text(encoding="utf-8") != text:
         write_atomic(report, text)

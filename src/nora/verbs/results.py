@@ -35,17 +35,24 @@ def collate(options: Namespace) -> int:
             print(f"nothing to do: {kept} files are what the records give")
             return 0
         tables = with_paper_scale(tables, checkout)
+        if not options.dry_run:
+            for path in collate_all(tables, store, checkout=checkout, show=print, warn=_warn):
+                print(path)
+            return 0
     snapshot = take_snapshot(store)
     for line in snapshot.damaged.values():
-        print(f"nora: {line}", file=sys.stderr)
+        _warn(line)
     if options.dry_run:
         for table in tables:
             print(summary(build(table, snapshot, checkout=checkout)))
         return 0
-    show = collate_all if everything else write_some
-    for path in show(tables, store, checkout=checkout, show=print):
+    for path in write_some(tables, snapshot, store.root, checkout=checkout, show=print):
         print(path)
     return 0
+
+
+def _warn(line: str) -> None:
+    print(f"nora: {line}", file=sys.stderr)
 
 
 def verify(options: Namespace) -> int:
@@ -128,7 +135,7 @@ def export(options: Namespace) -> int:
     store = open_store(exec_settings(options.overrides))
     snapshot = take_snapshot(store)
     for line in snapshot.damaged.values():
-        print(f"nora: {line}", file=sys.stderr)
+        _warn(line)
     files = export(snapshot, store)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out: given {options.out}, which is a file; required a folder")
