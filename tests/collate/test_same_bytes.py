@@ -58,7 +58,7 @@ def test_two_processes_write_the_same_bytes(checkout: Path, tmp_path: Path) -> N
 
 
 def test_what_is_committed_is_what_the_committed_records_give(checkout: Path) -> None:
-    """Tables, figures' numbers and captions, the chosen settings, and the report around the committed pictures."""
+    """Tables, figures' numbers and captions, and the report around the committed pictures."""
     store = Store(checkout / "results")
     targets = with_paper_scale([load_target(checkout, name) for name in names(checkout)], checkout)
     problems = audit_all(targets, take_snapshot(store), store.root, checkout=checkout)
