@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
+_MARKERS = ("o", "s", "^", "v", "D", "P", "X")  # with few of them on each line: in grey some colours are alike
 _LINES = {"solid": "-", "dotted": ":", "dashed": "--"}
 _EXCESS_FLOOR = 1e-7
 _FLOOR = 1e-17  # what a log axis shows for an exact zero
@@ -104,12 +105,18 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> F
 
 def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
     for i, (curve, measured) in enumerate(curves):
-        colour = _COLOURS[(i if curve.colour is None else curve.colour) % len(_COLOURS)]
+        number = i if curve.colour is None else curve.colour
+        colour = _COLOURS[number % len(_COLOURS)]
+        marked: Any = {
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "markersize": 2.6,
+            "markevery": (0.03 + 0.021 * (i % 7), 0.15),  # fractions of the axes, not of the points
+        }
         label = curve.label if measured is not None else f"{curve.label} (incomplete)"
         if measured is None:
-            ax.plot([], [], _LINES[curve.style], color=colour, label=label)
+            ax.plot([], [], _LINES[curve.style], color=colour, label=label, **marked)
             continue
-        ax.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, label=label, linewidth=1.2)
+        ax.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, label=label, linewidth=1.2, **marked)
         ax.fill_between(measured.steps, measured.low, measured.high, color=colour, alpha=0.18, linewidth=0)
         if curve.inset is not None:
             inset: Any = ax.inset_axes(tuple(curve.inset))  # type: ignore[arg-type]  # four numbers

@@ -45,6 +45,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Fig
             ax.set_title(labels.task(task))
             if record is None:
                 ax.text(0.5, 0.5, gaps[task], ha="center", va="center", transform=ax.transAxes)
+                ax.tick_params(left=False, labelleft=False)  # no count, no axis of counts
                 continue
             counts = record.metrics["spectrum"]["counts"]
             colours = [ORANGE if i < rank else BLUE for i in range(len(counts))]
