@@ -108,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("doctor", "what this machine has: libraries, disk, Hub, SLURM, W&B", machine.doctor)
     sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
     sub.add_argument("--json", action="store_true")
-    sub = verb("pretrain", "make a small base model from a folder of text", machine.pretrain)
+    sub = verb("pretrain", "make a small base model (of text: from a folder)", machine.pretrain)
     sub.add_argument("model", metavar="MODEL")
-    sub.add_argument("--corpus", required=True, type=Path, metavar="FOLDER", help="the folder the yaml's paths are in")
+    sub.add_argument("--corpus", type=Path, metavar="FOLDER", help="for text: the folder the yaml's paths are in")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: assets/MODEL")
     sub = verb(
         "theory", "the ledger of every theorem: checked, and compared with the committed verdicts", results.theory

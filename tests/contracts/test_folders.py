@@ -16,11 +16,13 @@ from nora.factorization import starts
 from nora.tables.costs import Costs
 from nora.tables.deployments import Deployments
 from nora.tables.panels import Panels
+from nora.tables.subjects import Subjects, subject_cells
 from nora.tables.table import names
 from nora.tables.targets import load_target
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = sorted(p.stem for p in (ROOT / "conf" / "model").glob("*.yaml"))
+ALIASES = {"sd_paper"}  # of sd14
+MODELS = sorted({p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")} - ALIASES)
 SETS = sorted(p.name for p in (ROOT / "data").iterdir() if p.is_dir())
 
 
@@ -38,7 +40,7 @@ def _tracked() -> list[Path]:
 
 
 def test_every_task_has_a_config_and_every_config_a_task() -> None:
-    configured = {(str(c["suite"]), str(c["name"])) for c in _conf("task").values()}
+    configured = {(str(c["suite"]), str(c["name"])) for c in _conf("task").values() if c["suite"] != "dreambooth"}
     assert configured == {(suite, name) for suite in {s for s, _ in configured} for name in tasks.names(suite)}
     assert all(c["name"] == stem for stem, c in _conf("task").items())
     for suite, name in configured:
@@ -60,6 +62,9 @@ def test_every_model_has_the_targets_it_names(name: str) -> None:
 
     config = _conf("model")[name]
     assert config["name"] == name
+    if config["family"] == "stable_diffusion":
+        _check_unet(name, config)
+        return
     twin = config.get("architecture") or _conf("model")["opt_smoke"]["architecture"]
     true_shape = twin["max_position_embeddings"]  # type: ignore[index]
     small = {k: v for k, v in _conf("model")["opt_smoke"]["architecture"].items() if k != "model_type"}  # type: ignore[attr-defined]
@@ -69,6 +74,19 @@ def test_every_model_has_the_targets_it_names(name: str) -> None:
     modules = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
     assert set(config["targets"]) <= modules  # type: ignore[arg-type]
     assert config["max_length"] <= true_shape or config["source"] == "hub"  # type: ignore[operator]
+
+
+def _check_unet(name: str, config: dict[str, object]) -> None:
+    """The shipped UNet's config, or the architecture's, on the meta device."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    shape = config.get("architecture") or {"unet": json.loads((ROOT / f"assets/{name}/unet/config.json").read_text())}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(shape["unet"])  # type: ignore[index]
+    modules = [n for n, m in unet.named_modules() if hasattr(m, "weight")]
+    for target in config["targets"]:  # type: ignore[attr-defined]
+        assert any(n.endswith(f".{target}") for n in modules)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -82,17 +100,23 @@ def test_files_of_a_model_have_the_hashes_of_its_yaml(name: str) -> None:
 
 def test_the_manifest_describes_exactly_the_shipped_rows() -> None:
     manifest = json.loads((ROOT / "data" / "MANIFEST.json").read_text())
-    assert set(manifest) == {f"{p.parent.name}/{p.name}" for p in (ROOT / "data").glob("*/*.jsonl")}
+    shipped = [*(ROOT / "data").glob("*/*.jsonl"), *(ROOT / "data" / "dreambooth").glob("*/*.jpg")]
+    assert set(manifest) == {str(p.relative_to(ROOT / "data")) for p in shipped}
     for name, entry in manifest.items():
         path = ROOT / "data" / name
         assert _sha256(path) == entry["sha256"], name
+        if path.suffix == ".jpg":
+            assert path.stat().st_size == entry["bytes"] and entry["licence"] and "github.com" in entry["source"]
+            continue
         assert sum(1 for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)) == entry["rows"]
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_each_set_says_where_its_rows_come_from(name: str) -> None:
     notice = (ROOT / "data" / name / "NOTICE").read_text(encoding="utf-8")
-    for part in ("train.jsonl <-", "validation.jsonl <-", "licence", "github.com"):
+    folders = sorted(p.name for p in (ROOT / "data" / name).iterdir() if p.is_dir())
+    files = [f"{folder}/*.jpg" for folder in folders] or ["train.jsonl", "validation.jsonl"]
+    for part in (*(f"{file} <-" for file in files), "licence", "github.com"):
         assert part in notice
 
 
@@ -111,6 +135,10 @@ def test_every_table_expands_at_every_scale_and_names_methods_and_tasks_there_ar
         return
     if isinstance(table, Deployments):
         assert "nystrom" in table.inits
+        return
+    if isinstance(table, Subjects):
+        assert set(table.methods) <= set(_conf("method")) and table.subject in _conf("task")
+        assert table.file.layout in ("training_pictures",) or subject_cells(table, checkout=ROOT)
         return
     methods = {*table.file.rows, *table.file.below_rule}
     assert methods <= set(table.file.search.grid) and table.file.search.first in methods

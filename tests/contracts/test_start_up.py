@@ -18,6 +18,8 @@ import pytest
         ["status", "table2", "scale=smoke", "task=cb", "seed=0"],
         ["collate", "--dry-run", "cost", "scale=smoke"],
         ["collate", "--dry-run", "table2", "scale=smoke", "task=cb", "seed=0"],
+        ["plan", "table3", "fig7", "scale=paper"],
+        ["collate", "--dry-run", "table3", "table6", "scale=smoke"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )

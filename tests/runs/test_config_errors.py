@@ -56,7 +56,7 @@ TABLE = [
     (["~protocol.lr"], ["protocol.lr: missing"]),
     (["method=[1,2]"], ["method=[1,2]: "]),
     (["+kind={a: 1}"], ["kind: given {'a': 1}"]),
-    (["kind=dreambooth"], ["kind: given 'dreambooth'"]),
+    (["kind=dreamboth"], ["kind: given 'dreamboth'", "did you mean dreambooth?"]),
 ]
 
 

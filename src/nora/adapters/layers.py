@@ -137,9 +137,11 @@ def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[Adapter
 
 @torch.no_grad()
 def snapshot_weights(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
-    """Copies of the weights [out, in] of the modules called ``names``, taken before any adapter exists."""
+    """Copies of the weights [out, in] of the modules whose name ends in one of ``names`` ("q_proj", "to_out.0"), taken
+    before any adapter exists."""
     return {
         canonical_name(name): module.weight.detach().clone()
         for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in names and isinstance(getattr(module, "weight", None), Tensor)
+        if any(f".{name}".endswith(f".{wanted}") for wanted in names)
+        and isinstance(getattr(module, "weight", None), Tensor)
     }

@@ -17,6 +17,7 @@ from nora.tables.targets import Target
 # A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
 _LAYOUTS = (
     "methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment", "costs",
+    "subject_losses", "subject_settings", "drawn_pictures", "training_pictures", "loss_curves",
 )  # fmt: skip
 
 

@@ -116,7 +116,8 @@ def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
         if measured is None:
             ax.plot([], [], _LINES[curve.style], color=colour, label=label, **marked)
             continue
-        ax.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, label=label, linewidth=1.2, **marked)
+        line: Any = {"color": colour, "label": label, "linewidth": 1.2, **marked}
+        ax.plot(measured.steps, measured.middle, _LINES[curve.style], **line)
         ax.fill_between(measured.steps, measured.low, measured.high, color=colour, alpha=0.18, linewidth=0)
         if curve.inset is not None:
             inset: Any = ax.inset_axes(tuple(curve.inset))  # type: ignore[arg-type]  # four numbers

@@ -12,7 +12,6 @@ from nora.runs.record import Record
 from nora.tables.cells import Cell
 from nora.tables.cost import Measured, estimate, measured_hours, memory_gib
 from nora.tables.costs import Costs
-from nora.tables.table import Table
 from nora.tables.targets import load_target, target_cells
 
 _FLOAT_BYTES = 4
@@ -71,9 +70,10 @@ def build(target: Costs, records: Mapping[str, Record], *, checkout: Path) -> Do
     everything: list[Cell] = []
     for name in sorted(target.targets, key=labels.papers_order):
         other = load_target(checkout, name, [f"scale={target.scale}"])
-        if isinstance(other, Table) and other.source != name:
-            continue  # another table's runs, shown again
         cells = target_cells(other, records, checkout=checkout)
+        listed = {cell.id for cell in cells if cell.id is not None}
+        if listed <= {cell.id for cell in everything}:
+            continue  # the runs of targets before it, shown again
         everything += cells
         kinds = dict.fromkeys(str(cell.spec["kind"]) for cell in cells if cell.spec is not None)
         for kind in kinds:

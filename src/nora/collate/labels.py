@@ -30,6 +30,9 @@ TASKS = {
     "arc_challenge": "ARC-c",
     "openbookqa": "OBQA",
     "gsm8k": "GSM8K",
+    "dog": "dog",
+    "cat_toy": "cat toy",
+    "duck_toy": "rubber duck",
 }
 MODELS = {
     "opt_1.3b": "OPT-1.3B",

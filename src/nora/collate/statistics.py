@@ -24,3 +24,23 @@ def summarize(values: Sequence[float]) -> Summary:
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
     return Summary(mean, std, n)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its two-sided 95 % t interval (infinite for a single value)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_interval(values: Sequence[float], others: Sequence[float]) -> Interval:
+    """Of the differences values - others, pair by pair; ValueError where they are not as many."""
+    from scipy.stats import t as student
+
+    summary = summarize([a - b for a, b in zip(values, others, strict=True)])
+    if summary.std is None:
+        return Interval(summary.mean, -math.inf, math.inf)
+    half = float(student.ppf(0.975, summary.n - 1)) * summary.std / math.sqrt(summary.n)
+    return Interval(summary.mean, summary.mean - half, summary.mean + half)

@@ -96,6 +96,13 @@ def trace_text(traced: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _short(value: Any) -> Any:
+    """The value with every long list said by its length."""
+    if isinstance(value, Mapping):
+        return {key: _short(inner) for key, inner in value.items()}
+    return f"[{len(value)} values]" if isinstance(value, list) and len(value) > 100 else value
+
+
 def show_text(record: Record, folder: Path) -> str:
     """One record for a terminal."""
     lines = [f"{record.id}  {record.status}  [{folder}]", "spec"]
@@ -110,7 +117,7 @@ def show_text(record: Record, folder: Path) -> str:
         if key == "epochs":
             lines += ["  epoch     " + ", ".join(f"{k} {v:.4g}" for k, v in epoch.items()) for epoch in value]
         else:
-            lines.append(f"  {key:9} {value}")
+            lines.append(f"  {key:9} {_short(value)}")
     proof = record.result["proof"]
     lines += ["init proof", f"  {proof_line(proof)}"]
     lines += [

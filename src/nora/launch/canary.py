@@ -32,7 +32,7 @@ def canary_cells(planned: Sequence[PlannedCell]) -> list[Cell]:
         cell = p.cell
         if p.state not in SUBMITTABLE or cell.spec is None or class_of(cell) in made:
             continue
-        key = "max_steps" if cell.spec["kind"] == "finetune" else "iterations"
+        key = {"finetune": "max_steps", "dreambooth": "steps"}.get(cell.spec["kind"], "iterations")
         steps = min(STEPS, cell.spec["protocol"].get(key) or STEPS)
         spec = {**cell.spec, "protocol": {**cell.spec["protocol"], key: steps}}
         overrides = (*cell.overrides, f"protocol.{key}={steps}")

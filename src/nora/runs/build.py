@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -43,7 +43,8 @@ class Base:
         return int(pad if pad is not None else 0)
 
 
-def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """RunFailed where a file is missing or not what its hash says."""
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -82,7 +83,7 @@ def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
         model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
     else:
         folder = checkout / str(spec.repo)
-        _check_files(folder, spec.files or {})
+        check_files(folder, spec.files or {})
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
@@ -93,7 +94,7 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[An
     """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
     if spec.source == "slice":
         folder = checkout / "data"
-        _check_files(folder, spec.files or {})
+        check_files(folder, spec.files or {})
         return (
             _read_lines(folder / spec.name / "train.jsonl"),
             _read_lines(folder / spec.name / "validation.jsonl"),
@@ -143,27 +144,40 @@ def add_adapter(
     return adapted
 
 
-def _add_lora(
-    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
-) -> Adapted:
-    module = inits.load(method.init)
-    pretrained = snapshot_weights(base.model, set(targets))
-    absent = [t for t in targets if not any(name.endswith(f".{t}") for name in pretrained)]
+def check_targets(found: Iterable[str], targets: list[str], model: str) -> None:
+    """RunFailed where a target name ends no module's name."""
+    absent = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in found)]
     if absent:
-        raise RunFailed(f"model.targets: {', '.join(absent)} match no module of {type(base.model).__name__}")
-    with torch.no_grad():
-        base_output = base.model(**probe).logits
+        raise RunFailed(f"model.targets: {', '.join(absent)} match no module of {model}")
+
+
+def lora_config(method: MethodSpec, targets: list[str]) -> LoraConfig:
+    """PEFT's config of a LoRA method."""
     assert method.rank is not None and method.alpha is not None and method.dropout is not None  # the schema's promise
-    config = LoraConfig(
+    return LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=method.dropout,
         target_modules=targets,
-        init_lora_weights=module.PEFT_INIT,
+        init_lora_weights=inits.load(method.init).PEFT_INIT,
     )
-    model = get_peft_model(base.model, config)
-    options = {key: value for key in module.OPTIONS if (value := getattr(method, key)) is not None}
-    initialize_(model, method.init, seed=seed, **options)
+
+
+def init_options(method: MethodSpec) -> dict[str, Any]:
+    """The settings that the method's init knows."""
+    options = inits.load(method.init).OPTIONS
+    return {key: value for key in options if (value := getattr(method, key)) is not None}
+
+
+def _add_lora(
+    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
+) -> Adapted:
+    pretrained = snapshot_weights(base.model, set(targets))
+    check_targets(pretrained, targets, type(base.model).__name__)
+    with torch.no_grad():
+        base_output = base.model(**probe).logits
+    model = get_peft_model(base.model, lora_config(method, targets))
+    initialize_(model, method.init, seed=seed, **init_options(method))
     proof = prove_init(model, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
     return Adapted(model, proof, pretrained)
 

@@ -38,6 +38,8 @@ class RunContext:
     """Asked at step boundaries: True means save the state and raise Interrupted."""
     keep_base: bool = False
     """More runs on the same base follow in this process."""
+    show_picture: Callable[[str, bytes, int], None] = lambda name, data, step: None
+    """A JPEG made on the way, for the attempt's folder and the mirror."""
 
 
 @dataclass(frozen=True)

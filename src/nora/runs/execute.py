@@ -22,7 +22,7 @@ from nora.runs.mirror import open_mirror
 from nora.runs.record import DamagedRecord, Record
 from nora.runs.reporter import Reporter
 from nora.runs.schema import ExecSpec, Spec
-from nora.runs.spec import check_ready, describe, run_id, spec_dict
+from nora.runs.spec import check_inputs, check_ready, describe, run_id, spec_dict
 from nora.runs.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def execute(
     and saved its state, AlreadyRunning where a live attempt has the run. A diverged run has a record.
     """
     check_ready(spec)
+    check_inputs(spec, checkout)
     identity = run_id(spec)
     kind = spec.kind
     try:
@@ -166,7 +167,10 @@ def _run(
         reporter = Reporter(attempt, mirror, show)
         try:
             outcome: Outcome = kinds.load(kind).execute(
-                spec, RunContext(checkout, settings, device, attempt, earlier, reporter, stop_requested, keep_base)
+                spec,
+                RunContext(
+                    checkout, settings, device, attempt, earlier, reporter, stop_requested, keep_base, reporter.picture
+                ),
             )
         finally:
             reporter.close()

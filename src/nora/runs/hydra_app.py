@@ -16,7 +16,7 @@ from nora.runs.compose import expand_sweep
 from nora.runs.errors import RunFailed, UserError
 from nora.runs.record import Record
 from nora.runs.schema import ExecSpec, Spec, validate
-from nora.runs.spec import Pins, build_spec, check_ready, compose_run, describe, run_id, spec_dict
+from nora.runs.spec import Pins, build_spec, check_inputs, check_ready, compose_run, describe, run_id, spec_dict
 
 Launcher = Callable[[Sequence[Spec]], tuple[str, dict[str, Any]]]
 """The specs of a sweep → a launcher of Hydra's and its settings."""
@@ -35,6 +35,9 @@ def headline(record: Record, *, made: bool, folder: Path) -> str:
     elif spec["kind"] == "deployment":
         loaded = {host: metrics[host]["portable"]["alone"] for host in ("text", "diffusion")}
         outcome = ", ".join(f"{host} output off by {value:.1e} after loading" for host, value in loaded.items())
+    elif spec["kind"] == "dreambooth":
+        loss = metrics["loss"]
+        outcome = f"mean loss {loss['mean']:.4f} of {metrics['steps']} steps, {loss['last_100']:.4f} of the last 100"
     else:
         test = metrics["test"]
         outcome = (
@@ -147,6 +150,7 @@ def run(arguments: Sequence[str], checkout: Path, launcher: Launcher | None = No
     if not flags:
         spec, settings, _ = compose_run(checkout, overrides)
         check_ready(spec)
+        check_inputs(spec, checkout)
         return 0 if run_once(spec, settings, checkout).status == "done" else 1
     own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
     if {"-m", "--multirun"} & set(flags):
@@ -154,6 +158,7 @@ def run(arguments: Sequence[str], checkout: Path, launcher: Launcher | None = No
         specs = [compose_run(checkout, one)[0] for one in jobs]  # all of them are right before the first one starts
         for spec in specs:
             check_ready(spec)
+            check_inputs(spec, checkout)
         print(f"{len(jobs)} jobs, {len({run_id(spec) for spec in specs})} different runs", flush=True)
         if launcher is not None:
             _set_launcher(*launcher(specs))

@@ -20,6 +20,7 @@ class Mirror(Protocol):
     """Where a run's numbers are copied to."""
 
     def log(self, values: dict[str, Any], step: int) -> None: ...
+    def picture(self, name: str, path: Path, step: int) -> None: ...
     def finish(self, summary: dict[str, Any]) -> None: ...
 
 
@@ -28,6 +29,9 @@ class NoMirror:
 
     def log(self, values: dict[str, Any], step: int) -> None:
         del values, step
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        del name, path, step
 
     def finish(self, summary: dict[str, Any]) -> None:
         del summary
@@ -62,6 +66,14 @@ class WandbMirror:
 
     def log(self, values: dict[str, Any], step: int) -> None:
         self._put(lambda run: run.log(values, step=step))
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Image(str(path))}, step=step)
+
+        self._put(send)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Hands over what is left, waiting a bounded time for it."""

@@ -6,27 +6,47 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nora import tasks
 from nora.runs.errors import RunFailed, UserError
 from nora.runs.files import write_atomic
+from nora.runs.subjects import picture_hashes
 
 LOCK = Path("conf") / "revisions.lock"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_PART_FILES = ("*.json", "merges.txt", "model.safetensors", "diffusion_pytorch_model.safetensors")
+_PIPELINE = ("model_index.json", *(f"{part}/{name}" for part in _PARTS for name in _PART_FILES))
 
 
-def wanted(specs: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[tuple[str, str]]]:
-    """The Hub repositories and the (suite, task) pairs that some specs read."""
-    models, sets = set(), set()
+class Wanted(NamedTuple):
+    """What some specs read of the Hub."""
+
+    models: set[str]
+    pipelines: set[str]
+    tasks: set[tuple[str, str]]
+    """Suite and name."""
+    pictures: set[str]
+    """Data sets of pictures."""
+
+
+def wanted(specs: Iterable[Mapping[str, Any]]) -> Wanted:
+    """Models, pipelines, tasks and pictures that some specs read of the Hub."""
+    found = Wanted(set(), set(), set(), set())
     for spec in specs:
-        if spec["kind"] != "finetune":
+        if spec["kind"] not in ("finetune", "dreambooth"):
             continue
+        diffusion = spec["kind"] == "dreambooth"
         if spec["model"]["source"] == "hub" and spec["model"]["weights"] == "pretrained":
-            models.add(spec["model"]["repo"])
-        if spec["task"]["source"] == "hub":
-            sets.add((spec["task"]["suite"], spec["task"]["name"]))
-    return models, sets
+            (found.pipelines if diffusion else found.models).add(spec["model"]["repo"])
+        if diffusion and "fidelity" in spec["measure"]:
+            found.models.update(e["repo"] for e in spec["protocol"]["encoders"] if e["source"] == "hub")
+        if spec["task"]["source"] == "hub" and diffusion:
+            found.pictures.add(spec["task"]["repo"])
+        elif spec["task"]["source"] == "hub":
+            found.tasks.add((spec["task"]["suite"], spec["task"]["name"]))
+    return found
 
 
 def _explain(error: Exception, what: str) -> Exception:
@@ -49,6 +69,24 @@ def _model_entry(repo: str) -> dict[str, Any]:
     return {"commit": info.sha, "files": files}
 
 
+def _pipeline_entry(repo: str) -> dict[str, Any]:
+    """A pipeline's parts in full precision, without its safety checker."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(repo, files_metadata=True)
+    snapshot_download(repo, revision=info.sha, allow_patterns=list(_PIPELINE))
+    files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
+    return {"commit": info.sha, "files": files}
+
+
+def _pictures_entry(repo: str) -> dict[str, Any]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    commit = HfApi().dataset_info(repo).sha
+    folder = snapshot_download(repo, repo_type="dataset", revision=commit)
+    return {"commit": commit, "files": picture_hashes(Path(folder))}
+
+
 def _task_entry(suite: str, name: str) -> dict[str, Any]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
@@ -67,10 +105,12 @@ def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: boo
     """Resolves and downloads what is not in the lock yet; one line per item. Every item is written as it succeeds."""
     path = checkout / LOCK
     lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    models, sets = wanted(specs)
+    found = wanted(specs)
     items: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
-    items += [("models", repo, partial(_model_entry, repo)) for repo in sorted(models)]
-    items += [("tasks", name, partial(_task_entry, suite, name)) for suite, name in sorted(sets)]
+    items += [("models", repo, partial(_model_entry, repo)) for repo in sorted(found.models)]
+    items += [("models", repo, partial(_pipeline_entry, repo)) for repo in sorted(found.pipelines)]
+    items += [("tasks", name, partial(_task_entry, suite, name)) for suite, name in sorted(found.tasks)]
+    items += [("pictures", repo, partial(_pictures_entry, repo)) for repo in sorted(found.pictures)]
     lines = []
     for group, key, resolve in items:
         if key in lock.get(group, {}):

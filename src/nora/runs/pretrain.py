@@ -1,4 +1,7 @@
-"""``nora pretrain MODEL``: corpus folder → tokenizer, weights and model card of a small base."""
+"""``nora pretrain MODEL``: corpus folder → tokenizer, weights and model card of a small base.
+
+A recipe of ``kind: diffusion`` needs no corpus and is made by ``pretrain_diffusion``.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def _files(folder: Path, patterns: list[str], *, what: str) -> list[Path]:
     return found
 
 
-def make_base(name: str, *, corpus: Path, checkout: Path, out: Path | None) -> int:
+def make_base(name: str, *, corpus: Path | None, checkout: Path, out: Path | None) -> int:
     """Pretrains conf/pretrain/NAME.yaml and writes assets/NAME with its card; returns the exit code."""
     recipe_path = checkout / "conf" / "pretrain" / f"{name}.yaml"
     if not recipe_path.is_file():
@@ -40,6 +43,14 @@ def make_base(name: str, *, corpus: Path, checkout: Path, out: Path | None) -> i
         raise UserError(f"MODEL: given {name!r}, allowed {', '.join(allowed)}")
     limits.check_file(recipe_path)
     recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8"))
+    if recipe.get("kind") == "diffusion":
+        if corpus is not None:
+            raise UserError(f"--corpus: {name} is made from drawn scenes and data/dreambooth; leave it out")
+        from nora.runs.pretrain_diffusion import make_pipeline
+
+        return make_pipeline(name, recipe, checkout=checkout, out=out)
+    if corpus is None:
+        raise UserError(f"--corpus FOLDER: required for {name}")
     console = Console(stderr=True)
     torch.set_num_threads(THREADS)
     train_files = _files(corpus, recipe["train"], what="training text")

@@ -11,7 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("nora", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers", "hydra-core", "omegaconf")
+_LIBRARIES = (
+    "nora", "torch", "transformers", "peft", "diffusers", "pillow", "numpy", "safetensors", "tokenizers", "hydra-core",
+    "omegaconf",
+)  # fmt: skip
 SNAPSHOT = ".nora-snapshot.json"
 # Changing results or the choice made from them is what runs do; it does not make the code that ran another.
 _NOT_CODE = ("results/", "conf/chosen/")

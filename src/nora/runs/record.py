@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Record:
     id: str
     result: Mapping[str, Any]
     run: Mapping[str, Any]
+    folder: Path | None = field(default=None, compare=False)
+    """Where it was read from: the files it names lie there."""
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -99,4 +101,4 @@ def read_record(path: Path) -> Record | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedRecord(f"{path}: unreadable ({error})") from None
-    return parse_record(text, where=path)
+    return replace(parse_record(text, where=path), folder=path.parent)

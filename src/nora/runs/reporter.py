@@ -10,12 +10,14 @@ from typing import Any
 
 from nora.runs.attempt import HEARTBEAT_SECONDS, Attempt
 from nora.runs.context import Update
+from nora.runs.files import write_atomic
 
 
 class Reporter:
     """Journal, heartbeat, mirror and progress of one attempt."""
 
     def __init__(self, attempt: Attempt, mirror: Any, show: Callable[[Update], None]) -> None:
+        self._folder = attempt.path
         self._mirror = mirror
         self._show = show
         self._file = attempt.journal.open("a", encoding="utf-8")
@@ -35,6 +37,12 @@ class Reporter:
         if update.values:
             self._mirror.log(update.values, update.step)
         self._show(update)
+
+    def picture(self, name: str, data: bytes, step: int) -> None:
+        """Keeps a JPEG beside the journal and hands it to the mirror."""
+        path = self._folder / f"{name}-{step:06d}.jpg"
+        write_atomic(path, data)
+        self._mirror.picture(name, path, step)
 
     def close(self) -> None:
         self._over.set()

@@ -27,7 +27,7 @@ class ModelSpec:
     """A base model: an asset of the checkout, a Hub repository by commit, or an architecture with random weights."""
 
     name: Name
-    family: Literal["opt", "llama", "gemma"]
+    family: Literal["opt", "llama", "gemma", "stable_diffusion"]
     source: Literal["asset", "hub", "config"]
     weights: Literal["pretrained", "random"]
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -261,6 +261,111 @@ class DeploymentSpec:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SubjectSpec:
+    """A handful of pictures of one subject, and what it is called."""
+
+    name: Name
+    suite: Literal["dreambooth"]
+    source: Literal["slice", "hub", "folder"]
+    """Pictures shipped in data/dreambooth, a data set of the Hub by commit, or a folder of one's own."""
+    subject: Annotated[str, Field(min_length=1)]
+    """The words that stand for the subject in every prompt."""
+    noun: Annotated[str, Field(min_length=1)]
+    """What the subject is, for a text encoder that does not know its name."""
+    instance_prompt: str
+    prompt: str
+    """What is drawn after training."""
+    num_images: Count | None = None
+    """How many pictures there must be."""
+    folder: str | None = None
+    """Below data/dreambooth for source=slice, any path for source=folder."""
+    repo: str | None = None
+    revision: str | None = None
+    images: list[str] | None = None
+    """File names of the Hub's data set that are used; null: every picture."""
+    files: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> SubjectSpec:
+        problems = []
+        for key in ("instance_prompt", "prompt"):
+            if f" {self.subject.lower()} " not in f" {getattr(self, key).lower()} ":
+                problems.append(f"{key}: given {getattr(self, key)!r}, required a text with the words {self.subject!r}")
+        needed = "repo" if self.source == "hub" else "folder"
+        if getattr(self, needed) is None:
+            problems.append(f"{needed} is required with source={self.source}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EncoderSpec:
+    """An image (and text) encoder that pictures are compared by."""
+
+    name: Name
+    family: Literal["clip", "dino"]
+    source: Literal["asset", "hub"]
+    repo: str
+    revision: str | None = None
+    files: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DreamboothProtocol:
+    """Training and drawing rules of subject-driven generation."""
+
+    name: Literal["dreambooth"]
+    version: Count
+    steps: Count
+    batch_size: Count
+    lr: Positive
+    resolution: Annotated[int, Field(ge=8, multiple_of=8)]
+    crop: Literal["random", "center"]
+    interpolation: Literal["bilinear", "lanczos"]
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_steps: Size
+    optimizer: Literal["adamw"]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    eps: Positive
+    weight_decay: NonNegative
+    max_grad_norm: Positive | None
+    precision: Literal["fp32", "bf16"]
+    pictures: Count
+    """Pictures drawn at the end, one per picture seed 0, 1, …"""
+    picture_steps: Count
+    guidance: NonNegative
+    encoders: list[EncoderSpec] | None = None
+    """Read with measure=[fidelity]."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DreamboothSpec:
+    """``kind=dreambooth``: one pipeline, one subject, one method."""
+
+    kind: Literal["dreambooth"]
+    model: ModelSpec
+    task: SubjectSpec
+    method: MethodSpec
+    protocol: DreamboothProtocol
+    seed: Seed
+    measure: list[Literal["fidelity"]]
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> DreamboothSpec:
+        problems = []
+        if self.model.family != "stable_diffusion":
+            problems.append(f"model={self.model.name}: given family {self.model.family}, required stable_diffusion")
+        if self.method.adapter != "lora":
+            problems.append(f"method={self.method.name}: given adapter={self.method.adapter}, required lora")
+        if "fidelity" in self.measure and not self.protocol.encoders:
+            problems.append("measure=[fidelity]: protocol.encoders is required")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ExecSpec:
     """Where and how a run executes; nothing here may change a number."""
 
@@ -275,6 +380,8 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    sample_every: Count | None = None
+    """kind=dreambooth: optimiser steps between sample pictures in the attempt's folder and in W&B; null: none."""
     profile: Name | None = None
     """A file of slurm/profiles/."""
     code: Literal["snapshot", "live"] | None = None
@@ -295,8 +402,10 @@ class ExecSpec:
         return self
 
 
-Spec = FinetuneSpec | FactorizeSpec | DeploymentSpec
-KINDS: dict[str, type] = {"finetune": FinetuneSpec, "factorize": FactorizeSpec, "deployment": DeploymentSpec}
+Spec = FinetuneSpec | FactorizeSpec | DeploymentSpec | DreamboothSpec
+KINDS: dict[str, type] = {
+    "finetune": FinetuneSpec, "factorize": FactorizeSpec, "deployment": DeploymentSpec, "dreambooth": DreamboothSpec,
+}  # fmt: skip
 
 
 def _keys_at(schema: Any, path: list[str]) -> list[str]:

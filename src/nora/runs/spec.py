@@ -12,13 +12,15 @@ from typing import Any
 from nora.runs.compose import compose_config
 from nora.runs.errors import UserError
 from nora.runs.files import canonical_json
-from nora.runs.schema import KINDS, ExecSpec, FinetuneSpec, Spec, validate
+from nora.runs.schema import KINDS, DreamboothSpec, ExecSpec, FinetuneSpec, Spec, validate
+from nora.runs.subjects import load_pictures, picture_hashes
 
 ID_LENGTH = 16  # hex digits: 64 bits
 SPEC_KEYS = {
     "finetune": ("kind", "model", "task", "method", "protocol", "seed", "measure"),
     "factorize": ("kind", "problem", "start", "solver", "protocol", "seed", "measure"),
     "deployment": ("kind", "model", "adapter", "protocol", "seed"),
+    "dreambooth": ("kind", "model", "task", "method", "protocol", "seed", "measure"),
 }
 
 
@@ -63,12 +65,37 @@ class Pins:
         model, task = dict(plain["model"]), dict(plain["task"])
         if model.get("source") == "hub":
             model["revision"] = self.lock.get("models", {}).get(model.get("repo"), {}).get("commit")
+        if plain.get("kind") == "dreambooth":
+            return {**plain, "model": model, "task": self._subject(task), "protocol": self._encoders(plain["protocol"])}
         if task.get("source") == "hub":
             task["revision"] = self.lock.get("tasks", {}).get(task.get("name"), {}).get("commit")
         elif task.get("source") == "slice":
             names = [f"{task.get('name')}/{split}.jsonl" for split in ("train", "validation")]
             task["files"] = {n: self.slices[n]["sha256"] for n in names if n in self.slices} or None
         return {**plain, "model": model, "task": task}
+
+    def _subject(self, task: dict[str, Any]) -> dict[str, Any]:
+        """The pictures by commit, by the manifest, or by their bytes as they are in the user's folder."""
+        if task.get("source") == "hub":
+            return {**task, "revision": self.lock.get("pictures", {}).get(task.get("repo"), {}).get("commit")}
+        if task.get("source") == "slice":
+            prefix = f"dreambooth/{task.get('folder')}/"
+            files = {n: entry["sha256"] for n, entry in self.slices.items() if n.startswith(prefix)}
+            return {**task, "files": files or None}
+        if isinstance(task.get("folder"), str):
+            return {**task, "files": picture_hashes(Path(task["folder"]))}
+        return task
+
+    def _encoders(self, protocol: Any) -> Any:
+        if not isinstance(protocol, dict) or not isinstance(protocol.get("encoders"), list):
+            return protocol
+        pinned = []
+        for encoder in protocol["encoders"]:
+            if isinstance(encoder, dict) and encoder.get("source") == "hub":
+                commit = self.lock.get("models", {}).get(encoder.get("repo"), {}).get("commit")
+                encoder = {**encoder, "revision": commit}
+            pinned.append(encoder)
+        return {**protocol, "encoders": pinned}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -132,13 +159,22 @@ def describe(spec: Mapping[str, Any]) -> dict[str, str]:
     return {"what": what, "on": on, "group": f"{spec['protocol']['name']}/{on}", "tags": " ".join(names)}
 
 
+def check_inputs(spec: Spec, checkout: Path) -> None:
+    """UserError where a picture the run trains on is missing or cannot be read."""
+    if isinstance(spec, DreamboothSpec):
+        load_pictures(spec.task, checkout)
+
+
 def check_ready(spec: Spec) -> None:
     """Refuses to start a run whose Hub inputs are not pinned to a commit."""
-    if not isinstance(spec, FinetuneSpec):
+    if not isinstance(spec, FinetuneSpec | DreamboothSpec):
         return
     unpinned = ["task"] if spec.task.source == "hub" and not spec.task.revision else []
     if spec.model.source == "hub" and spec.model.weights == "pretrained" and not spec.model.revision:
         unpinned.insert(0, "model")
+    if isinstance(spec, DreamboothSpec) and "fidelity" in spec.measure:
+        encoders = spec.protocol.encoders or []
+        unpinned += [f"encoder {e.name}" for e in encoders if e.source == "hub" and not e.revision]
     if unpinned:
         raise UserError(
             f"{', '.join(unpinned)}: no commit in conf/revisions.lock; run `nora prefetch` for its table first, "

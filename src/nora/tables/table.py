@@ -82,7 +82,8 @@ def _read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _pick(axis: str, given: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
+def pick(axis: str, given: str, allowed: Sequence[Any]) -> tuple[Any, ...]:
+    """Those of ``allowed`` that ``given`` ("a,b") names; UserError for any other name."""
     wanted = [part.strip() for part in given.split(",")]
     by_text = {str(a): a for a in allowed}
     for part in wanted:
@@ -118,7 +119,7 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
         else:
             rest.append(override)
     scale = axes.get("scale", "mini")
-    (scale,) = _pick("scale", scale, choices(checkout / "conf", "scale"))
+    (scale,) = pick("scale", scale, choices(checkout / "conf", "scale"))
     content, source = read_table(checkout, name)
     raw = {
         "scale": _read_yaml(checkout / "conf" / "scale" / f"{scale}.yaml")["scale"],
@@ -130,15 +131,15 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
         raise UserError(f"conf/table/{name}.yaml: {str(error).splitlines()[0]}") from None
     file: TableFile = validate(plain["table"], TableFile, prefix=f"conf/table/{name}.yaml: ")  # type: ignore[index, call-overload]
     methods = [*file.rows, *file.below_rule]
-    (search,) = _pick("search", axes.get("search", "grid"), ("grid", "chosen"))
+    (search,) = pick("search", axes.get("search", "grid"), ("grid", "chosen"))
     return Table(
         name=name,
         source=source,
         scale=scale,
         file=file,
-        columns=_pick("task", axes["task"], file.columns) if "task" in axes else tuple(file.columns),
-        methods=_pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
-        seeds=_pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
+        columns=pick("task", axes["task"], file.columns) if "task" in axes else tuple(file.columns),
+        methods=pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
+        seeds=pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
         search=search,
         overrides=tuple(rest),
     )

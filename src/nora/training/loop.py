@@ -77,6 +77,8 @@ class LoopState:
     preconditioner: Preconditioner | None
     step: int = 0
     epoch_loss: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    """Mean loss of every step taken."""
     dev_log: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -176,14 +178,15 @@ def train(
     *,
     order: Callable[[int], Tensor],
     before_step: Callable[[int], None],
-    evaluate: Callable[[nn.Module], dict[str, Any]],
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None,
     on_step: Callable[[StepInfo], None],
     on_boundary: Callable[[LoopState], None],
 ) -> None:
     """Runs ``state`` to the end of the last epoch and loads the adapter of lowest dev loss.
 
     ``order(epoch)`` gives the epoch's permutation of the examples; ``evaluate`` the dev metrics with "loss" among
-    them; ``on_boundary`` is called after every step, when the state is complete. Raises Diverged.
+    them (None: there is no dev set, and the adapter stays as the last step left it); ``on_boundary`` is called after
+    every step, when the state is complete. Raises Diverged.
     """
     per_epoch = math.ceil(objective.num_examples / settings.batch_size)
     total = num_steps(objective.num_examples, settings)
@@ -199,8 +202,9 @@ def train(
         loss, norm = train_step(model, objective, indices, settings, state)
         state.step += 1
         state.epoch_loss += loss
+        state.losses.append(loss)
         on_step(StepInfo(state.step, total, epoch, loss, norm, lr))
-        if state.step % per_epoch == 0:
+        if evaluate is not None and state.step % per_epoch == 0:
             _end_epoch(model, state, epoch, per_epoch, evaluate)
         on_boundary(state)
     if state.best:

@@ -1,0 +1,135 @@
+"""Spec → a diffusion pipeline, with an adapter on its UNet whose start is proved."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from nora.adapters import InitReport, initialize_, prove_init, save_diffusers_lora, snapshot_weights
+from nora.runs import build
+from nora.runs.errors import RunFailed
+from nora.runs.schema import MethodSpec, ModelSpec
+from nora.training.diffusion import pretrain as parts
+
+diffusers_logging.disable_progress_bar()
+_LOG = logging.getLogger(__name__)
+_RANDOM_WEIGHTS_SEED = 0  # every run over random weights shares one pipeline
+
+
+def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Any:
+    """The StableDiffusionPipeline of a spec, frozen, without a safety checker, its scheduler the training one.
+
+    RunFailed where it does not predict noise.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    dtype = getattr(torch, spec.dtype)
+    plain: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if spec.weights == "random":
+        pipeline = _random_pipeline(spec, checkout, plain)
+    else:
+        if spec.source == "asset":
+            folder = checkout / str(spec.repo)
+            build.check_files(folder, spec.files or {})
+        else:
+            folder = Path(_snapshot(str(spec.repo), str(spec.revision)))
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, **plain)
+        pipeline.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    kind = pipeline.scheduler.config["prediction_type"]
+    if kind != "epsilon":
+        raise RunFailed(f"model {spec.name}: predicts {kind!r}, required 'epsilon' (the loss is that of the noise)")
+    for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        nn.Module.to(model, device, dtype)  # diffusers' own would warn of every cast
+        model.requires_grad_(False).eval()
+    return pipeline
+
+
+def _snapshot(repo: str, revision: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(repo, revision=revision, local_files_only=True)
+
+
+def _random_pipeline(spec: ModelSpec, checkout: Path, plain: dict[str, Any]) -> Any:
+    """The true shape without a download; token ids come from a borrowed tokenizer."""
+    from diffusers import StableDiffusionPipeline
+
+    shape = spec.architecture or {}
+    if spec.files:
+        build.check_files(checkout / str(spec.tokenizer), spec.files)
+    return StableDiffusionPipeline(
+        vae=parts.make_vae(shape["vae"], seed=_RANDOM_WEIGHTS_SEED),
+        unet=parts.make_unet(shape["unet"], seed=_RANDOM_WEIGHTS_SEED),
+        text_encoder=parts.make_text_encoder(shape["text_encoder"], seed=_RANDOM_WEIGHTS_SEED),
+        tokenizer=CLIPTokenizer.from_pretrained(checkout / str(spec.tokenizer)),
+        scheduler=parts.make_scheduler(),
+        **plain,
+    )
+
+
+@torch.no_grad()
+def embed(pipeline: Any, prompt: str, *, max_length: int) -> Tensor:
+    """The prompt's hidden states [1, length, width], padded as Stable Diffusion does; a cut prompt is told."""
+    tokenizer = pipeline.tokenizer
+    length = min(max_length, tokenizer.model_max_length)
+    if len(tokenizer(prompt).input_ids) > length:
+        _LOG.warning("prompt %r: longer than %d tokens, its end is cut off", prompt, length)
+    ids = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+    hidden: Tensor = pipeline.text_encoder(ids.to(pipeline.text_encoder.device)).last_hidden_state
+    return hidden
+
+
+@dataclass(frozen=True)
+class AdaptedUnet:
+    """The UNet with its adapter, the proof of its start, and the adapted weights before any adapter touched them."""
+
+    unet: Any
+    proof: InitReport
+    pretrained: Mapping[str, Tensor]
+
+
+def add_adapter(
+    unet: Any, method: MethodSpec, targets: list[str], *, seed: int, probe: Mapping[str, Any]
+) -> AdaptedUnet:
+    """Adds the method's LoRA to a UNet, starts it from its own streams and proves the start on ``probe`` inputs.
+
+    Raises RunFailed where a target matches nothing or the proof fails.
+    """
+    pretrained = snapshot_weights(unet, set(targets))
+    build.check_targets(pretrained, targets, type(unet).__name__)
+    with torch.no_grad():
+        base_output = unet(**probe).sample
+    with torch.random.fork_rng(devices=[]):  # PEFT draws before our start overwrites it
+        unet.add_adapter(build.lora_config(method, targets))
+    initialize_(unet, method.init, seed=seed, **build.init_options(method))
+    proof = prove_init(unet, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
+    if not proof.passed:
+        raise RunFailed("the init proof failed: " + "; ".join(proof.problems[:3]))
+    return AdaptedUnet(unet, proof, pretrained)
+
+
+def adapter_bytes(unet: Any) -> bytes:
+    """The adapter in the file format of ``load_lora_weights``."""
+    with tempfile.TemporaryDirectory() as folder:
+        return with_sorted_header(save_diffusers_lora(unet, folder).read_bytes())
+
+
+def with_sorted_header(data: bytes) -> bytes:
+    """The safetensors file with the keys of its header sorted: safetensors writes metadata in an order drawn anew each
+    time, and the same adapter must have the same bytes."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    body = header.encode()
+    body += b" " * (-len(body) % 8)
+    return len(body).to_bytes(8, "little") + body + data[8 + size :]

@@ -1,0 +1,180 @@
+"""``kind=dreambooth``: a LoRA on a diffusion pipeline's UNet from a handful of pictures of one subject."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from PIL import Image
+
+from nora import streams
+from nora.adapters import Preconditioner, lora_layers
+from nora.runs import diffusion
+from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
+from nora.runs.context import Outcome, RunContext, Update
+from nora.runs.errors import Interrupted, RunFailed
+from nora.runs.schema import DreamboothProtocol, DreamboothSpec
+from nora.runs.subjects import load_pictures
+from nora.training.diffusion.crops import LatentCache, resize
+from nora.training.diffusion.objective import Draws, NoisePrediction
+from nora.training.diffusion.pictures import draw_pictures, strip, to_jpeg
+from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state, train
+
+_LOG = logging.getLogger(__name__)
+_LAST = 100
+_SAMPLES = 4  # pictures of a sample on the way
+
+
+def _loop_settings(protocol: DreamboothProtocol, num_pictures: int, micro_batch_size: int | None) -> LoopSettings:
+    per_epoch = math.ceil(num_pictures / protocol.batch_size)
+    return LoopSettings(
+        lr=protocol.lr,
+        batch_size=protocol.batch_size,
+        epochs=math.ceil(protocol.steps / per_epoch),
+        schedule=protocol.schedule,
+        warmup_steps=protocol.warmup_steps,
+        betas=(protocol.betas[0], protocol.betas[1]),
+        eps=protocol.eps,
+        weight_decay=protocol.weight_decay,
+        max_grad_norm=protocol.max_grad_norm,
+        precision=protocol.precision,
+        max_steps=protocol.steps,
+        micro_batch_size=micro_batch_size,
+    )
+
+
+def loss_metrics(losses: list[float]) -> dict[str, Any]:
+    """The step losses (eight digits) and their means: over all steps and over the last hundred."""
+    rounded = [float(f"{loss:.8g}") for loss in losses]
+    last = rounded[-_LAST:]
+    return {"mean": sum(rounded) / len(rounded), f"last_{_LAST}": sum(last) / len(last), "steps": rounded}
+
+
+def _objective(spec: DreamboothSpec, pipeline: Any, pictures: list[Image.Image]) -> NoisePrediction:
+    protocol = spec.protocol
+    resized = [resize(picture, protocol.resolution, protocol.interpolation) for picture in pictures]
+    return NoisePrediction(
+        latents=LatentCache(pipeline.vae, resized, protocol.resolution),
+        text=diffusion.embed(pipeline, spec.task.instance_prompt, max_length=spec.model.max_length),
+        scheduler=pipeline.scheduler,
+        scaling=float(pipeline.vae.config.scaling_factor),
+        crop=protocol.crop,
+        draws=Draws(spec.seed),
+    )
+
+
+def _probe(objective: NoisePrediction, pipeline: Any) -> dict[str, Any]:
+    """One forward pass of the UNet, on noise."""
+    unet = pipeline.unet.config
+    side = objective.latents.resolution // pipeline.vae_scale_factor
+    noise = torch.randn(1, unet.in_channels, side, side, generator=streams.generator(0, "probe"))
+    return {
+        "sample": noise.to(pipeline.unet.device, pipeline.unet.dtype),
+        "timestep": torch.tensor([500], device=pipeline.unet.device),
+        "encoder_hidden_states": objective.text,
+    }
+
+
+def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
+    """Trains one run and draws its pictures; returns the losses, the init proof, the pictures and the adapter."""
+    started = time.monotonic()
+    protocol, device = spec.protocol, context.device
+    pictures = load_pictures(spec.task, context.checkout)
+    pipeline: Any = diffusion.load_pipeline(spec.model, context.checkout, device)
+    objective: Any = _objective(spec, pipeline, pictures)
+    try:
+        adapted = diffusion.add_adapter(
+            pipeline.unet, spec.method, spec.model.targets, seed=spec.seed, probe=_probe(objective, pipeline)
+        )
+    except ValueError as error:
+        raise RunFailed(str(error)) from None
+    preconditioner = None
+    if spec.method.preconditioner is not None:
+        preconditioner = Preconditioner(
+            lora_layers(adapted.unet), damping=spec.method.damping or 0.0, normalize=spec.method.normalize or "none"
+        )
+    settings = _loop_settings(protocol, len(pictures), context.settings.micro_batch_size)
+    state = make_state(adapted.unet, settings, num_examples=len(pictures), preconditioner=preconditioner)
+    common: dict[str, Any] = {
+        "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
+        "pictures": len(pictures),
+    }
+    resumed = _resume(state, context)
+    timing: dict[str, Any] = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed}
+
+    def draw(seeds: range) -> list[Image.Image]:
+        return draw_pictures(
+            pipeline, spec.task.prompt, seeds=seeds, steps=protocol.picture_steps, guidance=protocol.guidance,
+            side=protocol.resolution // pipeline.vae_scale_factor,
+        )  # fmt: skip
+
+    def on_step(info: StepInfo) -> None:
+        values = {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}
+        context.report(Update("train", info.step, info.total_steps, values))
+
+    def on_boundary(state: LoopState) -> None:
+        every = context.settings.sample_every
+        if every is not None and state.step % every == 0:
+            sample = draw(range(min(_SAMPLES, protocol.pictures)))
+            context.show_picture("sample", to_jpeg(strip(sample)), state.step)
+        stop = context.stop_requested()
+        # The last step's too: whatever happens while the pictures are drawn, nothing is trained again.
+        if stop or state.step % context.settings.checkpoint_every == 0 or state.step == protocol.steps:
+            save_checkpoint(context.attempt.path, state)
+        if stop:
+            raise Interrupted(state.step)
+
+    training_started = time.monotonic()
+    try:
+        train(
+            adapted.unet,
+            objective,
+            settings,
+            state,
+            order=lambda epoch: torch.randperm(
+                len(pictures), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
+            ),
+            before_step=objective.begin,
+            evaluate=None,
+            on_step=on_step,
+            on_boundary=on_boundary,
+        )
+    except Diverged as error:
+        return Outcome(
+            metrics={**common, "steps": state.step},
+            proof=adapted.proof.to_dict(),
+            files={},
+            diverged={"step": error.step, "tensor": error.tensor},
+            run=timing,
+        )
+    timing |= {"train_seconds": time.monotonic() - training_started, "encoded_crops": objective.latents.encoded}
+    context.report(Update("pictures", 0, 1, {}))
+    if context.stop_requested():
+        raise Interrupted(state.step)
+    drawn = draw(range(protocol.pictures))
+    metrics = {**common, "steps": state.step, "loss": loss_metrics(state.losses)}
+    if "fidelity" in spec.measure:
+        from nora.runs.encoders import measure_fidelity
+
+        metrics["fidelity"] = measure_fidelity(spec, drawn, pictures, context.checkout, device)
+    files: dict[str, tuple[str, str, bytes, bool]] = {
+        f"picture_{i:02d}": (f"picture_{i:02d}", ".jpg", to_jpeg(picture), True) for i, picture in enumerate(drawn)
+    }
+    adapter = diffusion.adapter_bytes(adapted.unet)
+    files["adapter"] = ("pytorch_lora_weights", ".safetensors", adapter, context.settings.keep_adapter)
+    timing["seconds"] = time.monotonic() - started
+    return Outcome(metrics=metrics, proof=adapted.proof.to_dict(), files=files, run=timing)
+
+
+def _resume(state: LoopState, context: RunContext) -> int | None:
+    """Continues from the newest valid checkpoint of an earlier attempt; the step it was taken at."""
+    path, damaged = newest_valid(attempt.path for attempt in context.earlier)
+    for bad in damaged:
+        _LOG.warning("%s: damaged checkpoint left out", bad)
+    if path is None:
+        return None
+    restore_checkpoint(path, state)
+    return state.step
