@@ -30,8 +30,8 @@ protocol.epochs seed exec.device exec.threads exec.results exec.wandb.
 """
 
 _TARGET_VERBS = (
-    "plan", "launch", "status", "retry", "cancel", "logs", "why", "collate", "verify", "trace", "show", "prefetch",
-    "sync-wandb", "doctor",
+    "plan", "launch", "status", "retry", "cancel", "logs", "why", "collate", "verify", "trace", "show", "diff",
+    "prefetch", "sync-wandb", "doctor",
 )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         ("retry", "run or submit again what failed, however often", campaign.launch),
         ("cancel", "take a target's runs out of SLURM", campaign.cancel),
         ("collate", "records → tables under results/tables", results.collate),
-        ("verify", "re-hash the records and re-score their predictions", results.verify),
+        ("verify", "re-hash the records, re-score their predictions, compare the artefacts", results.verify),
     ):
         sub = verb(name, text, handler)
         sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     sub = verb("trace", "a cell's runs, seeds, settings, commit and the commands that repeat it", results.trace)
     sub.add_argument("target", metavar="TARGET")
-    sub.add_argument("cell", metavar="CELL", help="METHOD/TASK, for example nora_plus/cb")
+    sub.add_argument("cell", metavar="CELL", help="METHOD/TASK (nora_plus/cb); a panel, a curve; a start (pissa)")
     sub.add_argument("overrides", nargs="*", metavar="key=value")
     sub.add_argument("--json", action="store_true")
     for name, text, handler in (
@@ -88,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("id", metavar="ID")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub = verb("diff", "what differs between two records: spec, metrics, files, run", results.diff)
+    sub.add_argument("id", metavar="ID")
+    sub.add_argument("other", metavar="ID")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub = verb("export", "every record as CSV and Parquet, PEFT's comparison format, adapter cards", results.export)
+    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub.add_argument("--out", type=Path, default=Path("export"), metavar="FOLDER", help="default: export/")
+    sub.add_argument("--dry-run", action="store_true", help="say what would be written")
     sub = verb(
         "prefetch", "resolve a target's Hub names to commits, download, write conf/revisions.lock", machine.prefetch
     )

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from nora.collate.artefacts import build, write
-from nora.collate.document import escape_latex, to_csv, to_latex, to_markdown
+from nora.collate.document import to_csv, to_markdown
+from nora.collate.latex import escape_latex, to_latex
 from nora.collate.statistics import summarize
 from nora.runs.record import Record
 from nora.tables.table import Table, load_table

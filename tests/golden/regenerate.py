@@ -13,7 +13,8 @@ SUFFIXES = ("md", "tex", "csv")
 def golden_texts(checkout: Path) -> dict[str, str]:
     """suffix → text of Table 2 at mini scale: two tasks, two seeds, one method's record missing, ids replaced."""
     from nora.collate.artefacts import build
-    from nora.collate.document import to_csv, to_latex, to_markdown
+    from nora.collate.document import to_csv, to_markdown
+    from nora.collate.latex import to_latex
     from nora.tables.table import load_table
     from synthetic import complete
 

@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from nora.collate.document import Document, to_csv, to_latex, to_markdown
-from nora.collate.figures import Figure, write_figure
+from nora.collate.document import Document, to_csv, to_markdown
+from nora.collate.figures import Figure, figure_texts, write_figure
+from nora.collate.latex import to_latex
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
 from nora.runs.record import Record
@@ -15,7 +16,7 @@ from nora.tables.targets import Target
 
 # A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
 _LAYOUTS = (
-    "methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment",
+    "methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment", "costs",
     "subject_losses", "subject_settings", "drawn_pictures", "training_pictures", "loss_curves",
 )  # fmt: skip
 
@@ -26,20 +27,30 @@ def build(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Do
     if layout not in _LAYOUTS:
         raise UserError(f"conf/table/{table.name}.yaml: given layout {layout!r}, allowed {', '.join(_LAYOUTS)}")
     module = importlib.import_module(f"nora.collate.{layout}")
-    artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    try:
+        artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    except KeyError as error:  # a record of this spec and version that holds less than the layout reads
+        raise UserError(f"{table.name}: a record behind it has no {error}, which layout {layout} reads") from error
     return artefact
+
+
+def artefact_texts(artefact: Document | Figure, results: Path) -> list[tuple[Path, str]]:
+    """The artefact's text files below ``results`` and what is in them; of a figure its numbers and its caption."""
+    if isinstance(artefact, Figure):
+        return [(results / "figures" / f"{artefact.name}.{suffix}", t) for suffix, t in figure_texts(artefact).items()]
+    texts = (("md", to_markdown(artefact)), ("tex", to_latex(artefact)), ("csv", to_csv(artefact)))
+    return [*((results / "tables" / f"{artefact.name}.{suffix}", t) for suffix, t in texts), *artefact.files]
 
 
 def write(artefact: Document | Figure, results: Path) -> list[Path]:
     """Writes the artefact's files below ``results``; unchanged files are left alone. Returns their paths."""
     if isinstance(artefact, Figure):
         return write_figure(artefact, results / "figures")
-    texts = (("md", to_markdown(artefact)), ("tex", to_latex(artefact)), ("csv", to_csv(artefact)))
-    outputs = [(results / "tables" / f"{artefact.name}.{suffix}", text) for suffix, text in texts]
-    for path, text in [*outputs, *artefact.files]:
+    outputs = artefact_texts(artefact, results)
+    for path, text in outputs:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomic(path, text)
-    return [path for path, _ in [*outputs, *artefact.files]]
+    return [path for path, _ in outputs]
 
 
 def summary(artefact: Document | Figure) -> str:

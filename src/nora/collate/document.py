@@ -1,4 +1,4 @@
-"""A rendered table as data, and its three texts: Markdown, LaTeX, CSV."""
+"""A table as data, and two of its texts: Markdown for reading, CSV for machines. LaTeX is in latex.py."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: what a person reads, and whether it is the best of its column."""
+    """One cell: what a person reads, whether it is the best of its column, and where it comes from."""
 
     text: str
     best: bool = False
+    detail: str = ""
+    """Set small beside the text: the paper's value, the difference, n."""
+    runs: tuple[str, ...] = ()
+    """Ids of the runs behind the text, wanted or there."""
+
+    @property
+    def plain(self) -> str:
+        return f"{self.text} ({self.detail})" if self.detail else self.text
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,11 @@ def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
+def _entry(entry: Entry) -> str:
+    text = f"**{entry.text}**" if entry.best else entry.text
+    return f"{text} ({entry.detail})" if entry.detail else text
+
+
 def to_markdown(document: Document) -> str:
     """The table for reading."""
     parts = [f"# {document.title}", ""]
@@ -73,83 +84,10 @@ def to_markdown(document: Document) -> str:
         for line in block.lines:
             if line.rule_above:
                 rows.append(["—"] * (len(block.columns) + 1))
-            rows.append([line.label, *(f"**{e.text}**" if e.best else e.text for e in line.entries)])
+            rows.append([line.label, *(_entry(e) for e in line.entries)])
         parts += [*_grid(rows), ""]
     parts += [f"- {note}" for note in document.notes]
     return "\n".join(parts).rstrip() + "\n"
-
-
-_LATEX = """\
-% {{ document.name }}, made by `nora collate`: do not edit.
-{%- for block in document.blocks %}
-\\begin{table}[t]
-\\centering
-\\caption{ {{- document.title | tex }}{% if block.heading %}: {{ block.heading | tex }}{% endif %}.
-{%- if document.banner %} \\textbf{ {{- document.banner | tex -}} }{% endif -%} }
-\\begin{tabular}{l{{ 'c' * block.columns | length }}}
-\\toprule
-{% for column in block.columns %} & {{ column | tex }}{% endfor %} \\\\
-\\midrule
-{%- for line in block.lines %}
-{%- if line.rule_above %}
-\\midrule
-{%- endif %}
-{{ line.label | tex }}{% for entry in line.entries %} & {{ entry | tex_entry }}{% endfor %} \\\\
-{%- endfor %}
-\\bottomrule
-\\end{tabular}
-{%- if loop.last %}
-{%- for note in document.notes %}
-\\par{\\footnotesize {{ note | tex }}}
-{%- endfor %}
-{%- endif %}
-\\end{table}
-{%- endfor %}
-"""
-
-_TEX_CHARACTERS = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "ξ": r"$\xi$",
-    "λ": r"$\lambda$",
-    "Δ": r"$\Delta$",
-    "−": r"$-$",
-    "≥": r"$\ge$",
-    "≤": r"$\le$",
-    "‡": r"$^\ddagger$",
-    "†": r"$^\dagger$",
-    "–": "--",
-    "—": "---",
-    "×": r"$\times$",
-    "…": r"\ldots{}",
-}
-
-
-def escape_latex(text: str) -> str:
-    """``text`` as LaTeX prints it."""
-    return "".join(_TEX_CHARACTERS.get(character, character) for character in text)
-
-
-def _latex_entry(entry: Entry) -> str:
-    text = escape_latex(entry.text)
-    return f"\\textbf{{{text}}}" if entry.best else text
-
-
-def to_latex(document: Document) -> str:
-    """Tables (booktabs) that drop into a paper."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters["tex"] = escape_latex
-    environment.filters["tex_entry"] = _latex_entry
-    return environment.from_string(_LATEX).render(document=document)
 
 
 def to_csv(document: Document) -> str:

@@ -49,6 +49,18 @@ class Figure:
     notes: tuple[str, ...] = field(default=())
 
 
+def figure_texts(figure: Figure) -> dict[str, str]:
+    """The plotted numbers (csv) and the caption (md)."""
+    numbers = io.StringIO()
+    writer = csv.writer(numbers, lineterminator="\n")
+    writer.writerow(figure.csv_header)
+    writer.writerows(figure.csv_rows)
+    banner = f"**{figure.banner}**\n\n" if figure.banner else ""
+    notes = "".join(f"- {note}\n" for note in figure.notes)
+    caption = f"# {figure.title}\n\n{banner}![{figure.title}]({figure.name}.png)\n\n{notes}"
+    return {"csv": numbers.getvalue(), "md": caption}
+
+
 def render(figure: Figure) -> dict[str, bytes]:
     """Suffix → file content; the same figure gives the same bytes (no dates, fixed salt)."""
     import matplotlib
@@ -69,16 +81,7 @@ def render(figure: Figure) -> dict[str, bytes]:
             buffer = io.BytesIO()
             canvas.savefig(buffer, format=suffix, metadata=fields)
             outputs[suffix] = buffer.getvalue()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(figure.csv_header)
-    writer.writerows(figure.csv_rows)
-    outputs["csv"] = text.getvalue().encode()
-    caption = f"# {figure.title}\n\n" + (f"**{figure.banner}**\n\n" if figure.banner else "")
-    outputs["md"] = (
-        caption + f"![{figure.title}]({figure.name}.png)\n\n" + "\n".join(f"- {n}" for n in figure.notes) + "\n"
-    ).encode()
-    return outputs
+    return outputs | {suffix: text.encode() for suffix, text in figure_texts(figure).items()}
 
 
 def write_figure(figure: Figure, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Hyper-parameter tables (Table 5), rendered from conf alone."""
+"""Hyper-parameter tables (5, 7, 8), rendered from conf alone; at paper scale beside what the paper prints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
 from nora.runs.record import Record
 from nora.tables.cells import SpecBook
+from nora.tables.printed import printed_settings
 from nora.tables.table import Table
 
 _KEYS = (
@@ -55,26 +56,56 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     )
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"Table {table.name.removeprefix('table')} – {table.file.title}",
+        title=labels.heading(table.name, table.file.title),
         banner=labels.BANNERS[table.scale],
         blocks=(
             Block("Per method (braces: searched)", columns, lines=tuple(lines)),
             Block("Shared", ("value",), shared),
             Block("Rows asked for (fewer where the set is smaller)", _ROWS, sizes),
+            *_printed(table),
         ),
-        notes=(
-            "Batch size is searched for LoRA only and then reused by every method on that task (paper, Appendix E.4).",
-            "The scan of the paper leaves the first learning rate open (1e-5 or 1e-2); 1e-5 is taken for the LoRA "
-            "family, 1e-2 is in the prefix range."
-            if table.scale == "paper"
-            else "Values of this scale, not the paper's.",
-        ),
+        notes=_notes(table),
         csv_header=("scale", "method", *columns),
         csv_rows=tuple(rows),
     )
 
 
 _ROWS = ("num_train", "num_dev", "num_test")
+
+
+_PRINTED = {
+    "rank": "rank r", "alpha": "α", "targets": "adapted modules", "epochs": "epochs", "steps": "steps",
+    "batch_size": "batch size", "lr": "learning rate", "xi": "ξ", "cutoff": "cut-off length",
+}  # fmt: skip
+
+
+def _printed(table: Table) -> tuple[Block, ...]:
+    """The paper's own lines, at paper scale."""
+    settings = printed_settings(table.name) if table.scale == "paper" else {}
+    lines = []
+    for key, setting in settings.items():
+        text = ", ".join(map(str, setting.values)) if key == "targets" else _values(list(setting.values))
+        lines.append(Line(_PRINTED[key], (Entry(text + "†" * setting.doubtful),)))
+    heading = f"As the paper's Table {table.name.removeprefix('table')} prints it"
+    return (Block(heading, ("value",), tuple(lines)),) if lines else ()
+
+
+def _notes(table: Table) -> tuple[str, ...]:
+    notes = []
+    if table.file.search.reuse:
+        notes.append(
+            f"Batch size is searched for {labels.method(table.file.search.first)} only and then reused by every "
+            "method on that task (paper, Appendix E.4)."
+        )
+    if table.scale != "paper":
+        return (*notes, "Values of this scale, not the paper's.")
+    if any(setting.doubtful for setting in printed_settings(table.name).values()):
+        notes.append("† the scan of the paper leaves the exponent open.")
+    if table.name == "table5":
+        notes.append(
+            "The first learning rate is 1e-5 or 1e-2: 1e-5 is taken for the LoRA family, 1e-2 is in the prefix range."
+        )
+    return tuple(notes)
 
 
 def _plain(value: object) -> str:

@@ -3,76 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
-from nora.collate.statistics import Summary, summarize
+from nora.collate.reported import MISSING, Reported, report
+from nora.collate.statistics import Summary
 from nora.runs.record import Record
-from nora.tables.cells import SpecBook, chosen_settings, make_cell, reused_settings, trials
+from nora.tables.cells import SpecBook
 from nora.tables.printed import PrintedValue, printed_grid
-from nora.tables.table import Settings, Table
-
-MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Reported:
-    """What one method reached on one task: its runs over the seeds and what is missing."""
-
-    settings: Settings | None
-    ids: tuple[str, ...]
-    records: tuple[Record | None, ...]
-    state: str = MISSING
-    """Why nothing is chosen."""
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.records) and all(r is not None and r.status == "done" for r in self.records)
-
-    def values(self, read: Callable[[Record], float]) -> Summary | None:
-        """Mean over all seeds, None unless every seed has a finished record."""
-        return summarize([read(r) for r in self.records if r is not None]) if self.complete else None
-
-    def gap(self) -> str:
-        """Why there is no number."""
-        if self.settings is None:
-            return self.state
-        diverged = sum(r is not None and r.status == "diverged" for r in self.records)
-        there = sum(r is not None for r in self.records)
-        if diverged:
-            return f"diverged {diverged}/{len(self.records)}"
-        return f"{MISSING} ({there}/{len(self.records)})"
-
-
-def report(
-    table: Table, book: SpecBook, records: Mapping[str, Record], checkout: Path
-) -> dict[tuple[str, str], Reported]:
-    """(method, task) → what is reported."""
-    outcome = {}
-    for task in table.columns:
-        for method in table.methods:
-            settings = chosen_settings(table, book, method, task, records, checkout)
-            if settings is None:
-                outcome[method, task] = Reported(None, (), (), _unchosen(table, book, method, task, records))
-                continue
-            ids = tuple(str(make_cell(table, book, method, task, seed, 0, settings).id) for seed in table.seeds)
-            outcome[method, task] = Reported(settings, ids, tuple(records.get(i) for i in ids))
-    return outcome
-
-
-def _unchosen(table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record]) -> str:
-    """Why a method has no settings on a task: its search is not complete, or every setting diverged somewhere."""
-    if table.search == "chosen":
-        return MISSING
-    reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
-    if reused is None:
-        return MISSING
-    tried = trials(table, book, method, task, records, reused)
-    if all(t.complete for t in tried):
-        return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})"
-    return MISSING
+from nora.tables.table import Table
 
 
 def _percent(summary: Summary) -> str:
@@ -89,14 +29,16 @@ def _best(cells: Mapping[str, Summary | None], methods: tuple[str, ...], *, lowe
     return {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
 
 
-def _with_paper(ours: str, summary: Summary | None, printed: PrintedValue | None) -> str:
-    if printed is None:
-        return ours
-    doubt = "†" if printed.doubtful else ""
-    paper = f"{printed.mean:.1f}{doubt}" + ("" if printed.std is None else f" ± {printed.std:.1f}")
-    if summary is None:
-        return f"{ours} (paper {paper})"
-    return f"{ours} (paper {paper}, Δ {100 * summary.mean - printed.mean:+.1f}, n={summary.n})"
+def _detail(entry: Reported, summary: Summary | None, printed: PrintedValue | None) -> str:
+    """The paper's value, the difference and n; how many of the runs are dirty."""
+    parts = []
+    if printed is not None:
+        parts.append(f"paper {printed.text}")
+        if summary is not None:
+            parts += [f"Δ {100 * summary.mean - printed.mean:+.1f}", f"n={summary.n}"]
+    if entry.dirty():
+        parts.append(f"dirty {entry.dirty()}/{len(entry.records)}")
+    return ", ".join(parts)
 
 
 def _test_metric(name: str) -> Callable[[Record], float]:
@@ -121,21 +63,22 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         entries = []
         for task in table.columns:
             summary = scores[task][method]
-            text = _percent(summary) if summary is not None else reported[method, task].gap()
-            text = _with_paper(text, summary, printed.get((method, task)))
-            entries.append(Entry(text, method in rows and method in _best(scores[task], rows)))
+            entry = reported[method, task]
+            text = _percent(summary) if summary is not None else entry.gap()
+            best = method in rows and method in _best(scores[task], rows)
+            entries.append(Entry(text, best, _detail(entry, summary, printed.get((method, task))), entry.ids))
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
-        if (method, "avg") in printed and len(table.columns) == len(table.file.columns):
-            average += f" (paper {printed[method, 'avg'].mean:.1f})"
+        whole = (method, "avg") in printed and len(table.columns) == len(table.file.columns)
+        entries.append(Entry(average, detail=f"paper {printed[method, 'avg'].text}" if whole else ""))
         mark = " (not in the paper)" if method in below else ""
-        lines.append(Line(labels.method(method) + mark, (*entries, Entry(average)), method == next(iter(below), None)))
+        lines.append(Line(labels.method(method) + mark, tuple(entries), method == next(iter(below), None)))
     blocks = [Block("Test score, %", columns, tuple(lines + _references(table, reported)))]
     if table.scale != "paper":
         blocks.append(_loss_block(table, reported, (*rows, *below)))
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"Table {table.name.removeprefix('table')} – {table.file.title} of {_model(table, reported)}",
+        title=f"{labels.heading(table.name, table.file.title)} of {_model(table, book)}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=_notes(table, reported, metric),
@@ -156,9 +99,10 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     )
 
 
-def _model(table: Table, reported: Mapping[tuple[str, str], Reported]) -> str:
-    names = {r.spec["model"]["name"] for entry in reported.values() for r in entry.records if r is not None}
-    return ", ".join(sorted(names)) or "the base model"
+def _model(table: Table, book: SpecBook) -> str:
+    """The base models of the table's columns."""
+    specs = [book.spec(table.methods[0], column, table.seeds[0], [], {}) for column in table.columns]
+    return ", ".join(dict.fromkeys(labels.model(spec["model"]["name"]) for spec in specs))
 
 
 def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> list[Line]:
@@ -203,7 +147,8 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
             text = MISSING
             if summary is not None:
                 text = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
-            entries.append(Entry(text, method in rows and method in _best(losses[task], rows, lowest=True)))
+            best = method in rows and method in _best(losses[task], rows, lowest=True)
+            entries.append(Entry(text, best, runs=reported[method, task].ids))
         lines.append(Line(labels.method(method), tuple(entries), method in table.file.below_rule[:1]))
     zero = []
     for task in table.columns:
@@ -232,11 +177,13 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
     proofs = [r.result["proof"]["passed"] for e in reported.values() for r in e.records if r is not None]
     if proofs:
         notes.append(f"Init proof passed in {sum(proofs)} of {len(proofs)} runs.")
-    dirty = sum(bool(r.run.get("dirty")) for e in reported.values() for r in e.records if r is not None)
+    dirty = sum(entry.dirty() for entry in reported.values())
     if dirty:
         notes.append(f"{dirty} of the runs were made from a checkout with uncommitted changes.")
     if table.scale == "paper" and any(v.doubtful for v in printed_grid(table.name).values()):
         notes.append("† the scan of the paper leaves this printed number or its spread open.")
+    if table.scale == "paper" and any(v.quoted for v in printed_grid(table.name).values()):
+        notes.append("‡ quoted in the paper from another paper; ours is run by us.")
     return tuple(notes)
 
 
@@ -255,7 +202,7 @@ def _csv_rows(
         settings = ";".join(f"{k}={v}" for k, v in (entry.settings or {}).items())
         if not entry.records:
             rows.append((table.name, table.scale, method, task, metric[task], "", "", "", "", "", MISSING))
-        for seed, identity, record in zip(table.seeds, entry.ids, entry.records, strict=False):
+        for seed, identity, record, state in zip(table.seeds, entry.ids, entry.records, entry.states, strict=False):
             test = record.metrics.get("test", {}) if record is not None else {}
             rows.append(
                 (
@@ -269,7 +216,7 @@ def _csv_rows(
                     test.get("gold_nll", ""),
                     settings,
                     identity,
-                    record.status if record is not None else MISSING,
+                    state,
                 )
             )
     return tuple(rows)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
+from nora.collate.reported import gap, states_of
 from nora.collate.slopes import Count, Slope, slope_in_digits, slope_in_doublings, slope_in_kappa
 from nora.runs.record import Record
 from nora.tables.panels import Panels, by_curve, panel_cells
 
-_MISSING = "missing"
+_MEASURED_FROM = 3  # columns: algorithm, start, printed, then what was measured
 
 
 def _counts(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: str) -> list[Count]:
@@ -32,16 +35,15 @@ def _counts(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: 
 
 def _median(counts: Sequence[Count], kappa: float, epsilon: float, budget: int) -> str:
     steps = [c.iterations for c in counts if c.kappa == kappa and c.epsilon == epsilon]
-    if not steps:
-        return _MISSING
     value = statistics.median(s if s is not None else float("inf") for s in steps)
     return f"> {budget}" if value == float("inf") else f"{value:g}"
 
 
-def _interval(slope: Slope, digits: int = 1) -> str:
+def _interval(slope: Slope, digits: int = 1) -> Entry:
     if not slope.determined:
-        return "–"
-    return f"{slope.value:.{digits}f} [{slope.low:.{digits}f}, {slope.high:.{digits}f}]"
+        return Entry("–")
+    value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (slope.value, slope.low, slope.high))
+    return Entry(value, detail=f"{low} to {high}")
 
 
 def shape(counts: Sequence[Count]) -> str:
@@ -61,7 +63,8 @@ def shape(counts: Sequence[Count]) -> str:
 def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Document:
     """Printed rows in the paper's order with their measurement, then what is measured beyond them."""
     printed = yaml.safe_load(files("nora.tables").joinpath("paper", "table1.yaml").read_text(encoding="utf-8"))
-    runs = by_curve(records, panel_cells(target, checkout=checkout))
+    cells = panel_cells(target, checkout=checkout)
+    runs = by_curve(records, cells)
     shared = target.file.shared
     budget, kappas = shared["protocol.iterations"], (10.0, 100.0)
     lines: list[Line] = []
@@ -69,11 +72,15 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
     setting = None
     for row in [*printed["rows"], *printed["beyond"]]:
         beyond = "rate" not in row
-        counts = _counts(runs, row["measured"]) if row.get("measured") in target.panels else []
-        entries = _entries(row, counts, beyond, kappas, min(shared["protocol.epsilons"]), budget)
+        own = [cell for cell in cells if cell.column == row.get("measured")]
+        absent = gap(states_of(own, records)) if own else "not measured"
+        counts = [] if absent else _counts(runs, row["measured"])
+        made = _entries(row, counts, absent, beyond, kappas, min(shared["protocol.epsilons"]), budget)
+        ids = tuple(str(cell.id) for cell in own)
+        entries = tuple(replace(e, runs=ids if i >= _MEASURED_FROM else ()) for i, e in enumerate(made))
         rule = bool(lines) and (row["setting"] != setting or (beyond and not lines[-1].label.startswith("*")))
         label = f"{'* ' if beyond else ''}{row['setting']} {row['regime']}"
-        lines.append(Line(label, tuple(Entry(e) for e in entries), rule))
+        lines.append(Line(label, entries, rule))
         setting = row["setting"]
         rows += [
             (
@@ -90,7 +97,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
         ]
     return Document(
         name=target.name,
-        title=f"Table 1 – {target.file.title}",
+        title=labels.heading(target.name, target.file.title),
         banner="",
         blocks=(
             Block(
@@ -99,8 +106,8 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
                     "algorithm",
                     "start",
                     "printed",
-                    "to 1e-10, κ = 10",
-                    "κ = 100",
+                    "to 1e-10, κ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}10",
+                    "to 1e-10, κ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}100",
                     "exponent of κ",
                     "per digit",
                     "per doubling",
@@ -126,25 +133,24 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
 def _entries(
     row: Mapping[str, Any],
     counts: Sequence[Count],
+    absent: str,
     beyond: bool,
     kappas: tuple[float, float],
     epsilon: float,
     budget: int,
-) -> list[str]:
+) -> list[Entry]:
     marks = ("†" if row.get("doubtful") else "") + ("‡" if row.get("sensing") else "")
     rate = "–" if beyond else row["rate"] + marks
-    reference = "" if beyond else f" ({row['reference']})"
-    head = [row["algorithm"] + reference, row["start"], rate]
-    if "measured" not in row:
-        return [*head, *["not measured"] * 2, "–", "–", "–", "–"]
-    if not counts:
-        return [*head, _MISSING, _MISSING, "–", "–", "–", "–"]
+    algorithm = Entry(row["algorithm"], detail="" if beyond else row["reference"])
+    head = [algorithm, Entry(row["start"]), Entry(rate)]
+    if absent:
+        return [*head, Entry(absent), Entry(absent), *[Entry("–")] * 4]
     at_ten = [c for c in counts if c.kappa == kappas[0]]
     return [
         *head,
-        *(_median(counts, kappa, epsilon, budget) for kappa in kappas),
+        *(Entry(_median(counts, kappa, epsilon, budget)) for kappa in kappas),
         _interval(slope_in_kappa(counts), 2),
         _interval(slope_in_digits(at_ten)),
         _interval(slope_in_doublings(at_ten)),
-        shape(counts),
+        Entry(shape(counts)),
     ]

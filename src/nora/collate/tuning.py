@@ -72,7 +72,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     text = header + yaml.safe_dump(body, sort_keys=False, width=120, default_flow_style=None)
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"{table.file.title} ({source})",
+        title=f"{table.file.title} of {labels.heading(source, '').removesuffix(' – ')}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=(
@@ -90,4 +90,5 @@ def _line(label: str, trial: Trial, best: bool, rule_above: bool) -> Line:
     metric = f"{100 * trial.metric:.1f}" if trial.complete and not trial.diverged else "–"
     loss = f"{trial.loss:.3f}" if trial.complete and not trial.diverged else "–"
     runs = f"{len(trial.ids)}" + (f" ({trial.diverged} diverged)" if trial.diverged else "")
-    return Line(label, (Entry(_spell(trial.settings), best), Entry(metric, best), Entry(loss), Entry(runs)), rule_above)
+    entries = (Entry(_spell(trial.settings), best), Entry(metric, best, runs=trial.ids), Entry(loss), Entry(runs))
+    return Line(label, entries, rule_above)

@@ -1,0 +1,140 @@
+"""Every artefact asked for from one snapshot of the store; with all of them the report. Nothing to do is seen early."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from nora.collate import labels, ledger
+from nora.collate.artefacts import build, summary, write
+from nora.collate.document import Document
+from nora.collate.figures import Figure
+from nora.collate.proofs import proofs
+from nora.collate.report import Picture, Section, render_report
+from nora.runs.files import sha256_bytes, write_atomic
+from nora.runs.snapshot import Snapshot, take_snapshot
+from nora.runs.store import Store
+from nora.tables.cells import Cell
+from nora.tables.targets import Target, load_target, target_cells
+
+STAMP = ".collated.json"
+LEDGER = "theory.json"
+REPORT = "report.html"
+_INPUTS = ("conf/**/*.yaml", "conf/revisions.lock", "src/nora/**/*.py", "src/nora/**/*.yaml", "src/nora/collate/html/*",
+           "assets/*/*", "data/MANIFEST.json")  # fmt: skip
+
+
+def _stat(paths: Iterable[Path], root: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for path in sorted(paths):
+        status = path.stat()
+        found.append((os.path.relpath(path, root), status.st_size, status.st_mtime_ns))
+    return found
+
+
+def fingerprint(store: Store, checkout: Path) -> str:
+    """What the artefacts depend on: sizes and times of records, confs and sources (contents are not read)."""
+    inputs = [path for pattern in _INPUTS for path in checkout.glob(pattern)]
+    records = [*store.root.glob("runs/*/*/record.json"), *store.root.glob(LEDGER)]
+    return sha256_bytes(json.dumps([_stat(inputs, checkout), _stat(records, store.root)]).encode())
+
+
+def up_to_date(store: Store, checkout: Path) -> int | None:
+    """How many files the last complete collation left, where neither its inputs nor they have changed since."""
+    try:
+        stamp = json.loads((store.root / STAMP).read_text(encoding="utf-8"))
+        same = stamp["inputs"] == fingerprint(store, checkout)
+        outputs = [tuple(entry) for entry in stamp["outputs"]]
+        same = same and _stat([checkout / name for name, _, _ in outputs], checkout) == outputs
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return len(outputs) if same else None
+
+
+def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
+    """The targets, and each one of several scales at paper scale too (after mini), in the paper's order."""
+    paper = [load_target(checkout, target.name, ["scale=paper"]) for target in targets if target.scale]
+    return sorted([*targets, *paper], key=lambda t: (labels.papers_order(t.name), t.scale == "paper"))
+
+
+def collate(
+    targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path, show: Callable[[str], None]
+) -> list[Path]:
+    """Writes the artefacts of some targets; returns the files."""
+    paths: list[Path] = []
+    for target in targets:
+        artefact = build(target, snapshot, checkout=checkout)
+        show(summary(artefact))
+        paths += write(artefact, results)
+    return paths
+
+
+def report_text(
+    targets: Sequence[Target],
+    snapshot: Snapshot,
+    results: Path,
+    *,
+    checkout: Path,
+    place: Callable[[Document | Figure], bytes],
+) -> str:
+    """The report of some targets, the ledger kept in ``results`` and the init proofs.
+
+    ``place`` is handed every artefact, to write it or to compare it, and returns the PNG of a figure.
+    """
+    sections: list[Section] = []
+    cells: list[Cell] = []
+    for target in targets:
+        own = target_cells(target, snapshot, checkout=checkout)
+        artefact = build(target, snapshot, checkout=checkout)
+        if isinstance(artefact, Figure) and target.scale == "paper" and not any(c.id in snapshot for c in own):
+            continue  # a figure without runs shows nothing
+        cells += own
+        png = place(artefact)
+        content = artefact if isinstance(artefact, Document) else _picture(artefact, png)
+        sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
+    theory = results / LEDGER
+    if theory.is_file():
+        document = ledger.build(json.loads(theory.read_text(encoding="utf-8"))["rows"])
+        place(document)
+        sections.append(Section(document, ()))
+    sections.append(Section(proofs(snapshot), ()))
+    return render_report(sections, cells, snapshot)
+
+
+def _picture(figure: Figure, png: bytes) -> Picture:
+    return Picture(figure.name, figure.title, figure.banner, figure.notes, png)
+
+
+def collate_all(
+    targets: Sequence[Target],
+    store: Store,
+    *,
+    checkout: Path,
+    show: Callable[[str], None],
+    warn: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot; ``warn`` hears
+    of each record that is not believed."""
+    before = fingerprint(store, checkout)
+    snapshot = take_snapshot(store)
+    for line in snapshot.damaged.values():
+        warn(line)
+    paths: list[Path] = []
+
+    def place(artefact: Document | Figure) -> bytes:
+        written = write(artefact, store.root)
+        paths.extend(written)
+        show(f"{artefact.name:18} {artefact.title}")
+        return b"" if isinstance(artefact, Document) else next(p for p in written if p.suffix == ".png").read_bytes()
+
+    text = report_text(targets, snapshot, store.root, checkout=checkout, place=place)
+    report = store.root / REPORT
+    if not report.is_file() or report.read_text(encoding="utf-8") != text:
+        write_atomic(report, text)
+    paths.append(report)
+    stamp = {"inputs": before, "outputs": _stat(paths, checkout)}
+    if fingerprint(store, checkout) == before:  # else a choice was written or a run ended meanwhile: collate again
+        write_atomic(store.root / STAMP, json.dumps(stamp))
+    return paths
