@@ -34,6 +34,9 @@ def record_of(cell: Cell, *, status: str = "done", dirty: bool = False, **test: 
         "majority_accuracy": 0.5,
         "zero_shot": {"accuracy": 0.25, "gold_nll": 4.0},
     }
+    if cell.spec is not None and "spectrum" in cell.spec["measure"]:
+        counts = [int(8 * _unit("count", *key, i)) for i in range(64)]
+        metrics["spectrum"] = {"counts": counts, "beyond": 0, "matrices": 8, "top_rank_share": _unit("share", *key)}
     module = {"relative_difference": 1e-7, "rho": 2.0, "rho_sketch": 2.0, "scale_ratio": 1.0, "name": "m"}
     result: dict[str, Any] = {
         "spec": cell.spec,

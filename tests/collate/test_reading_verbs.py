@@ -55,7 +55,10 @@ def test_trace_of_a_cell_has_its_seeds_and_how_they_differ(store: Store, capsys:
     for run in runs:
         record = store.read("finetune", run["id"])
         assert record is not None and record.metrics["test"] == run["test"] and record.spec["seed"] == run["seed"]
-        assert f"method.xi={record.spec['method']['xi']}" in run["difference"]
+        for pair in run["difference"]:
+            group, key = pair.split("=")[0].split(".")
+            assert pair == f"{group}.{key}={record.spec[group][key]}"
+        assert "method.name=nora" in run["difference"], "no method has most of the runs"
         assert f"method.xi={record.spec['method']['xi']}" in run["command"]
 
 
@@ -134,3 +137,15 @@ def test_a_card_for_each_adapter_that_is_kept(store: Store, tmp_path: Path, caps
     (tmp_path / "file").write_text("")
     assert cli.main(["export", f"exec.results={store.root}", "--out", str(tmp_path / "file")]) == 2
     assert "which is a file" in capsys.readouterr().err
+
+
+def test_verify_compares_a_curve_with_the_value_reported_from_it(checkout: Path) -> None:
+    from nora.runs.verify import verify_record
+
+    real = Store(checkout / "results")
+    record = next(r for r in real.records() if r.spec["kind"] == "factorize" and "trace" in r.metrics)
+    assert verify_record(real, record) == []
+    final = {**record.metrics["final"], "error": 1e-16}
+    better = Record(record.id, {**record.result, "metrics": {**record.metrics, "final": final}}, record.run)
+    (problem,) = verify_record(real, better)
+    assert problem.startswith(f"{record.id}: the curve of error ends at ") and problem.endswith(" 1e-16")

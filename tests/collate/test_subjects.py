@@ -15,8 +15,8 @@ from scipy import stats
 
 from nora.collate.artefacts import build
 from nora.collate.document import Document, to_markdown
-from nora.collate.latex import to_latex
 from nora.collate.figures import Figure, render
+from nora.collate.latex import to_latex
 from nora.collate.loss_curves import moving_average
 from nora.collate.statistics import paired_interval
 from nora.runs.record import Record

@@ -16,6 +16,7 @@ import pytest
         ["run", "--help"],
         ["plan", "table2", "scale=smoke", "task=cb", "seed=0"],
         ["status", "table2", "scale=smoke", "task=cb", "seed=0"],
+        ["collate", "--dry-run", "cost", "scale=smoke"],
         ["collate", "--dry-run", "table2", "scale=smoke", "task=cb", "seed=0"],
         ["plan", "table3", "fig7", "scale=paper"],
         ["collate", "--dry-run", "table3", "table6", "scale=smoke"],

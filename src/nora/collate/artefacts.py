@@ -16,7 +16,7 @@ from nora.tables.targets import Target
 
 # A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
 _LAYOUTS = (
-    "methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment",
+    "methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment", "costs",
     "subject_losses", "subject_settings", "drawn_pictures", "training_pictures", "loss_curves",
 )  # fmt: skip
 
@@ -27,7 +27,10 @@ def build(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Do
     if layout not in _LAYOUTS:
         raise UserError(f"conf/table/{table.name}.yaml: given layout {layout!r}, allowed {', '.join(_LAYOUTS)}")
     module = importlib.import_module(f"nora.collate.{layout}")
-    artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    try:
+        artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    except KeyError as error:  # a record of this spec and version that holds less than the layout reads
+        raise UserError(f"{table.name}: a record behind it has no {error}, which layout {layout} reads") from error
     return artefact
 
 

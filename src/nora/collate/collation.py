@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from nora.collate import ledger
+from nora.collate import labels, ledger
 from nora.collate.artefacts import build, summary, write
 from nora.collate.document import Document
 from nora.collate.figures import Figure
 from nora.collate.proofs import proofs
 from nora.collate.report import Picture, Section, render_report
 from nora.runs.files import sha256_bytes, write_atomic
-from nora.runs.snapshot import take_snapshot
+from nora.runs.snapshot import Snapshot, take_snapshot
 from nora.runs.store import Store
 from nora.tables.cells import Cell
 from nora.tables.targets import Target, load_target, target_cells
 
 STAMP = ".collated.json"
 LEDGER = "theory.json"
+REPORT = "report.html"
 _INPUTS = ("conf/**/*.yaml", "conf/revisions.lock", "src/nora/**/*.py", "src/nora/**/*.yaml", "src/nora/collate/html/*",
            "assets/*/*", "data/MANIFEST.json")  # fmt: skip
 
@@ -53,36 +53,36 @@ def up_to_date(store: Store, checkout: Path) -> int | None:
     return len(outputs) if same else None
 
 
-def _in_the_papers_order(target: Target) -> tuple[int, int, str, bool]:
-    """Tables by number, figures by number, the rest by name; paper scale directly after mini."""
-    numbered = re.fullmatch(r"(table|fig)(\d+)", target.name)
-    if numbered is None:
-        return 2, 0, target.name, target.scale == "paper"
-    return int(numbered[1] == "fig"), int(numbered[2]), target.name, target.scale == "paper"
-
-
 def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
-    """The targets, and each one of several scales at paper scale too, in the order the report shows them."""
+    """The targets, and each one of several scales at paper scale too (after mini), in the paper's order."""
     paper = [load_target(checkout, target.name, ["scale=paper"]) for target in targets if target.scale]
-    return sorted([*targets, *paper], key=_in_the_papers_order)
+    return sorted([*targets, *paper], key=lambda t: (labels.papers_order(t.name), t.scale == "paper"))
 
 
-def collate(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
+def collate(
+    targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path, show: Callable[[str], None]
+) -> list[Path]:
     """Writes the artefacts of some targets; returns the files."""
-    snapshot = take_snapshot(store)
     paths: list[Path] = []
     for target in targets:
         artefact = build(target, snapshot, checkout=checkout)
         show(summary(artefact))
-        paths += write(artefact, store.root)
+        paths += write(artefact, results)
     return paths
 
 
-def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show: Callable[[str], None]) -> list[Path]:
-    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot."""
-    before = fingerprint(store, checkout)
-    snapshot = take_snapshot(store)
-    paths: list[Path] = []
+def report_text(
+    targets: Sequence[Target],
+    snapshot: Snapshot,
+    results: Path,
+    *,
+    checkout: Path,
+    place: Callable[[Document | Figure], bytes],
+) -> str:
+    """The report of some targets, the ledger kept in ``results`` and the init proofs.
+
+    ``place`` is handed every artefact, to write it or to compare it, and returns the PNG of a figure.
+    """
     sections: list[Section] = []
     cells: list[Cell] = []
     for target in targets:
@@ -90,25 +90,47 @@ def collate_all(targets: Sequence[Target], store: Store, *, checkout: Path, show
         artefact = build(target, snapshot, checkout=checkout)
         if isinstance(artefact, Figure) and target.scale == "paper" and not any(c.id in snapshot for c in own):
             continue  # a figure without runs shows nothing
-        written = write(artefact, store.root)
-        paths += written
-        show(f"{artefact.name:18} {artefact.title}")
         cells += own
-        content: Document | Picture
-        if isinstance(artefact, Document):
-            content = artefact
-        else:
-            png = next(path for path in written if path.suffix == ".png").read_bytes()
-            content = Picture(artefact.name, artefact.title, artefact.banner, artefact.notes, png)
+        png = place(artefact)
+        content = artefact if isinstance(artefact, Document) else _picture(artefact, png)
         sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
-    theory = store.root / LEDGER
+    theory = results / LEDGER
     if theory.is_file():
         document = ledger.build(json.loads(theory.read_text(encoding="utf-8"))["rows"])
-        paths += write(document, store.root)
+        place(document)
         sections.append(Section(document, ()))
     sections.append(Section(proofs(snapshot), ()))
-    report = store.root / "report.html"
-    text = render_report(sections, cells, snapshot)
+    return render_report(sections, cells, snapshot)
+
+
+def _picture(figure: Figure, png: bytes) -> Picture:
+    return Picture(figure.name, figure.title, figure.banner, figure.notes, png)
+
+
+def collate_all(
+    targets: Sequence[Target],
+    store: Store,
+    *,
+    checkout: Path,
+    show: Callable[[str], None],
+    warn: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot; ``warn`` hears
+    of each record that is not believed."""
+    before = fingerprint(store, checkout)
+    snapshot = take_snapshot(store)
+    for line in snapshot.damaged.values():
+        warn(line)
+    paths: list[Path] = []
+
+    def place(artefact: Document | Figure) -> bytes:
+        written = write(artefact, store.root)
+        paths.extend(written)
+        show(f"{artefact.name:18} {artefact.title}")
+        return b"" if isinstance(artefact, Document) else next(p for p in written if p.suffix == ".png").read_bytes()
+
+    text = report_text(targets, snapshot, store.root, checkout=checkout, place=place)
+    report = store.root / REPORT
     if not report.is_file() or report.read_text(encoding="utf-8") != text:
         write_atomic(report, text)
     paths.append(report)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nora.collate import labels
 from nora.collate.figures import BLACK, BLUE, GREEN, ORANGE, PAPER_WIDTH, PURPLE, SKY, VERMILION, Figure
+from nora.collate.reported import absent, states_of
 from nora.runs.record import Record
 from nora.tables.panels import Curve, Panels, by_curve, curve_seeds, panel_cells
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
+_MARKERS = ("o", "s", "^", "v", "D", "P", "X")  # with few of them on each line: in grey some colours are alike
 _LINES = {"solid": "-", "dotted": ":", "dashed": "--"}
 _EXCESS_FLOOR = 1e-7
 _FLOOR = 1e-17  # what a log axis shows for an exact zero
@@ -57,17 +59,18 @@ def _values(record: Record, metric: str) -> list[float | None]:
 
 def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Figure:
     """One pair of axes per panel; a curve without all its runs says so in the legend."""
-    runs = by_curve(records, panel_cells(target, checkout=checkout))
+    cells = panel_cells(target, checkout=checkout)
+    runs = by_curve(records, cells)
     rows: list[tuple[object, ...]] = []
     drawn: dict[str, list[tuple[Curve, Band | None]]] = {}
-    missing = 0
     for name in target.panels:
         panel = target.file.panels[name]
         drawn[name] = []
         for curve in panel.curves:
             wanted = curve_seeds(target, curve)
-            found = [r for seed in wanted if (r := runs[name, curve.label].get(seed)) is not None] if wanted else []
-            missing += len(wanted) - len(found)
+            found = [
+                r for seed in wanted if (r := runs[name, curve.label].get(seed)) is not None and r.status == "done"
+            ]
             measured = band(found, panel.metric) if found and len(found) == len(wanted) else None
             drawn[name].append((curve, measured))
             if measured is not None:
@@ -87,26 +90,34 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> F
             ax.set_xlabel("iteration")
             ax.set_ylabel(panel.y_label)
 
-    state = f" {missing} runs are missing." if missing else ""
+    lacking = absent(states_of(cells, records))
     return Figure(
         name=target.name,
         title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, 2.7),
         draw=draw,
+        banner=lacking,
         csv_header=("panel", "curve", "iteration", "geometric_mean", "min", "max", "seeds"),
         csv_rows=tuple(rows),
-        notes=(*target.file.caption, f"Seeds: {', '.join(map(str, target.seeds))}.{state}"),
+        notes=(*target.file.caption, f"Seeds: {', '.join(map(str, target.seeds))}."),
     )
 
 
 def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
     for i, (curve, measured) in enumerate(curves):
-        colour = _COLOURS[(i if curve.colour is None else curve.colour) % len(_COLOURS)]
-        label = curve.label if measured is not None else f"{curve.label} (missing)"
+        number = i if curve.colour is None else curve.colour
+        colour = _COLOURS[number % len(_COLOURS)]
+        marked: Any = {
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "markersize": 2.6,
+            "markevery": (0.03 + 0.021 * (i % 7), 0.15),  # fractions of the axes, not of the points
+        }
+        label = curve.label if measured is not None else f"{curve.label} (incomplete)"
         if measured is None:
-            ax.plot([], [], _LINES[curve.style], color=colour, label=label)
+            ax.plot([], [], _LINES[curve.style], color=colour, label=label, **marked)
             continue
-        ax.plot(measured.steps, measured.middle, _LINES[curve.style], color=colour, label=label, linewidth=1.2)
+        line: Any = {"color": colour, "label": label, "linewidth": 1.2, **marked}
+        ax.plot(measured.steps, measured.middle, _LINES[curve.style], **line)
         ax.fill_between(measured.steps, measured.low, measured.high, color=colour, alpha=0.18, linewidth=0)
         if curve.inset is not None:
             inset: Any = ax.inset_axes(tuple(curve.inset))  # type: ignore[arg-type]  # four numbers

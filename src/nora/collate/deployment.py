@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nora.collate.document import Block, Document, Entry, Line
+from nora.collate.reported import absent, gap, states_of
 from nora.runs.record import Record
 from nora.tables.deployments import Deployments, deployment_cells
 
@@ -40,15 +41,13 @@ def _worst(records: Sequence[Record], host: str, *path: str) -> float | str | No
 
 def _entry(value: float | str | None) -> Entry:
     if value is None:
-        return Entry("missing")
+        return Entry("–")
     if isinstance(value, str):
         return Entry(value)
     return Entry("0" if value == 0 else f"{value:.1e}", best=value <= _EQUAL)
 
 
 def _needs(records: Sequence[Record], host: str) -> str:
-    if not records:
-        return "missing"
     figures = [_worst(records, host, "stock", key) for key in ("alone", "beside")]
     if all(isinstance(f, float | int) and f <= _EQUAL for f in figures):
         return "nothing"
@@ -57,10 +56,10 @@ def _needs(records: Sequence[Record], host: str) -> str:
 
 def _bytes(records: Sequence[Record], host: str, label: str) -> Entry:
     value = _worst(records, host, "bytes", label)
-    return Entry("missing" if value is None else f"{value:,}".replace(",", " "))
+    return Entry("–" if value is None else f"{value:,}".replace(",", " "))
 
 
-def _main_block(found: Mapping[str, Sequence[Record]], host: str, heading: str) -> Block:
+def _main_block(found: Mapping[str, Sequence[Record]], gaps: Mapping[str, str], host: str, heading: str) -> Block:
     lines = []
     for init, records in found.items():
         figures = [
@@ -73,11 +72,12 @@ def _main_block(found: Mapping[str, Sequence[Record]], host: str, heading: str) 
         runs = tuple(record.id for record in records)
         entries = [replace(_entry(_worst(records, host, *path)), runs=runs) for path in figures]
         sizes = [_bytes(records, host, label) for label in ("stock", "portable")]
-        lines.append(Line(init, (*entries, *sizes, Entry(_needs(records, host)))))
+        measured = (*entries, *sizes, Entry(_needs(records, host)))
+        lines.append(Line(init, measured if records else (Entry(gaps[init]),) * len(_COLUMNS)))
     return Block(heading, _COLUMNS, tuple(lines))
 
 
-def _merge_block(found: Mapping[str, Sequence[Record]]) -> Block:
+def _merge_block(found: Mapping[str, Sequence[Record]], gaps: Mapping[str, str]) -> Block:
     columns, lines = [], []
     paths = [
         (host, f"merge_{dtype}", part)
@@ -90,7 +90,8 @@ def _merge_block(found: Mapping[str, Sequence[Record]]) -> Block:
     columns += ["diffusers without α"]
     for init, records in found.items():
         entries = [_entry(_worst(records, *path)) for path in paths]
-        lines.append(Line(init, (*entries, _entry(_worst(records, "diffusion", "without_alpha")))))
+        measured = (*entries, _entry(_worst(records, "diffusion", "without_alpha")))
+        lines.append(Line(init, measured if records else (Entry(gaps[init]),) * len(columns)))
     return Block("Merge and unmerge once; α dropped", tuple(columns), tuple(lines))
 
 
@@ -112,14 +113,15 @@ def _rows(found: Mapping[str, Sequence[Record]]) -> tuple[tuple[object, ...], ..
 def build(target: Deployments, records: Mapping[str, Record], *, checkout: Path) -> Document:
     """A block per host, then what merging leaves; every number is in the CSV with its run."""
     cells = deployment_cells(target, checkout=checkout)
-    done = {identity: record for identity, record in records.items() if record.status == "done"}
-    found = {init: [done[str(c.id)] for c in cells if c.row == init and c.id in done] for init in target.inits}
-    missing = sum(c.id not in records for c in cells)
+    own = {init: [cell for cell in cells if cell.row == init] for init in target.inits}
+    gaps = {init: gap(states_of(own[init], records)) for init in target.inits}
+    # The worst of fewer seeds than the caption says would look better than it is.
+    found = {init: [] if gaps[init] else [records[str(c.id)] for c in own[init]] for init in target.inits}
     return Document(
         name=target.name,
         title=target.file.title,
-        banner=f"{missing} of {len(cells)} runs are missing" if missing else "",
-        blocks=(*(_main_block(found, host, heading) for host, heading in _HOSTS), _merge_block(found)),
+        banner=absent(states_of(cells, records)),
+        blocks=(*(_main_block(found, gaps, host, heading) for host, heading in _HOSTS), _merge_block(found, gaps)),
         notes=(
             *target.file.caption,
             "As saved by default: save_pretrained, and save_lora_weights with its metadata argument. Beside a LoRA: "

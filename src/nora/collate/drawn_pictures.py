@@ -63,7 +63,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
 
     return Figure(
         name=f"{target.name}.{target.scale}",
-        title=f"Figure {target.name.removeprefix('fig')} – {target.file.title}",
+        title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, len(cells) * side + 0.34),
         draw=draw,
         csv_header=("method", "seed", "picture_seed", "prompt", "id", "file", "sha256"),

@@ -37,27 +37,25 @@ def usual_settings(specs: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def run_facts(cells: Sequence[Cell], snapshot: Snapshot) -> dict[str, dict[str, Any]]:
-    """id → what the report tells of a run: state, seed, commit, how its spec differs from the usual one, command."""
-    specs = {cell.id: cell.spec for cell in cells if cell.id is not None and cell.spec is not None}
-    flat = {identity: flatten(spec) for identity, spec in specs.items()}
-    kinds = sorted({spec["kind"] for spec in flat.values()})
-    usual = {kind: usual_settings(spec for spec in flat.values() if spec["kind"] == kind) for kind in kinds}
-    facts: dict[str, dict[str, Any]] = {}
+    """id → what is told of a run: state, seed, commit, how its settings differ from those most runs of its table have
+    at its scale (keys it has no value for, such as another method's, are no difference), command."""
+    groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    first: dict[str, tuple[Cell, tuple[str, str, str]]] = {}
     for cell in cells:
-        if cell.id is None or cell.id in facts:
+        if cell.id is None or cell.spec is None or cell.id in first:
             continue
-        own = flat[cell.id]
-        base = usual[own["kind"]]
-        differences = [
-            f"{key}={own.get(key, 'absent')}"
-            for key in sorted({*own, *base})
-            if key != "seed" and own.get(key) != base.get(key) and not (key not in own and key not in base)
-        ]
-        record = snapshot.get(cell.id)
-        facts[cell.id] = {
-            "state": snapshot.state(cell.id, cell.spec),
+        group = cell.spec["kind"], cell.table, cell.scale
+        groups.setdefault(group, {})[cell.id] = flatten(cell.spec)
+        first[cell.id] = cell, group
+    usual = {group: usual_settings(specs.values()) for group, specs in groups.items()}
+    facts: dict[str, dict[str, Any]] = {}
+    for identity, (cell, group) in first.items():
+        own, base = groups[group][identity], usual[group]
+        record = snapshot.get(identity)
+        facts[identity] = {
+            "state": snapshot.state(identity, cell.spec),
             "seed": cell.seed,
-            "difference": differences,
+            "difference": [f"{key}={own[key]}" for key in sorted(own) if key != "seed" and own[key] != base[key]],
             "command": command(cell),
             **(_recorded(record) if record is not None else {}),
         }

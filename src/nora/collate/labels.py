@@ -56,6 +56,12 @@ def heading(name: str, title: str) -> str:
     return f"{'Table' if found[1] == 'table' else 'Figure'} {found[2]} – {title}"
 
 
+def papers_order(name: str) -> tuple[int, int, str]:
+    """Tables by number, figures by number, the rest by name."""
+    found = re.fullmatch(r"(table|fig)(\d+)", name)
+    return (2, 0, name) if found is None else (int(found[1] == "fig"), int(found[2]), name)
+
+
 def method(name: str) -> str:
     return METHODS.get(name, name)
 

@@ -10,7 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from nora.collate.document import Block, Document, Entry
 
 # A class defines \footnotesize, so a file that is \input into a paper skips the preamble and the end of the document.
-# A paper needs booktabs, longtable and graphicx. Only a table wider than the page is shrunk.
+# A paper needs booktabs, longtable and graphicx. Only a table wider than the page is shrunk. In a paper of two columns
+# one of many columns spans both, and one of several pages stands on pages of its own. Its blocks share one number.
 _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \ifdefined\footnotesize\else
 \def\noraalone{}
@@ -25,8 +26,12 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 {%- for block in document.blocks %}
 {%- set caption = (document.title | unnumbered ~ (": " ~ block.heading if block.heading else "")) | tex %}
 {%- set banner = "\\textbf{" ~ (document.banner | tex) ~ "}" if document.banner else "" %}
+{%- if not loop.first %}
+\addtocounter{table}{-1}
+{%- endif %}
 {%- if block | long %}
-{\footnotesize
+\makeatletter\if@twocolumn\onecolumn\def\noratwo{}\fi\makeatother
+{\footnotesize\setlength{\tabcolsep}{3pt}
 \begin{longtable}{ {{- block | columns -}} }
 \caption{ {{- caption }}. {{ banner -}} }\\
 \toprule
@@ -41,8 +46,9 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \bottomrule
 \end{longtable}
 }
+\ifdefined\noratwo\let\noratwo\undefined\twocolumn\fi
 {%- else %}
-\begin{table}[htbp]
+\begin{ {{- block | float -}} }[htbp]
 \centering
 \caption{ {{- caption }}. {{ banner -}} }
 \setbox0=\hbox{\begin{tabular}{ {{- block | columns -}} }
@@ -54,7 +60,7 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \end{tabular}}
 \ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi
 {%- if loop.last %}{{ notes }}{% endif %}
-\end{table}
+\end{ {{- block | float -}} }
 {%- endif %}
 {%- if loop.last and block | long %}{{ notes }}{% endif %}
 {%- endfor %}
@@ -124,6 +130,7 @@ _LONG_TEXT, _LONG_TABLE = 48, 44  # characters that need a paragraph column, lin
 
 
 _HEADING_WIDTH = 14
+_NARROW = 3  # columns that fit half a page
 _NUMBERED = re.compile(r"Table (\d+) – ")
 
 
@@ -139,7 +146,9 @@ def escape_latex(text: str) -> str:
 def _entry(entry: Entry) -> str:
     text = escape_latex(entry.text)
     text = f"\\textbf{{{text}}}" if entry.best else text
-    return f"\\shortstack{{{text}\\\\{{\\tiny {escape_latex(entry.detail)}}}}}" if entry.detail else text
+    if not entry.detail:
+        return text
+    return f"\\begin{{tabular}}{{@{{}}c@{{}}}}{text}\\\\[-4pt]{{\\tiny {escape_latex(entry.detail)}}}\\end{{tabular}}"
 
 
 def _heading(text: str) -> str:
@@ -174,11 +183,16 @@ def _long(block: Block) -> bool:
     return len(block.lines) > _LONG_TABLE or any(width > _LONG_TEXT for width in _widest(block))
 
 
+def _float(block: Block) -> str:
+    """The starred one spans both columns of a paper that has two; elsewhere they are the same."""
+    return "table*" if len(block.columns) > _NARROW else "table"
+
+
 def _columns(block: Block) -> str:
     """Centred columns; those with long text are paragraphs that share the rest of the line."""
     widths = _widest(block)
     long = sum(width > _LONG_TEXT for width in widths)
-    kinds = [f"p{{{0.74 / long:.2f}\\linewidth}}" if width > _LONG_TEXT else "c" for width in widths]
+    kinds = [f"p{{{0.66 / long:.2f}\\linewidth}}" if width > _LONG_TEXT else "c" for width in widths]
     return "l" + "".join(kinds)
 
 
@@ -192,6 +206,7 @@ def to_latex(document: Document) -> str:
         "unnumbered": _unnumbered,
         "body": _body,
         "long": _long,
+        "float": _float,
         "columns": _columns,
     }
     notes = "".join(f"\n\\par{{\\footnotesize\\raggedright {escape_latex(note)}\\par}}" for note in document.notes)

@@ -76,7 +76,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
 
     return Figure(
         name=f"{target.name}.{target.scale}",
-        title=target.file.title,
+        title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, 2.4),
         draw=draw,
         csv_header=("panel", "method", "step", "mean", "std"),

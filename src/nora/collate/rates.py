@@ -13,11 +13,11 @@ import yaml
 
 from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
+from nora.collate.reported import gap, states_of
 from nora.collate.slopes import Count, Slope, slope_in_digits, slope_in_doublings, slope_in_kappa
 from nora.runs.record import Record
 from nora.tables.panels import Panels, by_curve, panel_cells
 
-_MISSING = "missing"
 _MEASURED_FROM = 3  # columns: algorithm, start, printed, then what was measured
 
 
@@ -33,14 +33,8 @@ def _counts(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: 
     return found
 
 
-def _ids(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: str) -> tuple[str, ...]:
-    return tuple(r.id for (name, _), seeds in runs.items() if name == panel for r in seeds.values() if r is not None)
-
-
 def _median(counts: Sequence[Count], kappa: float, epsilon: float, budget: int) -> str:
     steps = [c.iterations for c in counts if c.kappa == kappa and c.epsilon == epsilon]
-    if not steps:
-        return _MISSING
     value = statistics.median(s if s is not None else float("inf") for s in steps)
     return f"> {budget}" if value == float("inf") else f"{value:g}"
 
@@ -48,7 +42,8 @@ def _median(counts: Sequence[Count], kappa: float, epsilon: float, budget: int) 
 def _interval(slope: Slope, digits: int = 1) -> Entry:
     if not slope.determined:
         return Entry("–")
-    return Entry(f"{slope.value:.{digits}f}", detail=f"{slope.low:.{digits}f} to {slope.high:.{digits}f}")
+    value, low, high = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (slope.value, slope.low, slope.high))
+    return Entry(value, detail=f"{low} to {high}")
 
 
 def shape(counts: Sequence[Count]) -> str:
@@ -68,7 +63,8 @@ def shape(counts: Sequence[Count]) -> str:
 def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Document:
     """Printed rows in the paper's order with their measurement, then what is measured beyond them."""
     printed = yaml.safe_load(files("nora.tables").joinpath("paper", "table1.yaml").read_text(encoding="utf-8"))
-    runs = by_curve(records, panel_cells(target, checkout=checkout))
+    cells = panel_cells(target, checkout=checkout)
+    runs = by_curve(records, cells)
     shared = target.file.shared
     budget, kappas = shared["protocol.iterations"], (10.0, 100.0)
     lines: list[Line] = []
@@ -76,9 +72,11 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
     setting = None
     for row in [*printed["rows"], *printed["beyond"]]:
         beyond = "rate" not in row
-        counts = _counts(runs, row["measured"]) if row.get("measured") in target.panels else []
-        made = _entries(row, counts, beyond, kappas, min(shared["protocol.epsilons"]), budget)
-        ids = _ids(runs, row.get("measured", ""))
+        own = [cell for cell in cells if cell.column == row.get("measured")]
+        absent = gap(states_of(own, records)) if own else "not measured"
+        counts = [] if absent else _counts(runs, row["measured"])
+        made = _entries(row, counts, absent, beyond, kappas, min(shared["protocol.epsilons"]), budget)
+        ids = tuple(str(cell.id) for cell in own)
         entries = tuple(replace(e, runs=ids if i >= _MEASURED_FROM else ()) for i, e in enumerate(made))
         rule = bool(lines) and (row["setting"] != setting or (beyond and not lines[-1].label.startswith("*")))
         label = f"{'* ' if beyond else ''}{row['setting']} {row['regime']}"
@@ -135,6 +133,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
 def _entries(
     row: Mapping[str, Any],
     counts: Sequence[Count],
+    absent: str,
     beyond: bool,
     kappas: tuple[float, float],
     epsilon: float,
@@ -144,9 +143,8 @@ def _entries(
     rate = "–" if beyond else row["rate"] + marks
     algorithm = Entry(row["algorithm"], detail="" if beyond else row["reference"])
     head = [algorithm, Entry(row["start"]), Entry(rate)]
-    if not counts:
-        absent = Entry(_MISSING if "measured" in row else "not measured")
-        return [*head, absent, absent, *[Entry("–")] * 4]
+    if absent:
+        return [*head, Entry(absent), Entry(absent), *[Entry("–")] * 4]
     at_ten = [c for c in counts if c.kappa == kappas[0]]
     return [
         *head,

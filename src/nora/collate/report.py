@@ -46,6 +46,11 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.content.name)
 
     @property
+    def title(self) -> str:
+        """With the scale, where the report has the artefact twice."""
+        return self.content.title + (" (paper scale)" if self.content.name.endswith(".paper") else "")
+
+    @property
     def picture(self) -> Picture | None:
         return self.content if isinstance(self.content, Picture) else None
 

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nora.collate.statistics import Summary, summarize
 from nora.runs.record import Record
 from nora.runs.snapshot import Snapshot
-from nora.tables.cells import SpecBook, chosen_settings, make_cell, reused_settings, trials
+from nora.tables.cells import Cell, SpecBook, chosen_settings, make_cell, reused_settings, trials
 from nora.tables.table import Settings, Table
 
 MISSING = "missing"
 _WORST_FIRST = ("diverged", "damaged", "stale", "failed", "interrupted", "running")
+
+
+def gap(states: Sequence[str]) -> str:
+    """Why runs in these states make no number: the worst state first, and how many are in it; "" where all are done."""
+    counted = Counter(states)
+    if counted["done"] == len(states):
+        return ""
+    worst = next((s for s in _WORST_FIRST if counted[s]), MISSING)
+    if worst == MISSING:
+        return f"{MISSING} ({counted['done']}/{len(states)})"
+    return f"{worst} {counted[worst]}/{len(states)}"
+
+
+def absent(states: Sequence[str]) -> str:
+    """What is not done, counted: "11 of 14 runs are not there: 9 missing, 2 failed"; "" where all are."""
+    others = Counter(state for state in states if state != "done")
+    if not others:
+        return ""
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
+    return f"{others.total()} of {len(states)} runs are not there: {counted}"
+
+
+def states_of(cells: Sequence[Cell], records: Mapping[str, Record]) -> tuple[str, ...]:
+    """The state of each cell's run."""
+    snapshot = as_snapshot(records)
+    return tuple(snapshot.state(cell.id, cell.spec) for cell in cells)
+
+
+def as_snapshot(records: Mapping[str, Record]) -> Snapshot:
+    """Records alone are a snapshot in which nothing else is known."""
+    return records if isinstance(records, Snapshot) else Snapshot(records)
 
 
 @dataclass(frozen=True)
@@ -39,13 +70,7 @@ class Reported:
 
     def gap(self) -> str:
         """Why there is no number: the worst state first, and how many of the seeds are in it."""
-        if self.settings is None:
-            return self.why
-        counted = Counter(self.states)
-        worst = next((s for s in _WORST_FIRST if counted[s]), MISSING)
-        if worst == MISSING:
-            return f"{MISSING} ({counted['done']}/{len(self.states)})"
-        return f"{worst} {counted[worst]}/{len(self.states)}"
+        return self.why if self.settings is None else gap(self.states)
 
     def dirty(self) -> int:
         """How many of the runs were made from a checkout with uncommitted changes."""
@@ -56,7 +81,6 @@ def report(
     table: Table, book: SpecBook, records: Mapping[str, Record], checkout: Path
 ) -> dict[tuple[str, str], Reported]:
     """(method, task) → what is reported."""
-    snapshot = records if isinstance(records, Snapshot) else Snapshot(records)
     outcome = {}
     for task in table.columns:
         for method in table.methods:
@@ -67,13 +91,13 @@ def report(
                 continue
             made = [make_cell(table, book, method, task, seed, 0, settings) for seed in table.seeds]
             ids = tuple(str(cell.id) for cell in made)
-            states = tuple(snapshot.state(cell.id, cell.spec) for cell in made)
-            outcome[method, task] = Reported(settings, ids, tuple(records.get(i) for i in ids), states)
+            found = tuple(records.get(i) for i in ids)
+            outcome[method, task] = Reported(settings, ids, found, states_of(made, records))
     return outcome
 
 
 def _unchosen(table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record]) -> str:
-    """Why a method has no settings on a task: its search is not complete, or every setting diverged somewhere."""
+    """Why a method has no settings on a task: what its search lacks, or that every setting diverged somewhere."""
     if table.search == "chosen":
         return MISSING
     reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
@@ -82,4 +106,6 @@ def _unchosen(table: Table, book: SpecBook, method: str, task: str, records: Map
     tried = trials(table, book, method, task, records, reused)
     if all(t.complete for t in tried):
         return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})"
-    return MISSING
+    searched = [make_cell(table, book, method, task, seed, 0, t.settings) for t in tried for seed in table.seeds]
+    states = states_of(searched, records)
+    return gap(states) if {*states} & {"damaged", "stale", "failed"} else MISSING

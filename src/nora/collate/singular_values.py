@@ -24,10 +24,12 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Fig
     reported = report(table, SpecBook(checkout, table), records, checkout)
     method, seed = table.methods[0], table.seeds[0]
     panels: list[tuple[str, Record | None]] = []
+    gaps: dict[str, str] = {}
     for task in table.columns:
         entry = reported[method, task]
         record = entry.records[0] if entry.records else None
         panels.append((task, record if record is not None and record.status == "done" else None))
+        gaps[task] = entry.gap() if entry.settings is None else entry.states[0]
     rank = next((int(r.spec["method"]["rank"]) for _, r in panels if r is not None), 0)
     rows = tuple(
         (task, index, count, index <= rank, record.id)
@@ -42,7 +44,8 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Fig
         for ax, (task, record) in zip(axes.flat, panels, strict=False):
             ax.set_title(labels.task(task))
             if record is None:
-                ax.text(0.5, 0.5, "missing", ha="center", va="center", transform=ax.transAxes)
+                ax.text(0.5, 0.5, gaps[task], ha="center", va="center", transform=ax.transAxes)
+                ax.tick_params(left=False, labelleft=False)  # no count, no axis of counts
                 continue
             counts = record.metrics["spectrum"]["counts"]
             colours = [ORANGE if i < rank else BLUE for i in range(len(counts))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
+from nora.collate.reported import gap, states_of
 from nora.collate.statistics import Interval, Summary, paired_interval, summarize
 from nora.runs.record import Record
 from nora.tables.cells import Cell
@@ -38,10 +40,19 @@ def _values(records: Sequence[Record | None], measure: str) -> list[float] | Non
 
 
 def _gap(method: str, cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
-    own = [records.get(c.id or "") for c in cells if c.row == method]
-    diverged = sum(r is not None and r.status == "diverged" for r in own)
-    there = sum(r is not None for r in own)
-    return f"diverged {diverged}/{len(own)}" if diverged else f"{MISSING} ({there}/{len(own)})"
+    return gap(states_of([cell for cell in cells if cell.row == method], records))
+
+
+def _with_runs(block: Block, cells: Sequence[Cell]) -> Block:
+    """The block with each method's runs behind its cells."""
+    runs = {labels.method(c.row): tuple(str(o.id) for o in cells if o.row == c.row) for c in cells}
+    return replace(
+        block,
+        lines=tuple(
+            replace(line, entries=tuple(replace(e, runs=runs.get(line.label, ())) for e in line.entries))
+            for line in block.lines
+        ),
+    )
 
 
 def _spread(summary: Summary) -> str:
@@ -151,11 +162,12 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
     losses = {method: {m: _values(rs, m) for m, _ in _MEASURES} for method, rs in found.items()}
     gaps = {method: _gap(method, cells, records) for method in found}
     paper = target.scale == "paper"
+    blocks = (_main_block(losses, gaps, paper), _claim_block(losses, paper), *_fidelity_block(found, gaps))
     return Document(
         name=f"{target.name}.{target.scale}",
-        title=f"Table {target.name.removeprefix('table')} – {target.file.title}",
+        title=labels.heading(target.name, target.file.title),
         banner=labels.BANNERS[target.scale],
-        blocks=(_main_block(losses, gaps, paper), _claim_block(losses, paper), *_fidelity_block(found, gaps)),
+        blocks=tuple(_with_runs(block, cells) for block in blocks),
         notes=(*_notes(target, found), *_fidelity_notes(cells), *target.file.caption),
         csv_header=("table", "scale", "method", "seed", "mean_loss", "last_100", "steps", "id", "state"),
         csv_rows=tuple(_row(cell, records) for cell in cells),
@@ -168,7 +180,7 @@ def _row(cell: Cell, records: Mapping[str, Record]) -> tuple[object, ...]:
     return (
         cell.table, cell.scale, cell.row, cell.seed, loss.get("mean", ""), loss.get("last_100", ""),
         record.metrics["steps"] if record is not None else "", cell.id,
-        record.status if record is not None else MISSING,
+        states_of((cell,), records)[0],
     )  # fmt: skip
 
 

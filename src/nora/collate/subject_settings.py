@@ -48,7 +48,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
     rows = [(target.scale, line.label, *(e.text for e in line.entries)) for line in shared]
     return Document(
         name=f"{target.name}.{target.scale}",
-        title=f"Table {target.name.removeprefix('table')} – {target.file.title}",
+        title=labels.heading(target.name, target.file.title),
         banner=labels.BANNERS[target.scale],
         blocks=(
             Block("Per method", tuple(heading for _, heading in _METHOD), (*methods, printed)),

@@ -91,7 +91,7 @@ def trace_text(traced: Mapping[str, Any]) -> str:
         if run["adapter_sha256"]:
             lines.append(f"  adapter sha256 {run['adapter_sha256']}")
         if run["difference"]:
-            lines.append("  unlike the usual run  " + ", ".join(run["difference"]))
+            lines.append("  unlike most runs of its table  " + ", ".join(run["difference"]))
         lines.append(f"  repeat  {run['command']}")
     return "\n".join(lines)
 

@@ -43,7 +43,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
     licences = sorted({row[2] for row in rows})
     return Figure(
         name=f"{target.name}.{target.scale}",
-        title=f"Figure {target.name.removeprefix('fig')} – {target.file.title}",
+        title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, PAPER_WIDTH / max(places, 4) + 0.3),
         draw=draw,
         csv_header=("file", "sha256", "licence", "source"),

@@ -72,7 +72,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     text = header + yaml.safe_dump(body, sort_keys=False, width=120, default_flow_style=None)
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"{table.file.title} ({source})",
+        title=f"{table.file.title} of {labels.heading(source, '').removesuffix(' – ')}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=(

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nora.launch.cost import estimate, measured_hours, memory_gib
 from nora.launch.queue import Queue, with_queue
 from nora.runs.record import Record
 from nora.runs.store import RunState, Store
 from nora.tables.cells import Cell
+from nora.tables.cost import estimate, measured_hours, memory_gib
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "diverged", "damaged", "stale", "missing", "waits")
 SUBMITTABLE = ("missing", "interrupted", "failed", "damaged", "stale")

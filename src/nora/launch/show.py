@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nora.launch.cost import memory_gib
 from nora.launch.plan import STATES, PlannedCell, counts
 from nora.launch.progress import eta_hours
+from nora.tables.cost import memory_gib
 from nora.tables.targets import Target
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)

@@ -75,9 +75,17 @@ def parse_record(text: str, *, where: Path | str) -> Record:
     missing = [key for key in ("id", "result", "result_sha256", "run") if key not in body]
     if missing:
         raise DamagedRecord(f"{where}: lacks {', '.join(missing)}")
+    if not isinstance(body["result"], dict):
+        raise DamagedRecord(f"{where}: given a result of type {type(body['result']).__name__}, required an object")
     if sha256_bytes(canonical_json(body["result"]).encode()) != body["result_sha256"]:
         raise DamagedRecord(f"{where}: the result is not what its hash says (changed by hand or damaged)")
-    record = Record(body["id"], body["result"], body["run"])
+    result = body["result"]
+    unfit = [key for key in ("spec", "metrics", "proof", "files") if not isinstance(result.get(key), dict)]
+    if not unfit and not isinstance(result["spec"].get("protocol"), dict):
+        unfit = ["spec.protocol"]
+    if unfit or not isinstance(body["run"], dict) or not isinstance(body["id"], str):
+        raise DamagedRecord(f"{where}: no record of a run: its {', '.join(unfit) or 'run or id'} cannot be read")
+    record = Record(body["id"], result, body["run"])
     if run_id(record.spec) != record.id:
         raise DamagedRecord(f"{where}: its spec has the id {run_id(record.spec)}, the record says {record.id}")
     if record.status not in STATUSES:

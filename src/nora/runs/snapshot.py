@@ -24,7 +24,7 @@ class Snapshot(Mapping[str, Record]):
         damaged: Mapping[str, str] | None = None,
         unfinished: Mapping[str, str] | None = None,
     ) -> None:
-        self._records = dict(records)
+        self._records = dict(sorted(records.items()))  # by id: what is made of it does not depend on the order read
         self.damaged = dict(damaged or {})
         self.unfinished = dict(unfinished or {})
 
@@ -67,8 +67,9 @@ def take_snapshot(store: Store) -> Snapshot:
         if record is None:
             if (folder / "attempts").is_dir():
                 unfinished[folder.name] = store.state(folder.parent.name, folder.name).state
-        elif record.id != folder.name:
-            damaged[folder.name] = f"{folder}: holds the record of {record.id} (a copy?)"
+        elif record.id != folder.name or record.spec["kind"] != folder.parent.name:
+            name = folder.name if record.id != folder.name else f"{folder.parent.name}/{folder.name}"
+            damaged[name] = f"{folder}: holds the record of {record.id}, kind {record.spec['kind']} (a copy?)"
         else:
             records[record.id] = record
     return Snapshot(records, damaged=damaged, unfinished=unfinished)

@@ -18,9 +18,21 @@ def rescore(path: Path, metric: str) -> float:
     return score(metric, [json.loads(line) for line in lines])
 
 
+def _ends_as_its_curve(record: Record) -> list[str]:
+    """Where a factorisation kept its curves: each ends in the final value that is reported."""
+    final = record.metrics["final"]
+    return [
+        f"{record.id}: the curve of {metric} ends at {values[-1]}, the record's final value is {final.get(metric)}"
+        for metric, values in record.metrics.get("trace", {}).items()
+        if values[-1] != final.get(metric)
+    ]
+
+
 def verify_record(store: Store, record: Record) -> list[str]:
     """One line per problem; [] where files and scores agree with the record. An adapter not kept is no problem."""
     problems = store.verify_files(record)
+    if record.spec["kind"] == "factorize" and record.status == "done":
+        problems += _ends_as_its_curve(record)
     file = record.result["files"].get("predictions")
     if problems or file is None:
         return problems

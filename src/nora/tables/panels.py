@@ -46,7 +46,7 @@ class Panel:
     """A pair of axes."""
 
     title: str
-    metric: str
+    metric: Literal["error", "relative", "loss", "weak", "excess"]
     y_label: str
     curves: list[Curve]
 
@@ -114,6 +114,7 @@ class PanelSpecs:
         self._pins = Pins(checkout)
         self._fixed = ["kind=factorize", *target.overrides]
         self._configs: dict[str, dict[str, Any]] = {}
+        self._curves: dict[tuple[str, str], dict[str, Any]] = {}
 
     def _config(self, group: str, choice: str) -> dict[str, Any]:
         key = f"{group}={choice}"
@@ -137,8 +138,10 @@ class PanelSpecs:
         return spec_dict(build_spec(config, self._pins))
 
     def cell(self, target: Panels, panel: str, key: str, curve: Curve, seed: int) -> Cell:
-        """One run of one curve."""
-        spec = self.spec(curve, seed)
+        """One run of one curve: its spec differs from that of another seed in the seed alone."""
+        if (panel, key) not in self._curves:
+            self._curves[panel, key] = self.spec(curve, seed)
+        spec = {**self._curves[panel, key], "seed": seed}
         overrides = (
             "kind=factorize",
             f"problem={curve.problem}",

@@ -10,12 +10,13 @@ from nora.runs.errors import UserError
 from nora.runs.record import Record
 from nora.runs.schema import validate
 from nora.tables.cells import Cell, SpecBook, cells
+from nora.tables.costs import Costs, CostsFile, pick_costs
 from nora.tables.deployments import Deployments, DeploymentsFile, deployment_cells, pick_deployments
 from nora.tables.panels import Panels, PanelsFile, panel_cells, pick_panels
 from nora.tables.subjects import Subjects, SubjectsFile, pick_subjects, subject_cells
 from nora.tables.table import Table, load_table, names, read_table
 
-Target = Table | Panels | Deployments | Subjects
+Target = Table | Panels | Deployments | Subjects | Costs
 
 
 def load_target(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Target:
@@ -37,6 +38,8 @@ def load_target(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tar
         return pick_deployments(validate(content, DeploymentsFile, prefix=f"conf/table/{name}.yaml: "), name, own)
     if "subjects" in content:
         return pick_subjects(checkout, validate(content, SubjectsFile, prefix=f"conf/table/{name}.yaml: "), name, own)
+    if "targets" in content:
+        return pick_costs(checkout, validate(content, CostsFile, prefix=f"conf/table/{name}.yaml: "), name, own)
     return load_table(checkout, name, own)
 
 
@@ -50,4 +53,6 @@ def target_cells(
         return deployment_cells(target, checkout=checkout)
     if isinstance(target, Subjects):
         return subject_cells(target, checkout=checkout)
+    if isinstance(target, Costs):
+        return []
     return cells(target, records, checkout=checkout, book=book)

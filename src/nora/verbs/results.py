@@ -35,21 +35,28 @@ def collate(options: Namespace) -> int:
             print(f"nothing to do: {kept} files are what the records give")
             return 0
         tables = with_paper_scale(tables, checkout)
+        if not options.dry_run:
+            for path in collate_all(tables, store, checkout=checkout, show=print, warn=_warn):
+                print(path)
+            return 0
     snapshot = take_snapshot(store)
     for line in snapshot.damaged.values():
-        print(f"nora: {line}", file=sys.stderr)
+        _warn(line)
     if options.dry_run:
         for table in tables:
             print(summary(build(table, snapshot, checkout=checkout)))
         return 0
-    show = collate_all if everything else write_some
-    for path in show(tables, store, checkout=checkout, show=print):
+    for path in write_some(tables, snapshot, store.root, checkout=checkout, show=print):
         print(path)
     return 0
 
 
+def _warn(line: str) -> None:
+    print(f"nora: {line}", file=sys.stderr)
+
+
 def verify(options: Namespace) -> int:
-    from nora.collate.audit import audit
+    from nora.collate.audit import audit, audit_all
     from nora.collate.collation import with_paper_scale
     from nora.runs.snapshot import take_snapshot
     from nora.runs.verify import verify_record
@@ -70,7 +77,10 @@ def verify(options: Namespace) -> int:
             if record is not None and record.id not in checked:
                 checked.add(record.id)
                 problems += verify_record(store, record)
-        problems += audit(table, snapshot, store.root, checkout=checkout) if whole else []
+        if whole and options.targets[0] != "all":
+            problems += audit(table, snapshot, store.root, checkout=checkout)
+    if whole and options.targets[0] == "all":
+        problems += audit_all(tables, snapshot, store.root, checkout=checkout)
     if options.json:
         print(json.dumps({"checked": len(checked), "problems": problems}, indent=1))
     else:
@@ -125,7 +135,7 @@ def export(options: Namespace) -> int:
     store = open_store(exec_settings(options.overrides))
     snapshot = take_snapshot(store)
     for line in snapshot.damaged.values():
-        print(f"nora: {line}", file=sys.stderr)
+        _warn(line)
     files = export(snapshot, store)
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out: given {options.out}, which is a file; required a folder")

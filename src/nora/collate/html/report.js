@@ -21,7 +21,7 @@ function describe(id) {
   if (!run) return box;
   if (run.test) box.append(element("p", "Test: " + run.test));
   if (run.difference.length) {
-    box.append(element("p", "Unlike the usual run of its kind: " + run.difference.join(", ")));
+    box.append(element("p", "Unlike most runs of its table: " + run.difference.join(", ")));
   }
   if (run.proof) box.append(element("p", "Init proof: " + run.proof));
   if (run.commit) {

@@ -1,0 +1,59 @@
+"""The cost table against sums done by hand over made-up records; its order is the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nora.collate.costs import build, cost
+from nora.collate.labels import papers_order
+from nora.runs.errors import UserError
+from nora.runs.record import Record
+from nora.tables.cost import measured_hours
+from nora.tables.costs import Costs, CostsFile, pick_costs
+from nora.tables.table import load_table
+from nora.tables.targets import load_target, target_cells
+
+from synthetic import complete  # isort: skip
+
+
+def test_hours_memory_and_bytes_are_sums_and_largest_of_the_records(checkout: Path) -> None:
+    table = load_table(checkout, "table2", ["scale=mini", "task=cb", "seed=0,1", "method=lora"])
+    records = complete(table, checkout)
+    for i, (key, record) in enumerate(sorted(records.items())):
+        metrics = {**record.metrics, "trainable_parameters": 1000 + i}
+        run = {**record.run, "wall_seconds": 36.0 * (i + 1), "peak_memory_gib": 0.5 + i / 8}
+        records[key] = Record(key, {**record.result, "metrics": metrics}, run)
+    cells = target_cells(table, records, checkout=checkout)
+    assert len(cells) == len(records) == 8
+    found = cost([*cells, *cells], records, measured_hours(records.values()))
+    assert (found.runs, found.done, found.waiting, found.unknown) == (8, 8, 0, 0), "a run listed twice counts once"
+    assert found.actual == pytest.approx(sum(range(1, 9)) / 100)
+    assert found.planned == pytest.approx(found.actual), "the mean of like runs times their number"
+    assert (found.memory, found.adapter) == (0.5 + 7 / 8, 1007)
+    half = dict(sorted(records.items())[:4])
+    found = cost(cells, half, measured_hours(half.values()))
+    assert (found.runs, found.done) == (8, 4) and found.actual == pytest.approx(0.1)
+    assert found.planned == pytest.approx(8 * 0.1 / 4), "what is not there costs the mean of what is"
+    found = cost(cells, {}, {})
+    assert (found.unknown, found.actual, found.memory) == (8, 0.0, None)
+
+
+def test_at_paper_scale_waiting_runs_are_counted_and_memory_is_an_estimate(checkout: Path) -> None:
+    target = load_target(checkout, "cost", ["scale=paper"])
+    assert isinstance(target, Costs)
+    document = build(target, {}, checkout=checkout)
+    lines = {line.label: line.entries for line in document.blocks[0].lines}
+    row = lines["Table 2, finetune"]
+    assert row[0].text == "0 of 1520" and "1160 wait" in row[1].detail and row[2].text == "0 s"
+    assert row[3].text.startswith("~ ") and row[4].text == "–"
+    names = [name for name, *_ in document.csv_rows]
+    assert names == sorted(names, key=lambda name: papers_order(str(name)))
+    assert "Table 5, finetune" not in lines, "its runs are Table 2's"
+
+
+def test_an_unknown_target_is_one_clear_line(checkout: Path) -> None:
+    file = CostsFile(title="t", layout="costs", targets=["table2", "tabel4"])
+    with pytest.raises(UserError, match=r"conf/table/cost.yaml: targets: given 'tabel4', allowed all, "):
+        pick_costs(checkout, file, "cost", [])

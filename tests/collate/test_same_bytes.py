@@ -1,0 +1,74 @@
+"""The same records give the same bytes, whatever the hash seed and the order they are read in; and what is committed
+is what the committed records give."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nora.collate.audit import audit_all
+from nora.collate.collation import with_paper_scale
+from nora.runs.files import sha256_file
+from nora.runs.snapshot import take_snapshot
+from nora.runs.store import Store
+from nora.tables.table import names
+from nora.tables.targets import load_target
+
+CODE = """
+import sys
+from pathlib import Path
+import nora.collate.collation as collation
+from nora.runs.snapshot import Snapshot
+from nora.runs.store import Store
+from nora.tables.targets import load_target
+
+out, backwards = Path(sys.argv[1]), sys.argv[2] == "backwards"
+take = collation.take_snapshot
+def ordered(store):
+    found = take(store)
+    return Snapshot(dict(reversed(list(found.items()))), damaged=found.damaged, unfinished=found.unfinished)
+if backwards:
+    collation.take_snapshot = ordered
+checkout = Path.cwd()
+targets = [load_target(checkout, name) for name in ("table1", "table2", "table5", "fig1", "fig2", "deployment")]
+collation.collate_all(targets, Store(out), checkout=checkout, show=lambda line: None)
+"""
+
+
+def test_two_processes_write_the_same_bytes(checkout: Path, tmp_path: Path) -> None:
+    """Markdown, LaTeX, CSV, PDF, PNG and HTML, from the committed records."""
+    hashes = []
+    for seed, order in (("0", "forwards"), ("4711", "backwards")):
+        out = tmp_path / order
+        out.mkdir()
+        (out / "runs").symlink_to(checkout / "results" / "runs")
+        subprocess.run(
+            [sys.executable, "-c", CODE, str(out), order],
+            cwd=checkout, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, timeout=240,
+        )  # fmt: skip
+        files = sorted(path for part in ("tables", "figures") for path in (out / part).iterdir())
+        files.append(out / "report.html")
+        hashes.append({str(path.relative_to(out)): sha256_file(path) for path in files})
+    assert hashes[0] == hashes[1]
+    assert {Path(name).suffix for name in hashes[0]} == {".md", ".tex", ".csv", ".pdf", ".png", ".html"}
+
+
+def test_what_is_committed_is_what_the_committed_records_give(checkout: Path) -> None:
+    """Tables, figures' numbers and captions, and the report around the committed pictures."""
+    store = Store(checkout / "results")
+    targets = with_paper_scale([load_target(checkout, name) for name in names(checkout)], checkout)
+    problems = audit_all(targets, take_snapshot(store), store.root, checkout=checkout)
+    assert problems == [], "run `make paper` and commit what it writes"
+    assert len(list((store.root / "tables").glob("*.tex"))) > 8
+
+
+@pytest.mark.parametrize("suffix", ["md", "tex", "csv"])
+def test_every_committed_table_belongs_to_a_target(suffix: str, checkout: Path) -> None:
+    """A file that nothing writes any more would stay as it is for ever."""
+    known = {name.split(".")[0] for name in names(checkout)} | {"theory"}
+    files = (checkout / "results" / "tables").glob(f"*.{suffix}")
+    assert {path.name.split(".")[0] for path in files} <= known
