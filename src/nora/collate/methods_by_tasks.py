@@ -16,10 +16,6 @@ from nora.tables.printed import PrintedValue, printed_grid
 from nora.tables.table import Table
 
 
-def _column(table: Table, column: str) -> str:
-    return labels.model(column) if table.file.axis == "model" else labels.task(column)
-
-
 def _percent(summary: Summary) -> str:
     spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
     return f"{100 * summary.mean:.1f}{spread}"
@@ -62,7 +58,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
-    columns = (*(_column(table, t) for t in table.columns), "avg")
+    columns = (*(labels.column(table.file.axis, t) for t in table.columns), "avg")
     lines = []
     for method in (*rows, *below):
         entries = []
@@ -166,7 +162,9 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
         zero.append(Entry(f"{sum(values) / len(values):.3f}" if values else "–"))
     lines.append(Line("Zero-shot base", tuple(zero), True))
     return Block(
-        "Test loss of the gold answer, nats per token", tuple(_column(table, t) for t in table.columns), tuple(lines)
+        "Test loss of the gold answer, nats per token",
+        tuple(labels.column(table.file.axis, t) for t in table.columns),
+        tuple(lines),
     )
 
 
@@ -175,7 +173,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
     notes = [
         f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), each with its "
         "own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test.",
-        "Metric: " + ", ".join(f"{_column(table, t)} {metric[t]}" for t in table.columns) + ".",
+        "Metric: " + ", ".join(f"{labels.column(table.file.axis, t)} {metric[t]}" for t in table.columns) + ".",
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")
