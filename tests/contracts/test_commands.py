@@ -148,7 +148,7 @@ def test_completion_offers_verbs_targets_and_choices(shell: str, capsys: Out) ->
 def test_wrong_names_are_the_users_error(capsys: Out, tmp_path: Path) -> None:
     for words, part in (
         (["bench", "nothing"], "NAME: given 'nothing'"),
-        (["pretrain", "nothing", "--corpus", str(tmp_path)], "MODEL: given 'nothing', allowed opt_mini"),
+        (["pretrain", "nothing", "--corpus", str(tmp_path)], "MODEL: given 'nothing', allowed gemma_mini, "),
         (["pretrain", "opt_mini", "--corpus", str(tmp_path)], "none of corpus_books"),
         (["plan", "seed=0"], "a TARGET is required"),
         (["plan", "table2", "exec.threads=0"], "exec.threads: given 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -47,3 +48,17 @@ def test_one_composition_serves_a_choice_of_every_group(checkout: Path) -> None:
             for choice in choices(conf, group):
                 words = choices_side_by_side(conf, groups, group, choice)
                 assert f"{group}={choice}" in words and len(words) == len(groups)
+
+
+def test_tables_of_other_tasks_do_not_share_their_specs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Tables 4 and 9 have the same scale and columns of the same kind; planned together or alone, the same ids."""
+    words = ["scale=paper", f"exec.results={tmp_path}", "--json"]
+    alone = {}
+    for name in ("table4", "table9"):
+        assert cli.main(["plan", name, *words]) == 0
+        alone |= json.loads(capsys.readouterr().out)
+    assert cli.main(["plan", "table4", "table9", *words]) == 0
+    together = json.loads(capsys.readouterr().out)
+    assert {t: [c["id"] for c in cells] for t, cells in together.items()} == {
+        t: [c["id"] for c in cells] for t, cells in alone.items()
+    }

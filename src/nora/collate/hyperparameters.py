@@ -16,15 +16,21 @@ _KEYS = (
     ("rank", "rank r"), ("alpha", "α"), ("num_virtual_tokens", "prefix vectors"), ("xi", "ξ"), ("damping", "λ"),
 )  # fmt: skip
 _SHARED = (
-    "epochs",
     "schedule",
     "warmup_steps",
+    "warmup_ratio",
     "optimizer",
     "betas",
     "eps",
     "weight_decay",
     "max_grad_norm",
     "precision",
+    "cutoff",
+    "loss_on",
+    "eval_every",
+    "keep",
+    "beams",
+    "max_new_tokens",
 )
 
 
@@ -36,22 +42,26 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     lines, rows = [], []
     for method in table.methods:
         spec = book.spec(method, task, table.seeds[0], [], {})
-        grid = {key.rsplit(".", 1)[-1]: values for key, values in table.file.search.grid[method].items()}
+        grid = {key.rsplit(".", 1)[-1]: values for key, values in table.file.grid(method, task).items()}
         entries = []
         for key, _ in _KEYS:
             value = spec["method"].get(key)
             entries.append("–" if value is None else _values(grid.get(key, [value])))
         entries.append(_values(grid["lr"]))
-        entries.append(
-            _values(grid["batch_size"]) if "batch_size" in grid else f"as {labels.method(table.file.search.first)}"
-        )
+        reused = "protocol.batch_size" in table.file.search.reuse and "batch_size" not in grid
+        batch = _values(grid.get("batch_size", [spec["protocol"]["batch_size"]]))
+        entries.append(f"as {labels.method(table.file.search.first)}" if reused else batch)
+        entries.append(_values(grid.get("epochs", [spec["protocol"]["epochs"]])))
         lines.append(Line(labels.method(method), tuple(Entry(e) for e in entries), method in table.file.below_rule[:1]))
         rows.append((table.scale, method, *entries))
-    columns = (*(label for _, label in _KEYS), "learning rate", "batch size")
+    columns = (*(label for _, label in _KEYS), "learning rate", "batch size", "epochs")
     protocol = book.spec(table.methods[0], task, table.seeds[0], [], {})["protocol"]
-    shared = tuple(Line(key, (Entry(_plain(protocol.get(key))),)) for key in _SHARED)
+    shared = tuple(Line(key, (Entry(_plain(protocol.get(key))),)) for key in _SHARED if key in protocol)
     sizes = tuple(
-        Line(labels.task(t), tuple(Entry(str(book.spec(table.methods[0], t, 0, [], {})["task"][k])) for k in _ROWS))
+        Line(
+            labels.column(table.file.axis, t),
+            tuple(Entry(str(book.spec(table.methods[0], t, 0, [], {})["task"][k])) for k in _ROWS),
+        )
         for t in table.columns
     )
     return Document(

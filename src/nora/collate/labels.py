@@ -73,3 +73,8 @@ def task(name: str) -> str:
 def model(name: str) -> str:
     """A base model; the small ones by their own names."""
     return MODELS.get(name, name)
+
+
+def column(axis: str, name: str) -> str:
+    """A column of a table whose columns are tasks, models or protocols."""
+    return {"task": task, "model": model}.get(axis, str)(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
@@ -57,7 +58,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
-    columns = (*(labels.task(t) for t in table.columns), "avg")
+    columns = (*(labels.column(table.file.axis, t) for t in table.columns), "avg")
     lines = []
     for method in (*rows, *below):
         entries = []
@@ -109,8 +110,8 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
     """What no training reaches: the most frequent class and the untrained base, where the records have them."""
     outcome: list[Line] = []
     for label, read in (
-        ("Majority class", lambda r: r.metrics["majority_accuracy"]),
-        ("Zero-shot base", lambda r: r.metrics.get("zero_shot", {}).get("accuracy")),
+        ("Majority class", lambda r: r.metrics.get("majority_accuracy", r.metrics.get("majority"))),
+        ("Zero-shot base", lambda r: _metric_of(r.metrics.get("zero_shot", {}))),
     ):
         entries, found = [], []
         for task in table.columns:
@@ -120,6 +121,11 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
         average = f"{100 * sum(found) / len(found):.1f}" if len(found) == len(table.columns) else "–"
         outcome.append(Line(label, (*entries, Entry(average)), not outcome))
     return outcome
+
+
+def _metric_of(scores: Mapping[str, Any]) -> float | None:
+    found = [scores[name] for name in ("accuracy", "mean_accuracy") if name in scores]
+    return float(found[0]) if found else None
 
 
 def _from_first(
@@ -156,7 +162,9 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
         zero.append(Entry(f"{sum(values) / len(values):.3f}" if values else "–"))
     lines.append(Line("Zero-shot base", tuple(zero), True))
     return Block(
-        "Test loss of the gold answer, nats per token", tuple(labels.task(t) for t in table.columns), tuple(lines)
+        "Test loss of the gold answer, nats per token",
+        tuple(labels.column(table.file.axis, t) for t in table.columns),
+        tuple(lines),
     )
 
 
@@ -165,7 +173,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
     notes = [
         f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), each with its "
         "own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test.",
-        "Metric: " + ", ".join(f"{labels.task(t)} {metric[t]}" for t in table.columns) + ".",
+        "Metric: " + ", ".join(f"{labels.column(table.file.axis, t)} {metric[t]}" for t in table.columns) + ".",
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")
@@ -189,7 +197,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
 
 def _trials(table: Table, method: str) -> int:
     count = 1
-    for values in table.file.search.grid[method].values():
+    for values in table.file.grid(method, table.columns[0]).values():
         count *= len(values)
     return count
 

@@ -40,12 +40,12 @@ def _planned(tables: Sequence[Target], cluster: Cluster) -> dict[str, list[Plann
     for line in damaged:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(cluster)
-    books: dict[tuple[str, tuple[str, ...]], SpecBook] = {}  # what targets share is worked out once
+    books: dict[str, SpecBook] = {}  # what targets share is worked out once
     planned = {}
     for table in tables:
         book = None
         if isinstance(table, Table):
-            book = books.setdefault((table.scale, table.overrides), SpecBook(cluster.checkout, table))
+            book = books.setdefault(SpecBook.shared_by(table), SpecBook(cluster.checkout, table))
         planned[table.name] = current_plan(table, cluster, queue, records, book)
     return planned
 

@@ -96,8 +96,8 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[An
         folder = checkout / "data"
         check_files(folder, spec.files or {})
         return (
-            _read_lines(folder / spec.name / "train.jsonl"),
-            _read_lines(folder / spec.name / "validation.jsonl"),
+            read_lines(folder / spec.name / "train.jsonl"),
+            read_lines(folder / spec.name / "validation.jsonl"),
         )
     from datasets import load_dataset
 
@@ -111,7 +111,8 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[An
     return splits[0], splits[1]
 
 
-def _read_lines(path: Path) -> list[Any]:
+def read_lines(path: Path) -> list[Any]:
+    """The rows of a JSON-lines file; RunFailed naming the line that is none."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

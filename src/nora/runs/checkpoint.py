@@ -31,6 +31,7 @@ def save_checkpoint(folder: Path, state: LoopState) -> Path:
     scalars = {
         "step": state.step,
         "epoch_loss": state.epoch_loss,
+        "steps_since": state.steps_since,
         "losses": state.losses,
         "dev_log": state.dev_log,
         "scheduler_epoch": state.scheduler.last_epoch,
@@ -78,6 +79,7 @@ def restore_checkpoint(path: Path, state: LoopState) -> None:
             state.best[name] = tensors[f"best/{name}"].to(parameter.device)
     state.step = scalars["step"]
     state.epoch_loss = scalars["epoch_loss"]
+    state.steps_since = scalars["steps_since"]
     state.losses = scalars.get("losses", [])  # a checkpoint of before they were kept
     state.dev_log = scalars["dev_log"]
     state.scheduler.last_epoch = scalars["scheduler_epoch"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nora.runs.attempt import Attempt
 from nora.runs.schema import ExecSpec
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class RunContext:
     """Asked at step boundaries: True means save the state and raise Interrupted."""
     keep_base: bool = False
     """More runs on the same base follow in this process."""
+    replicas: Replicas | None = None
+    """This process's place among those that share the run's batches."""
     show_picture: Callable[[str, bytes, int], None] = lambda name, data, step: None
     """A JPEG made on the way, for the attempt's folder and the mirror."""
 

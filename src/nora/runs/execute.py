@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,9 @@ from nora.runs.reporter import Reporter
 from nora.runs.schema import ExecSpec, Spec
 from nora.runs.spec import check_inputs, check_ready, describe, run_id, spec_dict
 from nora.runs.store import Store
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ def execute(
     job: str | None = None,
     dead_up_to: int = 0,
     keep_base: bool = False,
+    replicas: Replicas | None = None,
 ) -> tuple[Record, bool]:
     """The run's record, and whether this call made it (False: it was there already and nothing was done).
 
@@ -104,7 +108,7 @@ def execute(
         attempt.interrupt("another attempt has published the run")
         return existing, False
     try:
-        record = _run(spec, settings, device, attempt, checkout, store, show, tags, stop_requested, keep_base)
+        record = _run(spec, settings, device, attempt, checkout, store, show, tags, stop_requested, keep_base, replicas)
         made = store.publish_record(record)
         attempt.finish()
     except Interrupted as error:
@@ -145,6 +149,7 @@ def _run(
     tags: tuple[str, ...],
     stop_requested: Callable[[], bool],
     keep_base: bool,
+    replicas: Replicas | None,
 ) -> Record:
     """The work of one attempt: the record it made, its files published, the record itself not yet."""
     identity, kind = run_id(spec), spec.kind
@@ -166,12 +171,19 @@ def _run(
     try:
         reporter = Reporter(attempt, mirror, show)
         try:
-            outcome: Outcome = kinds.load(kind).execute(
-                spec,
-                RunContext(
-                    checkout, settings, device, attempt, earlier, reporter, stop_requested, keep_base, reporter.picture
-                ),
+            context = RunContext(
+                checkout,
+                settings,
+                device,
+                attempt,
+                earlier,
+                reporter,
+                stop_requested,
+                keep_base,
+                replicas,
+                reporter.picture,
             )
+            outcome: Outcome = kinds.load(kind).execute(spec, context)
         finally:
             reporter.close()
         record = _make_record(identity, plain, outcome, store=store)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,8 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from nora.runs.compose import expand_sweep
 from nora.runs.errors import RunFailed, UserError
 from nora.runs.record import Record
-from nora.runs.schema import ExecSpec, Spec, validate
+from nora.runs.schema import ExecSpec, FinetuneSpec, InstructProtocol, Spec, validate
 from nora.runs.spec import Pins, build_spec, check_inputs, check_ready, compose_run, describe, run_id, spec_dict
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
 
 Launcher = Callable[[Sequence[Spec]], tuple[str, dict[str, Any]]]
 """The specs of a sweep → a launcher of Hydra's and its settings."""
@@ -41,7 +45,8 @@ def headline(record: Record, *, made: bool, folder: Path) -> str:
     else:
         test = metrics["test"]
         outcome = (
-            ", ".join(f"{key} {value:.4g}" for key, value in test.items() if key != "n") + f" on {test['n']} test rows"
+            ", ".join(f"{key} {value:.4g}" for key, value in test.items() if key not in ("n", "sets"))
+            + f" on {test['n']} test rows"
         )
     proof = "init proved" if record.result["proof"]["passed"] else "INIT NOT PROVED"
     return f"{name}: {outcome}; {proof}{'' if made else '; already done, nothing to do'}  [{folder}]"
@@ -57,6 +62,11 @@ def run_once(spec: Spec, settings: ExecSpec, checkout: Path, *, slurm_job: str |
         raise UserError(
             f"exec={settings.name}: `nora run` runs here; `nora launch TARGET exec={settings.name}` submits"
         )
+    replicas = _replicas(spec) if settings.data_parallel else None
+    if replicas is not None and replicas.rank > 0:  # it helps the first process, which alone publishes
+        with tempfile.TemporaryDirectory() as folder:
+            silent = replace(settings, progress=False, wandb="none")
+            return execute(spec, silent, checkout=checkout, store=Store(Path(folder)), replicas=replicas)[0]
     store = Store(checkout / settings.results)
     label = describe(spec_dict(spec))["what"]
     with progress_bar(label, enabled=settings.progress) as show:
@@ -67,9 +77,24 @@ def run_once(spec: Spec, settings: ExecSpec, checkout: Path, *, slurm_job: str |
             store=store,
             show=show,  # type: ignore[arg-type]
             job=slurm_job,
+            replicas=replicas,
         )
     print(headline(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     return record
+
+
+def _replicas(spec: Spec) -> Replicas:
+    """This process's place; UserError where it was not started beside others, or the run knows no such thing."""
+    from nora.training.replicas import join_replicas
+
+    if not isinstance(spec, FinetuneSpec) or not isinstance(spec.protocol, InstructProtocol):
+        raise UserError("exec.data_parallel: allowed for the instruct protocols alone (Tables 4 and 9)")
+    replicas = join_replicas()
+    if replicas.size < 2:
+        raise UserError(
+            "exec.data_parallel: required to be started by `accelerate launch --num_processes N -m nora run …`"
+        )
+    return replicas
 
 
 def job(config: DictConfig) -> None:

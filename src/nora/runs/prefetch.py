@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from nora import tasks
 from nora.runs.errors import RunFailed, UserError
-from nora.runs.files import write_atomic
+from nora.runs.files import sha256_bytes, write_atomic
 from nora.runs.subjects import picture_hashes
 
 LOCK = Path("conf") / "revisions.lock"
@@ -101,6 +101,47 @@ def _task_entry(suite: str, name: str) -> dict[str, Any]:
     return {"path": source.path, "name": source.name, "commit": commit, "rows": rows}
 
 
+def _instruct_entry(name: str, checkout: Path) -> dict[str, Any]:
+    """GitHub files at the task's own commit, or two Hub data sets joined by "+"; row counts checked."""
+    task = tasks.load("instruct", name)
+    if name == "commonsense":
+        return _github_files(task, checkout)
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    commits = []
+    for source in task.SOURCES.values():
+        commits.append(str(HfApi().dataset_info(source.path).sha))
+        for split, expected in {source.train: source.num_train_rows, source.test: source.num_test_rows}.items():
+            rows = len(load_dataset(source.path, source.name, split=split, revision=commits[-1]))
+            if rows != expected:
+                raise RunFailed(f"{source.path}: the split {split} has {rows} rows, the protocol expects {expected}")
+    return {"path": " + ".join(s.path for s in task.SOURCES.values()), "commit": "+".join(commits)}
+
+
+def _github_files(task: Any, checkout: Path) -> dict[str, Any]:
+    from urllib.request import urlopen
+
+    from nora.runs.instruct_rows import DOWNLOADS
+
+    wanted = {task.TRAIN_FILE: task.NUM_TRAIN_ROWS}
+    for name in task.SETS:
+        module = tasks.load("commonsense", name)
+        wanted[task.TEST_FILE.format(folder=module.FOLDER)] = module.NUM_TEST_ROWS
+    hashes = {}
+    for path, rows in wanted.items():
+        with urlopen(f"https://raw.githubusercontent.com/{task.REPOSITORY}/{task.COMMIT}/{path}", timeout=60) as answer:
+            data = answer.read()
+        found = len(json.loads(data))
+        if found != rows:
+            raise RunFailed(f"{path}: has {found} rows, the protocol expects {rows}")
+        target = checkout / DOWNLOADS / task.COMMIT / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, data)
+        hashes[path] = sha256_bytes(data)
+    return {"path": task.REPOSITORY, "commit": task.COMMIT, "files": hashes}
+
+
 def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: bool) -> list[str]:
     """Resolves and downloads what is not in the lock yet; one line per item. Every item is written as it succeeds."""
     path = checkout / LOCK
@@ -109,7 +150,14 @@ def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: boo
     items: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
     items += [("models", repo, partial(_model_entry, repo)) for repo in sorted(found.models)]
     items += [("models", repo, partial(_pipeline_entry, repo)) for repo in sorted(found.pipelines)]
-    items += [("tasks", name, partial(_task_entry, suite, name)) for suite, name in sorted(found.tasks)]
+    items += [
+        (
+            "tasks",
+            name,
+            partial(_instruct_entry, name, checkout) if suite == "instruct" else partial(_task_entry, suite, name),
+        )
+        for suite, name in sorted(found.tasks)
+    ]
     items += [("pictures", repo, partial(_pictures_entry, repo)) for repo in sorted(found.pictures)]
     lines = []
     for group, key, resolve in items:

@@ -58,7 +58,7 @@ def make_base(name: str, *, corpus: Path | None, checkout: Path, out: Path | Non
     held_out = [path for pattern in recipe["held_out"] for path in sorted(corpus.glob(pattern))]
     held_out += sorted((checkout / "data").glob("*/*.jsonl"))
     text = read_corpus(train_files, held_out=evaluation_texts(held_out))
-    tokenizer = train_tokenizer(text.paragraphs, vocab_size=recipe["vocab_size"])
+    tokenizer = train_tokenizer(text.paragraphs, vocab_size=recipe["vocab_size"], whole=recipe.get("whole", ()))
     settings = PretrainSettings(**recipe["settings"])
     blocks = pack(text.paragraphs, tokenizer, length=settings.length)
     valid = pack(read_corpus(valid_files, held_out=()).paragraphs, tokenizer, length=settings.length)

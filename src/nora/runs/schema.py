@@ -133,6 +133,46 @@ class FewShotProtocol:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class InstructProtocol:
+    """Training on instructions and scoring generated answers (paper, Tables 4 and 9)."""
+
+    name: Literal["llm_adapters", "llm_adapters_released", "llm_adapters_modern", "metamath"]
+    version: Count
+    lr: Positive
+    batch_size: Count
+    epochs: Size
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_steps: Size | None
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None
+    optimizer: Literal["adamw"]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    eps: Positive
+    weight_decay: NonNegative
+    max_grad_norm: Positive | None
+    precision: Literal["fp32", "bf16"]
+    cutoff: Count
+    """Tokens of a training text; a longer one is cut on the right (and has no end-of-sequence token)."""
+    loss_on: Literal["text", "answer"]
+    eval_every: Count | None
+    """Steps between dev losses; null: at the end of each epoch."""
+    keep: Literal["lowest_dev_loss", "last"]
+    beams: Count
+    max_new_tokens: Count
+    merge: bool
+    """Whether the adapter is merged into the weights before answers are generated."""
+    sketch: Literal["applied", "lost"]
+    """"lost" reproduces the released code: a Nyström init is declared and Kaiming's is what trains."""
+    precondition: Literal["step", "micro_batch"]
+    max_steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> InstructProtocol:
+        if (self.warmup_steps is None) == (self.warmup_ratio is None):
+            raise ValueError("give either warmup_steps or warmup_ratio")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class FinetuneSpec:
     """``kind=finetune``: one base model, one task, one method."""
 
@@ -140,7 +180,7 @@ class FinetuneSpec:
     model: ModelSpec
     task: TaskSpec
     method: MethodSpec
-    protocol: FewShotProtocol
+    protocol: Annotated[FewShotProtocol | InstructProtocol, Field(discriminator="name")]
     seed: Seed
     measure: list[Literal["spectrum", "zero_shot"]]
 
@@ -380,6 +420,8 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    data_parallel: bool | None = None
+    """The run is started by ``accelerate launch``: its processes share every batch (instruct protocols)."""
     sample_every: Count | None = None
     """kind=dreambooth: optimiser steps between sample pictures in the attempt's folder and in W&B; null: none."""
     profile: Name | None = None
@@ -402,17 +444,20 @@ class ExecSpec:
         return self
 
 
+_PROTOCOLS = ("mezo", *get_args(get_type_hints(InstructProtocol)["name"]))
 Spec = FinetuneSpec | FactorizeSpec | DeploymentSpec | DreamboothSpec
 KINDS: dict[str, type] = {
     "finetune": FinetuneSpec, "factorize": FactorizeSpec, "deployment": DeploymentSpec, "dreambooth": DreamboothSpec,
 }  # fmt: skip
 
 
-def _keys_at(schema: Any, path: list[str]) -> list[str]:
-    """The field names the schema has at a path, [] where it has no say."""
+def _keys_at(schema: Any, path: list[str], protocol: str | None) -> list[str]:
+    """The field names the schema has at a path, [] where it has no say; ``protocol`` says which of the union."""
     for part in path:
         hints = get_type_hints(schema) if is_dataclass(schema) else {}
         schema = hints.get(part)
+        if part == "protocol" and protocol is not None and protocol != "mezo":
+            schema = InstructProtocol
         while schema is not None and not is_dataclass(schema) and get_origin(schema) is not None:
             schema = next((a for a in get_args(schema) if is_dataclass(a)), None)
     return [f.name for f in fields(schema)] if is_dataclass(schema) else []
@@ -420,13 +465,22 @@ def _keys_at(schema: Any, path: list[str]) -> list[str]:
 
 def _sentence(error: Any, schema: type, prefix: str) -> str:
     location = [str(part) for part in error["loc"]]
+    protocol = None
+    if location[:1] == ["protocol"] and location[1:2] and location[1] in _PROTOCOLS:
+        protocol = location.pop(1)  # which of the union's protocols it is: no part of the config's path
     path = ".".join(location)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        allowed = _keys_at(schema, location[:-1])
+        allowed = _keys_at(schema, location[:-1], protocol)
         near = difflib.get_close_matches(location[-1], allowed, n=1)
         key = ".".join([*location[:-1], *near])
         hint = f"; did you mean {prefix if prefix.endswith('.') else ''}{key}?" if near else ""  # not a file's name
         return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
+    if error["type"] == "union_tag_invalid":
+        given = error["ctx"]["tag"]
+        near = difflib.get_close_matches(given, _PROTOCOLS, n=1)
+        return f"{path}.name: given {given!r}, allowed {', '.join(_PROTOCOLS)}" + (
+            f"; did you mean {near[0]}?" if near else ""
+        )
     if error["type"] in ("missing", "missing_argument"):
         return f"{path}: missing"
     message = error["msg"].removeprefix("Value error, ")

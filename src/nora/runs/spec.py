@@ -70,8 +70,8 @@ class Pins:
         if task.get("source") == "hub":
             task["revision"] = self.lock.get("tasks", {}).get(task.get("name"), {}).get("commit")
         elif task.get("source") == "slice":
-            names = [f"{task.get('name')}/{split}.jsonl" for split in ("train", "validation")]
-            task["files"] = {n: self.slices[n]["sha256"] for n in names if n in self.slices} or None
+            own = [name for name in self.slices if name.startswith(f"{task.get('name')}/")]
+            task["files"] = {name: self.slices[name]["sha256"] for name in own} or None
         return {**plain, "model": model, "task": task}
 
     def _subject(self, task: dict[str, Any]) -> dict[str, Any]:

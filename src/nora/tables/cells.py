@@ -37,46 +37,55 @@ class Cell:
 
 class SpecBook:
     """Specs of a table's cells: composed once per task and method, the grid merged in as plain data. One book serves
-    every table of the same scale and overrides."""
+    every table of the same ``shared_by``."""
+
+    @staticmethod
+    def shared_by(table: Table) -> str:
+        """Tables of which this is equal may share a book: all that goes into a spec beside method, column and seed."""
+        file = table.file
+        return repr((table.scale, table.overrides, file.axis, file.fixed, sorted(file.settings.items())))
 
     def __init__(self, checkout: Path, table: Table) -> None:
         self._conf = checkout / "conf"
         self._pins = Pins(checkout)
-        self._fixed = [f"scale={table.scale}", *table.overrides]
+        self._axis = table.file.axis
+        self._settings = table.file.settings
+        self._fixed = [f"scale={table.scale}", *table.file.fixed, *table.overrides]
         self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
         self._specs: dict[str, tuple[dict[str, Any], str]] = {}
 
     def _config(self, group: str, choice: str) -> dict[str, Any]:
         key = (group, choice)
         if key not in self._nodes:
-            words = choices_side_by_side(self._conf, ("task", "method"), group, choice)
+            words = choices_side_by_side(self._conf, (self._axis, "method"), group, choice)
             self._nodes[key] = compose_config(self._conf, [*self._fixed, *words])
         return self._nodes[key]
 
-    def metric(self, task: str) -> str:
-        """The metric a task is reported with."""
-        return str(tasks.load(self._config("task", task)["task"]["suite"], task).METRIC)
+    def metric(self, column: str) -> str:
+        """The metric a column is reported with."""
+        task = self._config(self._axis, column)["task"]
+        return str(tasks.load(task["suite"], task["name"]).METRIC)
 
-    def spec(self, method: str, task: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
+    def spec(self, method: str, column: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
         """The resolved spec as plain data."""
-        return self.identified(method, task, seed, measure, settings)[0]
+        return self.identified(method, column, seed, measure, settings)[0]
 
     def identified(
-        self, method: str, task: str, seed: int, measure: list[str], settings: Settings
+        self, method: str, column: str, seed: int, measure: list[str], settings: Settings
     ) -> tuple[dict[str, Any], str]:
         """The resolved spec and its id."""
-        key = repr((method, task, seed, measure, sorted(settings.items())))
+        key = repr((method, column, seed, measure, sorted(settings.items())))
         if key not in self._specs:
-            spec = self._build(method, task, seed, measure, settings)
+            spec = self._build(method, column, seed, measure, settings)
             self._specs[key] = spec, run_id(spec)
         return self._specs[key]
 
-    def _build(self, method: str, task: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
-        config = dict(self._config("task", task))
+    def _build(self, method: str, column: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
+        config = dict(self._config(self._axis, column))
         config["method"] = self._config("method", method)["method"]
         config["seed"] = seed
         config["measure"] = measure
-        for path, value in settings.items():
+        for path, value in {**self._settings, **settings}.items():
             group, key = path.split(".", 1)
             config[group] = {**config[group], key: value}
         return spec_dict(build_spec(config, self._pins))
@@ -101,9 +110,10 @@ def make_cell(table: Table, book: SpecBook, method: str, task: str, seed: int, s
     spec, identity = book.identified(method, task, seed, measure, settings)
     overrides = (
         f"scale={table.scale}",
-        f"task={task}",
+        *table.file.fixed,
+        f"{table.file.axis}={task}",
         f"method={method}",
-        *(f"{key}={format_value(value)}" for key, value in settings.items()),
+        *(f"{key}={format_value(value)}" for key, value in {**table.file.settings, **settings}.items()),
         f"measure={format_value(measure)}",
         *table.overrides,
         f"seed={seed}",
@@ -116,7 +126,7 @@ def trials(
 ) -> list[Trial]:
     """Every grid point of one method and task with its dev outcome over the table's seeds."""
     outcome = []
-    for point in grid_points(table.file.search.grid[method]):
+    for point in grid_points(table.file.grid(method, task)):
         settings = {**(reused or {}), **point}
         ids = [make_cell(table, book, method, task, seed, 0, settings).id for seed in table.seeds]
         outcome.append(summarize(settings, [records.get(i or "") for i in ids], metric=book.metric(task)))
@@ -139,6 +149,8 @@ def chosen_settings(
 def reused_settings(table: Table, book: SpecBook, task: str, records: Mapping[str, Record]) -> Settings | None:
     """What stage 2 takes over from stage 1's choice on a task, None while that is open."""
     search = table.file.search
+    if not search.reuse:
+        return {}
     best = choose(trials(table, book, search.first, task, records))
     return {key: best.settings[key] for key in search.reuse} if best is not None else None
 
@@ -168,14 +180,14 @@ def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: 
         return made
     for task in table.columns:
         if search.first in table.methods:
-            for point in grid_points(search.grid[search.first]):
+            for point in grid_points(table.file.grid(search.first, task)):
                 made += [make_cell(table, book, search.first, task, seed, 1, point) for seed in table.seeds]
     for task in table.columns:
         reused = reused_settings(table, book, task, records)
         for method in table.methods:
             if method == search.first:
                 continue
-            for point in grid_points(search.grid[method]):
+            for point in grid_points(table.file.grid(method, task)):
                 for seed in table.seeds:
                     if reused is None:
                         made.append(

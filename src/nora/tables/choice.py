@@ -33,7 +33,8 @@ def summarize(settings: Settings, records: Sequence[Record | None], *, metric: s
     """A trial from its records over the seeds; it is complete where every seed has one."""
     present = [r for r in records if r is not None]
     finished = [r for r in present if r.status == "done"]
-    values = [r.metrics["dev"][metric] for r in finished]
+    # A protocol that scores no answers on dev is ranked by its dev loss.
+    values = [r.metrics["dev"].get(metric, -r.metrics["dev"]["loss"]) for r in finished]
     losses = [r.metrics["dev"]["loss"] for r in finished]
     usable = len(finished) == len(records)
     return Trial(

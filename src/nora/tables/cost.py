@@ -10,7 +10,13 @@ from nora.runs.record import Record
 from nora.tables.cells import Cell
 
 # Parameters that every token passes through, from the models' own configs (tied heads counted once).
-_PARAMETERS = {"opt_1.3b": 1.316e9}
+_PARAMETERS = {"opt_1.3b": 1.316e9, "llama_7b": 6.738e9, "llama2_7b": 6.738e9, "gemma_7b": 8.538e9}
+# Instruct tasks: tokens per training text and tokens an answer takes, rough means of the real rows.
+_TEXT_TOKENS = {"commonsense": 110, "gsm8k": 250}
+_ANSWER_TOKENS = {"commonsense": 8, "gsm8k": 200}
+_SETS = {"commonsense": 22_419, "gsm8k": 1_319}  # rows answered at most
+_DECODING_SECONDS = 0.03  # per step of a batch
+_DECODED_AT_ONCE = 32
 # Tokens per row (prompt and one candidate) and candidates per row, OPT's tokenizer; rough means of the real sets.
 _TOKENS = {"sst2": 30, "cb": 110, "rte": 90, "wsc": 70, "boolq": 160, "multirc": 380, "record": 300, "squad": 200}
 _CANDIDATES = {"sst2": 2, "cb": 3, "rte": 2, "wsc": 2, "boolq": 2, "multirc": 2, "record": 20, "squad": 1}
@@ -24,7 +30,7 @@ _FLOPS_PER_SECOND_FP32 = 0.3 * 67e12  # an H100's fp32 peak, batch 1
 
 
 # Hidden size and layers, for the activations that a backward pass keeps.
-_SHAPE = {"opt_1.3b": (2048, 24)}
+_SHAPE = {"opt_1.3b": (2048, 24), "llama_7b": (4096, 32), "llama2_7b": (4096, 32), "gemma_7b": (3072, 28)}
 _KEPT_BYTES_PER_UNIT = 34  # fp32 activations per token, layer and hidden unit of a transformer block, attention aside
 
 
@@ -38,12 +44,14 @@ def memory_gib(cell: Cell) -> tuple[float | None, str]:
     if cell.spec is None or cell.spec["kind"] != "finetune":
         return None, "unknown"
     model, protocol = cell.spec["model"], cell.spec["protocol"]
-    if model["name"] not in _PARAMETERS or cell.column not in _TOKENS:
+    task = cell.spec["task"]["name"]
+    if model["name"] not in _PARAMETERS or task not in _TOKENS | _TEXT_TOKENS:
         return None, "unknown"
     hidden, layers = _SHAPE[model["name"]]
     width = 4 if model["dtype"] == "float32" else 2
-    tokens = protocol["batch_size"] * _TOKENS[cell.column] * min(_CANDIDATES[cell.column], 4) * 1.5
-    kept = tokens * hidden * layers * _KEPT_BYTES_PER_UNIT
+    per_row = _TEXT_TOKENS[task] if task in _TEXT_TOKENS else _TOKENS[task] * min(_CANDIDATES[task], 4)
+    tokens = protocol["batch_size"] * per_row * 1.5
+    kept = tokens * hidden * layers * _KEPT_BYTES_PER_UNIT * width / 4
     return (_PARAMETERS[model["name"]] * width + kept) / 2**30 + 1.0, "estimate: weights + kept activations + 1 GiB"
 
 
@@ -80,14 +88,30 @@ def estimate(cell: Cell, measured: Measured) -> tuple[float | None, str]:
     if cell.spec["kind"] != "finetune":
         return None, "unknown: no like run has a record yet"
     parameters = _PARAMETERS.get(cell.spec["model"]["name"])
-    if parameters is None or cell.column not in _TOKENS:
-        return None, "unknown: no like run has a record yet"
     task, protocol = cell.spec["task"], cell.spec["protocol"]
-    tokens = _TOKENS[cell.column] * _CANDIDATES[cell.column]
+    if parameters is None or task["name"] not in _TOKENS | _TEXT_TOKENS:
+        return None, "unknown: no like run has a record yet"
+    if task["name"] in _TEXT_TOKENS:
+        return _instruct_hours(parameters, task, protocol), (
+            "estimate: 4N FLOP per trained token at 20 % of an H100, 30 ms per decoding step of 32 answers"
+        )
+    tokens = _TOKENS[task["name"]] * _CANDIDATES[task["name"]]
     trained = task["num_train"] * tokens * protocol["epochs"]
     scored = (task["num_dev"] * protocol["epochs"] + task["num_test"]) * tokens
     flops = 4 * parameters * trained + 2 * parameters * scored
     return (flops / _FLOPS_PER_SECOND + _SETUP_SECONDS) / 3600, "estimate: 4N FLOP per trained token at 20 % of an H100"
+
+
+def _instruct_hours(parameters: float, task: Mapping[str, Any], protocol: Mapping[str, Any]) -> float:
+    name = task["name"]
+    steps = protocol["epochs"] * -(-task["num_train"] // protocol["batch_size"])
+    evaluations = steps // protocol["eval_every"] if protocol.get("eval_every") else protocol["epochs"]
+    trained = task["num_train"] * _TEXT_TOKENS[name] * protocol["epochs"]
+    held_out = evaluations * task["num_dev"] * _TEXT_TOKENS[name]
+    flops = 4 * parameters * trained + 2 * parameters * held_out
+    answers = min(_SETS[name], 8 * task["num_test"]) + (task["num_dev"] if name == "gsm8k" else 0)
+    decoding = answers / _DECODED_AT_ONCE * _ANSWER_TOKENS[name] * _DECODING_SECONDS
+    return (flops / _FLOPS_PER_SECOND + decoding + _SETUP_SECONDS) / 3600
 
 
 def _dreambooth_hours(spec: Any) -> float:

@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora.runs import limits
@@ -45,6 +45,16 @@ class TableFile:
     paper_seeds: list[int]
     measure: dict[str, list[str]]
     search: Search
+    axis: Literal["task", "model", "protocol"] = "task"
+    """What the columns are: tasks, base models, or protocols."""
+    fixed: list[str] = Field(default_factory=list)
+    """Choices every cell shares, as typed for `nora run`: [task=commonsense, protocol=llm_adapters]."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Values every cell shares."""
+
+    def grid(self, method: str, column: str) -> dict[str, list[Any]]:
+        """What is searched for a method in a column: its own grid for that column, else its grid."""
+        return self.search.grid.get(f"{method}@{column}", self.search.grid[method])
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Table:
         return f"{self.name} at scale={self.scale}, search={self.search}"
 
 
-_AXES = ("task", "method", "seed", "search", "scale")
+_AXES = ("task", "model", "protocol", "method", "seed", "search", "scale")
 
 
 def names(checkout: Path) -> list[str]:
@@ -137,11 +147,14 @@ def load_table(checkout: Path, name: str, overrides: Sequence[str] = ()) -> Tabl
         source=source,
         scale=scale,
         file=file,
-        columns=pick("task", axes["task"], file.columns) if "task" in axes else tuple(file.columns),
+        columns=pick(file.axis, axes[file.axis], file.columns) if file.axis in axes else tuple(file.columns),
         methods=pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
         seeds=pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
         search=search,
-        overrides=tuple(rest),
+        overrides=(
+            *rest,
+            *(f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis),
+        ),
     )
 
 

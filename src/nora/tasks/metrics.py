@@ -29,9 +29,20 @@ def _pair_f1(given: list[str], gold: list[str]) -> float:
 
 
 def score(metric: str, predictions: Sequence[Mapping[str, Any]]) -> float:
-    """The metric over stored predictions: ``prediction`` beside ``correct`` (accuracy) or ``references`` (f1)."""
+    """The metric over stored predictions: ``prediction`` beside ``correct`` (accuracy), ``references`` (f1), or
+    ``answer`` and ``set`` (mean_accuracy: the unweighted mean over the sets)."""
     if metric == "accuracy":
         return sum(row["prediction"] in row["correct"] for row in predictions) / len(predictions)
     if metric == "f1":
         return sum(token_f1(row["prediction"], row["references"]) for row in predictions) / len(predictions)
-    raise ValueError(f"metric: given {metric!r}, required 'accuracy' or 'f1'")
+    if metric == "mean_accuracy":
+        return sum(accuracy for accuracy, _ in set_accuracies(predictions).values()) / len(set_accuracies(predictions))
+    raise ValueError(f"metric: given {metric!r}, required 'accuracy', 'f1' or 'mean_accuracy'")
+
+
+def set_accuracies(predictions: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
+    """set → (share of right answers, number of rows), in the order the sets come."""
+    counts: dict[str, list[bool]] = {}
+    for row in predictions:
+        counts.setdefault(row["set"], []).append(row["prediction"] == row["answer"])
+    return {name: (sum(right) / len(right), len(right)) for name, right in counts.items()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 NGRAM = 13  # words; the overlap length of GPT-3's and OPT's own contamination checks
@@ -74,18 +74,24 @@ def read_corpus(files: Iterable[Path], *, held_out: Iterable[str]) -> Corpus:
     return Corpus(paragraphs=kept, num_dropped=dropped, sha256=digest)
 
 
-def train_tokenizer(paragraphs: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that puts the begin-of-sequence token first, as OPT's and LLaMA's do."""
+def train_tokenizer(
+    paragraphs: Iterable[str], *, vocab_size: int, whole: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE that puts the begin-of-sequence token first, as OPT's and LLaMA's do.
+
+    ``whole``: texts that are one token each wherever they stand, the last ids of the vocabulary.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(whole),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(paragraphs, trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in whole])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )

@@ -8,7 +8,8 @@ Order of operations, per optimiser step t:
   5. gradients are clipped to a global norm; a non-finite norm ends the run
   6. optimiser step, then learning-rate schedule
   7. logging; a checkpoint when due (the state is complete: 1–6 of step t+1 follow from it)
-and at the end of each epoch: evaluation on dev; the adapter with the lowest dev loss is kept and restored at the end.
+and at the end of each epoch (or every so many steps): evaluation on dev; the adapter with the lowest dev loss is kept
+and restored at the end.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from nora.adapters import Preconditioner
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,19 @@ class LoopSettings:
     precision: str
     max_steps: int | None = None
     micro_batch_size: int | None = None
+    evaluate_every: int | None = None
+    """Steps between evaluations on dev; None: at the end of each epoch."""
+    keep_best: bool = True
+    """Whether the adapter of lowest dev loss is loaded at the end, or the last one stays."""
+    precondition_each: bool = False
+    """After every micro-batch, as the authors' released code does, instead of once per step."""
 
 
 class Objective(Protocol):
     """What is minimised: a sum over examples (or their tokens) divided by its count."""
 
-    num_examples: int
+    @property
+    def num_examples(self) -> int: ...
 
     def count(self, indices: Sequence[int]) -> int:
         """The divisor of the loss over these examples."""
@@ -77,16 +88,24 @@ class LoopState:
     preconditioner: Preconditioner | None
     step: int = 0
     epoch_loss: float = 0.0
+    """Sum of the steps' losses since the last evaluation, and their number."""
+    steps_since: int = 0
     losses: list[float] = field(default_factory=list)
     """Mean loss of every step taken."""
     dev_log: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def best_epoch(self) -> int | None:
-        """Index of the epoch of lowest dev loss (the earlier of equals), None before the first evaluation."""
-        finite = [(entry["loss"], entry["epoch"]) for entry in self.dev_log if math.isfinite(entry["loss"])]
+    def best_evaluation(self) -> int | None:
+        """Index into ``dev_log`` of the lowest dev loss (the earlier of equals), None before the first evaluation."""
+        finite = [(entry["loss"], i) for i, entry in enumerate(self.dev_log) if math.isfinite(entry["loss"])]
         return min(finite)[1] if finite else None
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of that evaluation."""
+        best = self.best_evaluation
+        return None if best is None else int(self.dev_log[best]["epoch"])
 
 
 @dataclass(frozen=True)
@@ -140,23 +159,37 @@ def _first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
 
 
 def train_step(
-    model: nn.Module, objective: Objective, indices: Sequence[int], settings: LoopSettings, state: LoopState
+    model: nn.Module,
+    objective: Objective,
+    indices: Sequence[int],
+    settings: LoopSettings,
+    state: LoopState,
+    replicas: Replicas | None = None,
 ) -> tuple[float, float]:
     """Steps 2–6 of the order above on one batch; returns the mean loss and the gradient norm before clipping."""
     device = next(iter(state.parameters.values())).device
     autocast = torch.autocast(device.type, dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
     count = objective.count(indices)
-    micro = settings.micro_batch_size or len(indices)
+    if replicas is not None:
+        indices = replicas.share(indices)
+    micro = settings.micro_batch_size or max(1, len(indices))
     state.optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for start in range(0, len(indices), micro):
         with autocast:
             loss = objective.loss(model, indices[start : start + micro]) / count
         total += loss.item()
-        if not math.isfinite(total):
+        if not math.isfinite(total) and replicas is None:
             raise Diverged(state.step, "the loss")
         loss.backward()
-    if state.preconditioner is not None:
+        if settings.precondition_each and state.preconditioner is not None:
+            state.preconditioner.step()
+    if replicas is not None:
+        total = replicas.total(total, device)
+        if not math.isfinite(total):  # every process stops: one that went on alone would wait for ever
+            raise Diverged(state.step, "the loss")
+        replicas.sum_gradients(state.parameters.values())
+    if state.preconditioner is not None and not settings.precondition_each:
         state.preconditioner.step()
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
     try:  # refused before anything is scaled: a NaN norm would spoil every gradient, and with it the culprit's name
@@ -181,42 +214,49 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, Any]] | None,
     on_step: Callable[[StepInfo], None],
     on_boundary: Callable[[LoopState], None],
+    replicas: Replicas | None = None,
 ) -> None:
     """Runs ``state`` to the end of the last epoch and loads the adapter of lowest dev loss.
 
     ``order(epoch)`` gives the epoch's permutation of the examples; ``evaluate`` the dev metrics with "loss" among
     them (None: there is no dev set, and the adapter stays as the last step left it); ``on_boundary`` is called after
-    every step, when the state is complete. Raises Diverged.
+    every step, when the state is complete; with ``replicas`` this process takes its share of each batch. Raises
+    Diverged.
     """
     per_epoch = math.ceil(objective.num_examples / settings.batch_size)
     total = num_steps(objective.num_examples, settings)
     while state.step < total:
         epoch, position = divmod(state.step, per_epoch)
-        if position == 0:
-            state.epoch_loss = 0.0
         permutation = order(epoch).tolist()
         indices = permutation[position * settings.batch_size : (position + 1) * settings.batch_size]
         model.train()
         before_step(state.step)
         lr = float(state.scheduler.get_last_lr()[0])
-        loss, norm = train_step(model, objective, indices, settings, state)
+        loss, norm = train_step(model, objective, indices, settings, state, replicas)
         state.step += 1
         state.epoch_loss += loss
+        state.steps_since += 1
         state.losses.append(loss)
         on_step(StepInfo(state.step, total, epoch, loss, norm, lr))
-        if evaluate is not None and state.step % per_epoch == 0:
-            _end_epoch(model, state, epoch, per_epoch, evaluate)
+        if evaluate is not None and _evaluation_due(state.step, total, per_epoch, settings.evaluate_every):
+            _evaluate(model, state, epoch, evaluate, settings.keep_best)
         on_boundary(state)
-    if state.best:
+    if state.best and settings.keep_best:
         with torch.no_grad():
             for name, parameter in state.parameters.items():
                 parameter.copy_(state.best[name])
 
 
-def _end_epoch(
-    model: nn.Module, state: LoopState, epoch: int, per_epoch: int, evaluate: Callable[[nn.Module], dict[str, Any]]
+def _evaluation_due(step: int, total: int, per_epoch: int, every: int | None) -> bool:
+    return step % per_epoch == 0 if every is None else step % every == 0 or step == total
+
+
+def _evaluate(
+    model: nn.Module, state: LoopState, epoch: int, evaluate: Callable[[nn.Module], dict[str, Any]], keep_best: bool
 ) -> None:
     metrics = evaluate(model)
-    state.dev_log.append({"epoch": epoch, "train_loss": state.epoch_loss / per_epoch, **metrics})
-    if state.best_epoch == epoch:
+    entry = {"epoch": epoch, "train_loss": state.epoch_loss / state.steps_since, **metrics}
+    state.dev_log.append(entry)
+    state.epoch_loss, state.steps_since = 0.0, 0
+    if keep_best and state.best_evaluation == len(state.dev_log) - 1:
         state.best = {name: p.detach().clone() for name, p in state.parameters.items()}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,18 +16,16 @@ from torch import nn
 from nora import streams, tasks
 from nora.adapters import Preconditioner, inits, lora_layers
 from nora.adapters.spectrum import moved_singular_values
-from nora.runs import build
-from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
+from nora.runs import build, instruct
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import Interrupted, RunFailed
-from nora.runs.schema import FewShotProtocol, FinetuneSpec
+from nora.runs.schema import FewShotProtocol, FinetuneSpec, InstructProtocol
+from nora.runs.stepping import at_boundary, pack_predictions, report_step, resume, seed_dropout
 from nora.tasks.example import Example
 from nora.tasks.sampling import draw_subsets
 from nora.training.assess import Assessor, Split
-from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state, num_steps, train
+from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train
 from nora.training.objectives import ClassificationObjective, OptionLMObjective
-
-_LOG = logging.getLogger(__name__)
 
 
 def _loop_settings(protocol: FewShotProtocol, micro_batch_size: int | None) -> LoopSettings:
@@ -57,15 +53,12 @@ def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> floa
     return sum(label in e.correct for e in test) / len(test)
 
 
-def _pack(predictions: Sequence[dict[str, Any]]) -> bytes:
-    """One JSON line per test example, compressed; the same predictions give the same bytes."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in predictions]
-    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
-
-
 def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     """Trains and evaluates one run; returns metrics, the init proof, predictions and the adapter."""
+    if isinstance(spec.protocol, InstructProtocol):
+        return instruct.execute(spec, spec.protocol, context)
     started = time.monotonic()
+    protocol = spec.protocol
     task = tasks.load(spec.task.suite, spec.task.name)
     base = build.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
     rows = build.load_rows(spec.task, task, context.checkout)
@@ -98,14 +91,14 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
             lora_layers(model), damping=spec.method.damping or 0.0, normalize=spec.method.normalize or "none"
         )
 
-    share = spec.protocol.share_prompt
+    share = protocol.share_prompt
     if task.LOSS == "classification":
         objective: Any = ClassificationObjective(training.encoded, training.gold, base.pad_id, share)
     else:
         objective = OptionLMObjective(training.encoded, training.gold, base.pad_id)
 
     assessor = Assessor(task, base.tokenizer, base.pad_id, share, spec.model.max_length)
-    settings = _loop_settings(spec.protocol, context.settings.micro_batch_size)
+    settings = _loop_settings(protocol, context.settings.micro_batch_size)
     state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
     common: dict[str, Any] = {
         "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
@@ -115,25 +108,10 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     }
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
         common["zero_shot"] = assessor.measure(model, test)[0]
-    resumed = _resume(state, context)
+    resumed = resume(state, context)
     timing = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed, "base_moved": _moves_base(spec)}
     training_started = time.monotonic()
     total_steps = num_steps(len(training), settings)
-
-    def on_step(info: StepInfo) -> None:
-        context.report(
-            Update(
-                "train", info.step, info.total_steps, {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}
-            )
-        )
-
-    def on_boundary(state: LoopState) -> None:
-        stop = context.stop_requested()
-        # The last step's too: whatever happens during the final evaluation, nothing is trained again.
-        if stop or state.step % context.settings.checkpoint_every == 0 or state.step == total_steps:
-            save_checkpoint(context.attempt.path, state)
-        if stop:
-            raise Interrupted(state.step)
 
     try:
         train(
@@ -144,10 +122,10 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
             order=lambda epoch: torch.randperm(
                 len(training), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
             ),
-            before_step=lambda step: _seed_dropout(spec.seed, step),
+            before_step=lambda step: seed_dropout(spec.seed, step),
             evaluate=lambda trained: assessor.loss(trained, dev),
-            on_step=on_step,
-            on_boundary=on_boundary,
+            on_step=partial(report_step, context),
+            on_boundary=partial(at_boundary, context, total_steps),
         )
     except Diverged as error:
         return Outcome(
@@ -183,7 +161,7 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         proof=adapted.proof.to_dict(),
         run=timing,
         files={
-            "predictions": ("predictions", ".jsonl.gz", _pack(predictions), True),
+            "predictions": ("predictions", ".jsonl.gz", pack_predictions(predictions), True),
             "adapter": ("adapter", ".safetensors", adapter, context.settings.keep_adapter),
         },
     )
@@ -200,19 +178,3 @@ def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopSt
     if best is not None and assessor.task.METRIC in best:
         return best
     return {**(best or {}), **assessor.measure(model, dev)[0]}
-
-
-def _seed_dropout(seed: int, step: int) -> None:
-    """Dropout masks of a step from the step's own stream (torch's dropout takes no generator)."""
-    torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}"))
-
-
-def _resume(state: LoopState, context: RunContext) -> int | None:
-    """Continues from the newest valid checkpoint of an earlier attempt; the step it was taken at."""
-    path, damaged = newest_valid(attempt.path for attempt in context.earlier)
-    for bad in damaged:
-        _LOG.warning("%s: damaged checkpoint left out", bad)
-    if path is None:
-        return None
-    restore_checkpoint(path, state)
-    return state.step

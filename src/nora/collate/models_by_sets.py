@@ -1,0 +1,148 @@
+"""Tables with a block per base model, a row per method and a column per test set (Table 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from nora import tasks
+from nora.collate import labels
+from nora.collate.document import Block, Document, Entry, Line
+from nora.collate.reported import MISSING, Reported, report
+from nora.collate.statistics import Summary
+from nora.runs.record import Record
+from nora.tables.cells import SpecBook
+from nora.tables.printed import PrintedValue, printed_grid
+from nora.tables.table import Table
+
+
+def _summaries(entry: Reported, sets: tuple[str, ...]) -> dict[str, Summary | None]:
+    """set → accuracy over the seeds, and their unweighted mean under "avg"."""
+    found = {name: entry.values(lambda r, n=name: r.metrics["test"]["sets"][n]["accuracy"]) for name in sets}  # type: ignore[misc]
+    return {**found, "avg": entry.values(lambda r: r.metrics["test"]["mean_accuracy"])}
+
+
+def _text(summary: Summary) -> str:
+    return f"{100 * summary.mean:.1f}" + ("" if summary.std is None else f" ± {100 * summary.std:.1f}")
+
+
+def _detail(summary: Summary | None, printed: PrintedValue | None) -> str:
+    if printed is None:
+        return ""
+    paper = f"paper {printed.mean:g}" + ("‡" if printed.quoted else "")
+    return paper if summary is None else f"{paper}, Δ {100 * summary.mean - printed.mean:+.1f}, n={summary.n}"
+
+
+def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
+    """A block per base model; the csv has a line per run and set with its binomial standard error."""
+    book = SpecBook(checkout, table)
+    reported = report(table, book, records, checkout)
+    spec = book.spec(table.methods[0], table.columns[0], table.seeds[0], [], {})
+    sets = tuple(tasks.load(spec["task"]["suite"], spec["task"]["name"]).SETS)
+    blocks, rows = [], []
+    for model in table.columns:
+        printed = printed_grid(table.name, model) if table.scale == "paper" else {}
+        found = {method: _summaries(reported[method, model], sets) for method in table.methods}
+        lines = []
+        for method in table.methods:
+            entry = reported[method, model]
+            entries = []
+            for name in (*sets, "avg"):
+                summary = found[method][name]
+                best = _is_best(found, method, name)
+                text = entry.gap() if summary is None else _text(summary)
+                entries.append(Entry(text, best, _detail(summary, printed.get((method, name))), entry.ids))
+            lines.append(Line(labels.method(method), tuple(entries)))
+            rows += _rows(table, method, model, entry, sets)
+        blocks.append(Block(labels.model(model), (*map(labels.task, sets), "avg"), tuple(lines)))
+    return Document(
+        name=f"{table.name}.{table.scale}",
+        title=f"Table {table.name.removeprefix('table')} – {table.file.title}",
+        banner=labels.BANNERS[table.scale],
+        blocks=tuple(blocks),
+        notes=_notes(table, reported),
+        csv_header=(
+            "table",
+            "scale",
+            "model",
+            "method",
+            "set",
+            "seed",
+            "accuracy",
+            "se",
+            "n",
+            "unanswered",
+            "settings",
+            "id",
+            "state",
+        ),  # fmt: skip
+        csv_rows=tuple(rows),
+    )
+
+
+def _is_best(found: Mapping[str, Mapping[str, Summary | None]], method: str, name: str) -> bool:
+    """Whether the printed mean is the column's best; never where a method is missing."""
+    means = [None if (s := entry[name]) is None else f"{100 * s.mean:.1f}" for entry in found.values()]
+    own = found[method][name]
+    if None in means or own is None:
+        return False
+    return f"{100 * own.mean:.1f}" == max((m for m in means if m is not None), key=float)
+
+
+def binomial_error(accuracy: float, n: int) -> float:
+    """Standard error of a share of n independent answers."""
+    return math.sqrt(accuracy * (1 - accuracy) / n)
+
+
+def _rows(table: Table, method: str, model: str, entry: Reported, sets: tuple[str, ...]) -> list[tuple[object, ...]]:
+    settings = ";".join(f"{k}={v}" for k, v in (entry.settings or {}).items())
+    rows: list[tuple[object, ...]] = []
+    if not entry.ids:
+        return [(table.name, table.scale, model, method, "", "", "", "", "", "", settings, "", MISSING)]
+    for seed, identity, record, state in zip(table.seeds, entry.ids, entry.records, entry.states, strict=True):
+        scores = record.metrics["test"]["sets"] if record is not None and record.status == "done" else {}
+        for name in sets:
+            s = scores.get(name)
+            values = ("", "", "", "") if s is None else (
+                s["accuracy"], f"{binomial_error(s['accuracy'], s['n']):.4f}", s["n"], s["unanswered"]
+            )  # fmt: skip
+            rows.append((table.name, table.scale, model, method, name, seed, *values, settings, identity, state))
+    return rows
+
+
+def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[str, ...]:
+    done = [r for e in reported.values() for r in e.records if r is not None and r.status == "done"]
+    seeds = ", ".join(map(str, table.seeds))
+    notes = [
+        f"Accuracy of generated answers, %; mean ± sample standard deviation over n = {len(table.seeds)} seeds "
+        f"({seeds}); avg: unweighted mean of the sets, only where all are there.",
+    ]
+    if done:
+        sizes = {s["n"] for r in done for s in r.metrics["test"]["sets"].values()}
+        largest = 100 * binomial_error(0.5, min(sizes))
+        rows = f"{min(sizes):,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
+        notes.append(
+            f"{rows} questions per set: a single run's accuracy has a binomial standard error of up to "
+            f"{largest:.1f} points on the smallest set."
+        )
+        unanswered = sum(s["unanswered"] for r in done for s in r.metrics["test"]["sets"].values())
+        asked = sum(s["n"] for r in done for s in r.metrics["test"]["sets"].values())
+        notes.append(f"{unanswered} of {asked} answers match no pattern of their set; they count as wrong.")
+        cut = sum(sum(r.metrics["cut_answers"].values()) for r in done)
+        notes.append(f"Training answers that the cut-off takes something of: {cut} over {len(done)} runs.")
+        passed = sum(r.result["proof"]["passed"] for r in done)
+        notes.append(f"Init proof passed in {passed} of {len(done)} runs.")
+        quirks = sorted({quirk for r in done for quirk in r.metrics["quirks"]})
+        notes += [f"Unlike the released code: {quirk}." for quirk in quirks]
+    if table.scale == "mini":
+        notes.append(
+            "Trained on evaluation-split rows for Social IQa and HellaSwag (their training sets are not shipped); the "
+            "rows tested are others."
+        )
+    if table.scale == "paper":
+        notes.append("‡ quoted in the paper from another paper (DoRA); ours is run by us.")
+    dirty = sum(entry.dirty() for entry in reported.values())
+    if dirty:
+        notes.append(f"{dirty} of the runs were made from a checkout with uncommitted changes.")
+    return tuple(notes)

@@ -1,0 +1,67 @@
+"""What every training run does around its steps: progress, checkpoints, resuming, dropout's stream, predictions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nora import streams
+from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
+from nora.runs.context import RunContext, Update
+from nora.runs.errors import Interrupted
+from nora.training.loop import LoopState, StepInfo
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
+
+_LOG = logging.getLogger(__name__)
+
+
+def report_step(context: RunContext, info: StepInfo) -> None:
+    """One line of progress."""
+    values = {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}
+    context.report(Update("train", info.step, info.total_steps, values))
+
+
+def at_boundary(context: RunContext, total_steps: int, state: LoopState) -> None:
+    """A checkpoint when due or when asked to stop; Interrupted in the latter case.
+
+    The last step's too: whatever happens during the final evaluation, nothing is trained again.
+    """
+    stop = context.stop_requested()
+    if context.replicas is not None:  # one that stopped alone would leave the others waiting for its gradients
+        stop = context.replicas.total(float(stop), context.device) > 0
+    if stop or state.step % context.settings.checkpoint_every == 0 or state.step == total_steps:
+        save_checkpoint(context.attempt.path, state)
+    if stop:
+        raise Interrupted(state.step)
+
+
+def resume(state: LoopState, context: RunContext) -> int | None:
+    """Continues from the newest valid checkpoint of an earlier attempt; the step it was taken at."""
+    path, damaged = newest_valid(attempt.path for attempt in context.earlier)
+    for bad in damaged:
+        _LOG.warning("%s: damaged checkpoint left out", bad)
+    if context.replicas is not None:
+        path = context.replicas.agree(path)
+    if path is None:
+        return None
+    restore_checkpoint(path, state)
+    return state.step
+
+
+def seed_dropout(seed: int, step: int, replicas: Replicas | None = None) -> None:
+    """Dropout masks of a step from the step's own stream (torch takes no generator here); a replica has its own."""
+    replica = f", replica {replicas.rank} of {replicas.size}" if replicas is not None and replicas.size > 1 else ""
+    torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}{replica}"))
+
+
+def pack_predictions(predictions: Sequence[dict[str, Any]]) -> bytes:
+    """One JSON line per test example, compressed; the same predictions give the same bytes."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in predictions]
+    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)

@@ -1,0 +1,1 @@
+"""Tasks that train on instructions and score generated answers: a file says which sets are read and how."""

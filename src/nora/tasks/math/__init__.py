@@ -1,0 +1,1 @@
+"""MetaMathQA to train on, GSM8K to test on (PiSSA's protocol)."""
