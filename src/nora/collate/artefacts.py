@@ -16,7 +16,8 @@ from nora.tables.targets import Target
 
 # A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
 _LAYOUTS = (
-    "methods_by_tasks", "tuning", "hyperparameters", "singular_values", "convergence", "rates", "deployment", "costs",
+    "methods_by_tasks", "models_by_sets", "tuning", "hyperparameters", "singular_values", "convergence", "rates",
+    "deployment", "costs",
     "subject_losses", "subject_settings", "drawn_pictures", "training_pictures", "loss_curves",
 )  # fmt: skip
 

@@ -177,9 +177,11 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")
+    notes += table.file.caption
     if table.search == "grid":
         trials = ", ".join(f"{labels.method(m)} {_trials(table, m)}" for m in table.methods)
-        notes.append(f"Settings tried per task and seed: {trials}; every method but LoRA takes over LoRA's batch size.")
+        reused = "; every method but LoRA takes over LoRA's batch size" if table.file.search.reuse else ""
+        notes.append(f"Settings tried per task and seed: {trials}{reused}.")
     else:
         notes.append(f"Settings from conf/chosen/{table.name}.{table.scale}.yaml.")
     proofs = [r.result["proof"]["passed"] for e in reported.values() for r in e.records if r is not None]

@@ -30,7 +30,7 @@ def _text(summary: Summary) -> str:
 def _detail(summary: Summary | None, printed: PrintedValue | None) -> str:
     if printed is None:
         return ""
-    paper = f"paper {printed.mean:g}" + ("‡" if printed.quoted else "")
+    paper = f"paper {printed.text}"
     return paper if summary is None else f"{paper}, Δ {100 * summary.mean - printed.mean:+.1f}, n={summary.n}"
 
 
@@ -53,12 +53,17 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
                 best = _is_best(found, method, name)
                 text = entry.gap() if summary is None else _text(summary)
                 entries.append(Entry(text, best, _detail(summary, printed.get((method, name))), entry.ids))
+            if table.scale != "paper":
+                loss = entry.values(lambda r: r.metrics["test"]["gold_nll"])
+                entries.append(Entry("–" if loss is None else f"{loss.mean:.3f}", runs=entry.ids))
             lines.append(Line(labels.method(method), tuple(entries)))
             rows += _rows(table, method, model, entry, sets)
-        blocks.append(Block(labels.model(model), (*map(labels.task, sets), "avg"), tuple(lines)))
+        lines += _references(reported[table.file.search.first, model], sets, with_loss=table.scale != "paper")
+        beyond = () if table.scale == "paper" else ("loss",)
+        blocks.append(Block(labels.model(model), (*map(labels.task, sets), "avg", *beyond), tuple(lines)))
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"Table {table.name.removeprefix('table')} – {table.file.title}",
+        title=labels.heading(table.name, table.file.title),
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=_notes(table, reported),
@@ -81,11 +86,32 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     )
 
 
+def _references(first: Reported, sets: tuple[str, ...], *, with_loss: bool) -> list[Line]:
+    """What no training reaches, from the records of the search's first method; no lines unless they have it."""
+    zero = first.values(lambda r: r.metrics["zero_shot"]["mean_accuracy"]) if _measured(first, "zero_shot") else None
+    majority = first.values(lambda r: r.metrics["majority"]) if _measured(first, "majority") else None
+    lines = []
+    if majority is not None:
+        blanks = tuple(Entry("–") for _ in sets)
+        lines.append(Line("Majority answer", (*blanks, Entry(_text(majority)), *[Entry("–")] * with_loss), True))
+    if zero is not None:
+        own = [first.values(lambda r, n=name: r.metrics["zero_shot"]["sets"][n]["accuracy"]) for name in sets]  # type: ignore[misc]
+        loss = first.values(lambda r: r.metrics["zero_shot"]["gold_nll"])
+        entries = [Entry("–" if s is None else _text(s)) for s in (*own, zero)]
+        last = [Entry("–" if loss is None else f"{loss.mean:.3f}")] * with_loss
+        lines.append(Line("Zero-shot base", (*entries, *last), not lines))
+    return lines
+
+
+def _measured(entry: Reported, key: str) -> bool:
+    return all(r is not None and r.metrics.get(key) is not None for r in entry.records)
+
+
 def _is_best(found: Mapping[str, Mapping[str, Summary | None]], method: str, name: str) -> bool:
     """Whether the printed mean is the column's best; never where a method is missing."""
     means = [None if (s := entry[name]) is None else f"{100 * s.mean:.1f}" for entry in found.values()]
     own = found[method][name]
-    if None in means or own is None:
+    if None in means or own is None or len(set(means)) == 1:
         return False
     return f"{100 * own.mean:.1f}" == max((m for m in means if m is not None), key=float)
 
@@ -135,6 +161,9 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[
         notes.append(f"Init proof passed in {passed} of {len(done)} runs.")
         quirks = sorted({quirk for r in done for quirk in r.metrics["quirks"]})
         notes += [f"Unlike the released code: {quirk}." for quirk in quirks]
+    notes += table.file.caption
+    if table.scale != "paper":
+        notes.append("Loss: of the right answer after the question, nats per token.")
     if table.scale == "mini":
         notes.append(
             "Trained on evaluation-split rows for Social IQa and HellaSwag (their training sets are not shipped); the "

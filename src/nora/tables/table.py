@@ -51,6 +51,8 @@ class TableFile:
     """Choices every cell shares, as typed for `nora run`: [task=commonsense, protocol=llm_adapters]."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Values every cell shares."""
+    caption: list[str] = Field(default_factory=list)
+    """Notes below the table."""
 
     def grid(self, method: str, column: str) -> dict[str, list[Any]]:
         """What is searched for a method in a column: its own grid for that column, else its grid."""
