@@ -288,11 +288,11 @@ def test_a_kind_is_a_file() -> None:
 
 
 def test_each_step_has_dropout_masks_of_its_own() -> None:
-    from nora.runs.kinds.finetune import _seed_dropout
+    from nora.runs.stepping import seed_dropout
 
     masks = []
     for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
-        _seed_dropout(seed, step)
+        seed_dropout(seed, step)
         masks.append(torch.rand(8))
     assert torch.equal(masks[0], masks[3])
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
