@@ -14,13 +14,23 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from nora import streams, tasks
-from nora.adapters import Preconditioner, lora_layers
+from nora import tasks
 from nora.runs import build, instruct_rows
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import Interrupted, RunFailed
+from nora.runs.errors import RunFailed
 from nora.runs.schema import FinetuneSpec, InstructProtocol, MethodSpec
-from nora.runs.stepping import at_boundary, pack_predictions, report_step, resume, seed_dropout
+from nora.runs.stepping import (
+    at_boundary,
+    diverged,
+    epoch_order,
+    loop_settings,
+    make_preconditioner,
+    pack_predictions,
+    report_step,
+    resume,
+    seed_dropout,
+    stop_if_asked,
+)
 from nora.tasks.instruction import Instruction
 from nora.tasks.metrics import score, set_accuracies
 from nora.training.answers import Decoding, answer
@@ -28,20 +38,13 @@ from nora.training.instruct import EncodedText, InstructObjective, encode_text, 
 from nora.training.loop import Diverged, LoopSettings, make_state, num_steps, train
 
 
-def _loop_settings(protocol: InstructProtocol, num_rows: int, micro_batch_size: int | None) -> LoopSettings:
-    settings = LoopSettings(
-        lr=protocol.lr,
-        batch_size=protocol.batch_size,
+def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContext) -> LoopSettings:
+    settings = loop_settings(
+        protocol,
+        context,
         epochs=protocol.epochs,
-        schedule=protocol.schedule,
         warmup_steps=protocol.warmup_steps or 0,
-        betas=(protocol.betas[0], protocol.betas[1]),
-        eps=protocol.eps,
-        weight_decay=protocol.weight_decay,
-        max_grad_norm=protocol.max_grad_norm,
-        precision=protocol.precision,
         max_steps=protocol.max_steps,
-        micro_batch_size=micro_batch_size,
         evaluate_every=protocol.eval_every,
         keep_best=protocol.keep == "lowest_dev_loss",
         precondition_each=protocol.precondition == "micro_batch",
@@ -154,12 +157,8 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
     adapted = build.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
     model = adapted.model
-    preconditioner = None
-    if method.preconditioner is not None:
-        preconditioner = Preconditioner(
-            lora_layers(model), damping=method.damping or 0.0, normalize=method.normalize or "none"
-        )
-    settings = _loop_settings(protocol, len(training), context.settings.micro_batch_size)
+    settings = _loop_settings(protocol, len(training), context)
+    preconditioner = make_preconditioner(method, model)
     state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
     tokens = sum(len(text.ids) for text in training)
     common: dict[str, Any] = {
@@ -168,13 +167,8 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
         "tokens": {"train": tokens, "scored": sum(text.num_scored for text in training)},
         "cut_answers": cut,
         "quirks": [*quirks, *_quirks(protocol)],
+        "majority": majority(rows.train, rows.test),
     }
-    common["majority"] = majority(rows.train, rows.test)
-
-    def stop_between_batches() -> None:
-        if context.stop_requested():
-            raise Interrupted(state.step)
-
     tested = partial(
         _tested,
         model,
@@ -182,7 +176,7 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
         base=base,
         protocol=protocol,
         length=spec.model.max_length,
-        between=stop_between_batches,
+        between=partial(stop_if_asked, context, state),
     )
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
         common["zero_shot"], _ = tested(rows=rows.test)
@@ -194,9 +188,7 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
             InstructObjective(training, base.pad_id),
             settings,
             state,
-            order=lambda epoch: torch.randperm(
-                len(training), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
-            ),
+            order=partial(epoch_order, spec.seed, len(training)),
             before_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
             evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
             on_step=partial(report_step, context),
@@ -204,13 +196,7 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
             replicas=context.replicas,
         )
     except Diverged as error:
-        return Outcome(
-            metrics={**common, "epochs": state.dev_log},
-            proof=adapted.proof.to_dict(),
-            files={},
-            diverged={"step": error.step, "tensor": error.tensor},
-            run=timing,
-        )
+        return diverged(error, {**common, "epochs": state.dev_log}, adapted.proof.to_dict(), timing)
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
     adapter = save({name: p.detach().contiguous().cpu() for name, p in state.parameters.items()})

@@ -1,4 +1,4 @@
-"""What every training run does around its steps: progress, checkpoints, resuming, dropout's stream, predictions."""
+"""What every training run does around its steps: settings, progress, checkpoints, resuming, dropout, predictions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,72 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from nora import streams
+from nora.adapters import Preconditioner, lora_layers
 from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
-from nora.runs.context import RunContext, Update
+from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import Interrupted
-from nora.training.loop import LoopState, StepInfo
+from nora.runs.schema import DreamboothProtocol, FewShotProtocol, InstructProtocol, MethodSpec
+from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo
 
 if TYPE_CHECKING:
     from nora.training.replicas import Replicas
 
 _LOG = logging.getLogger(__name__)
+
+
+def loop_settings(
+    protocol: FewShotProtocol | InstructProtocol | DreamboothProtocol,
+    context: RunContext,
+    *,
+    epochs: int,
+    warmup_steps: int,
+    max_steps: int | None,
+    **own: Any,
+) -> LoopSettings:
+    """The loop's settings of a protocol; ``own``: the fields of ``LoopSettings`` that only some protocols set."""
+    return LoopSettings(
+        lr=protocol.lr,
+        batch_size=protocol.batch_size,
+        epochs=epochs,
+        schedule=protocol.schedule,
+        warmup_steps=warmup_steps,
+        betas=(protocol.betas[0], protocol.betas[1]),
+        eps=protocol.eps,
+        weight_decay=protocol.weight_decay,
+        max_grad_norm=protocol.max_grad_norm,
+        precision=protocol.precision,
+        max_steps=max_steps,
+        micro_batch_size=context.settings.micro_batch_size,
+        **own,
+    )
+
+
+def make_preconditioner(method: MethodSpec, model: nn.Module) -> Preconditioner | None:
+    """The method's preconditioner over the LoRA layers of ``model``, None where it has none."""
+    if method.preconditioner is None:
+        return None
+    return Preconditioner(lora_layers(model), damping=method.damping or 0.0, normalize=method.normalize or "none")
+
+
+def epoch_order(seed: int, num_examples: int, epoch: int) -> Tensor:
+    """The epoch's permutation of the examples, from a stream of its own."""
+    return torch.randperm(num_examples, generator=streams.generator(seed, "order", f"epoch {epoch}"))
+
+
+def diverged(error: Diverged, metrics: dict[str, Any], proof: dict[str, Any], run: dict[str, Any]) -> Outcome:
+    """The outcome of a run that ended at a loss or gradient that is not finite."""
+    return Outcome(
+        metrics=metrics, proof=proof, files={}, diverged={"step": error.step, "tensor": error.tensor}, run=run
+    )
+
+
+def stop_if_asked(context: RunContext, state: LoopState) -> None:
+    """For the time after the last step, whose state is saved: Interrupted where the run was asked to stop."""
+    if context.stop_requested():
+        raise Interrupted(state.step)
 
 
 def report_step(context: RunContext, info: StepInfo) -> None:

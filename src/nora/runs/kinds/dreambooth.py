@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 
 from nora import streams
-from nora.adapters import Preconditioner, lora_layers
 from nora.runs import diffusion
-from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import Interrupted, RunFailed
-from nora.runs.schema import DreamboothProtocol, DreamboothSpec
+from nora.runs.errors import RunFailed
+from nora.runs.schema import DreamboothSpec
+from nora.runs.stepping import (
+    at_boundary,
+    diverged,
+    epoch_order,
+    loop_settings,
+    make_preconditioner,
+    report_step,
+    resume,
+    stop_if_asked,
+)
 from nora.runs.subjects import load_pictures
 from nora.training.diffusion.crops import LatentCache, resize
 from nora.training.diffusion.objective import Draws, NoisePrediction
 from nora.training.diffusion.pictures import draw_pictures, strip, to_jpeg
-from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state, train
+from nora.training.loop import Diverged, LoopState, make_state, train
 
-_LOG = logging.getLogger(__name__)
 _LAST = 100
 _SAMPLES = 4  # pictures of a sample on the way
-
-
-def _loop_settings(protocol: DreamboothProtocol, num_pictures: int, micro_batch_size: int | None) -> LoopSettings:
-    per_epoch = math.ceil(num_pictures / protocol.batch_size)
-    return LoopSettings(
-        lr=protocol.lr,
-        batch_size=protocol.batch_size,
-        epochs=math.ceil(protocol.steps / per_epoch),
-        schedule=protocol.schedule,
-        warmup_steps=protocol.warmup_steps,
-        betas=(protocol.betas[0], protocol.betas[1]),
-        eps=protocol.eps,
-        weight_decay=protocol.weight_decay,
-        max_grad_norm=protocol.max_grad_norm,
-        precision=protocol.precision,
-        max_steps=protocol.steps,
-        micro_batch_size=micro_batch_size,
-    )
 
 
 def loss_metrics(losses: list[float]) -> dict[str, Any]:
@@ -91,18 +80,20 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
         )
     except ValueError as error:
         raise RunFailed(str(error)) from None
-    preconditioner = None
-    if spec.method.preconditioner is not None:
-        preconditioner = Preconditioner(
-            lora_layers(adapted.unet), damping=spec.method.damping or 0.0, normalize=spec.method.normalize or "none"
-        )
-    settings = _loop_settings(protocol, len(pictures), context.settings.micro_batch_size)
+    settings = loop_settings(
+        protocol,
+        context,
+        epochs=math.ceil(protocol.steps / math.ceil(len(pictures) / protocol.batch_size)),
+        warmup_steps=protocol.warmup_steps,
+        max_steps=protocol.steps,
+    )
+    preconditioner = make_preconditioner(spec.method, adapted.unet)
     state = make_state(adapted.unet, settings, num_examples=len(pictures), preconditioner=preconditioner)
     common: dict[str, Any] = {
         "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
         "pictures": len(pictures),
     }
-    resumed = _resume(state, context)
+    resumed = resume(state, context)
     timing: dict[str, Any] = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resumed}
 
     def draw(seeds: range) -> list[Image.Image]:
@@ -111,21 +102,12 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
             side=protocol.resolution // pipeline.vae_scale_factor,
         )  # fmt: skip
 
-    def on_step(info: StepInfo) -> None:
-        values = {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}
-        context.report(Update("train", info.step, info.total_steps, values))
-
     def on_boundary(state: LoopState) -> None:
         every = context.settings.sample_every
         if every is not None and state.step % every == 0:
             sample = draw(range(min(_SAMPLES, protocol.pictures)))
             context.show_picture("sample", to_jpeg(strip(sample)), state.step)
-        stop = context.stop_requested()
-        # The last step's too: whatever happens while the pictures are drawn, nothing is trained again.
-        if stop or state.step % context.settings.checkpoint_every == 0 or state.step == protocol.steps:
-            save_checkpoint(context.attempt.path, state)
-        if stop:
-            raise Interrupted(state.step)
+        at_boundary(context, protocol.steps, state)
 
     training_started = time.monotonic()
     try:
@@ -134,26 +116,17 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
             objective,
             settings,
             state,
-            order=lambda epoch: torch.randperm(
-                len(pictures), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
-            ),
+            order=partial(epoch_order, spec.seed, len(pictures)),
             before_step=objective.begin,
             evaluate=None,
-            on_step=on_step,
+            on_step=partial(report_step, context),
             on_boundary=on_boundary,
         )
     except Diverged as error:
-        return Outcome(
-            metrics={**common, "steps": state.step},
-            proof=adapted.proof.to_dict(),
-            files={},
-            diverged={"step": error.step, "tensor": error.tensor},
-            run=timing,
-        )
+        return diverged(error, {**common, "steps": state.step}, adapted.proof.to_dict(), timing)
     timing |= {"train_seconds": time.monotonic() - training_started, "encoded_crops": objective.latents.encoded}
     context.report(Update("pictures", 0, 1, {}))
-    if context.stop_requested():
-        raise Interrupted(state.step)
+    stop_if_asked(context, state)
     drawn = draw(range(protocol.pictures))
     metrics = {**common, "steps": state.step, "loss": loss_metrics(state.losses)}
     if "fidelity" in spec.measure:
@@ -167,14 +140,3 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
     files["adapter"] = ("pytorch_lora_weights", ".safetensors", adapter, context.settings.keep_adapter)
     timing["seconds"] = time.monotonic() - started
     return Outcome(metrics=metrics, proof=adapted.proof.to_dict(), files=files, run=timing)
-
-
-def _resume(state: LoopState, context: RunContext) -> int | None:
-    """Continues from the newest valid checkpoint of an earlier attempt; the step it was taken at."""
-    path, damaged = newest_valid(attempt.path for attempt in context.earlier)
-    for bad in damaged:
-        _LOG.warning("%s: damaged checkpoint left out", bad)
-    if path is None:
-        return None
-    restore_checkpoint(path, state)
-    return state.step

@@ -13,36 +13,30 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from nora import streams, tasks
-from nora.adapters import Preconditioner, inits, lora_layers
+from nora import tasks
+from nora.adapters import inits, lora_layers
 from nora.adapters.spectrum import moved_singular_values
 from nora.runs import build, instruct
 from nora.runs.context import Outcome, RunContext, Update
-from nora.runs.errors import Interrupted, RunFailed
-from nora.runs.schema import FewShotProtocol, FinetuneSpec, InstructProtocol
-from nora.runs.stepping import at_boundary, pack_predictions, report_step, resume, seed_dropout
+from nora.runs.errors import RunFailed
+from nora.runs.schema import FinetuneSpec, InstructProtocol
+from nora.runs.stepping import (
+    at_boundary,
+    diverged,
+    epoch_order,
+    loop_settings,
+    make_preconditioner,
+    pack_predictions,
+    report_step,
+    resume,
+    seed_dropout,
+    stop_if_asked,
+)
 from nora.tasks.example import Example
 from nora.tasks.sampling import draw_subsets
 from nora.training.assess import Assessor, Split
-from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train
+from nora.training.loop import Diverged, LoopState, make_state, num_steps, train
 from nora.training.objectives import ClassificationObjective, OptionLMObjective
-
-
-def _loop_settings(protocol: FewShotProtocol, micro_batch_size: int | None) -> LoopSettings:
-    return LoopSettings(
-        lr=protocol.lr,
-        batch_size=protocol.batch_size,
-        epochs=protocol.epochs,
-        schedule=protocol.schedule,
-        warmup_steps=protocol.warmup_steps,
-        betas=(protocol.betas[0], protocol.betas[1]),
-        eps=protocol.eps,
-        weight_decay=protocol.weight_decay,
-        max_grad_norm=protocol.max_grad_norm,
-        precision=protocol.precision,
-        max_steps=protocol.max_steps,
-        micro_batch_size=micro_batch_size,
-    )
 
 
 def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> float | None:
@@ -85,12 +79,6 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
     adapted = build.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
     model = adapted.model
-    preconditioner = None
-    if spec.method.preconditioner is not None:
-        preconditioner = Preconditioner(
-            lora_layers(model), damping=spec.method.damping or 0.0, normalize=spec.method.normalize or "none"
-        )
-
     share = protocol.share_prompt
     if task.LOSS == "classification":
         objective: Any = ClassificationObjective(training.encoded, training.gold, base.pad_id, share)
@@ -98,7 +86,10 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
         objective = OptionLMObjective(training.encoded, training.gold, base.pad_id)
 
     assessor = Assessor(task, base.tokenizer, base.pad_id, share, spec.model.max_length)
-    settings = _loop_settings(protocol, context.settings.micro_batch_size)
+    settings = loop_settings(
+        protocol, context, epochs=protocol.epochs, warmup_steps=protocol.warmup_steps, max_steps=protocol.max_steps
+    )
+    preconditioner = make_preconditioner(spec.method, model)
     state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
     common: dict[str, Any] = {
         "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
@@ -119,30 +110,17 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
             objective,
             settings,
             state,
-            order=lambda epoch: torch.randperm(
-                len(training), generator=streams.generator(spec.seed, "order", f"epoch {epoch}")
-            ),
+            order=partial(epoch_order, spec.seed, len(training)),
             before_step=lambda step: seed_dropout(spec.seed, step),
             evaluate=lambda trained: assessor.loss(trained, dev),
             on_step=partial(report_step, context),
             on_boundary=partial(at_boundary, context, total_steps),
         )
     except Diverged as error:
-        return Outcome(
-            metrics={**common, "epochs": state.dev_log},
-            proof=adapted.proof.to_dict(),
-            files={},
-            diverged={"step": error.step, "tensor": error.tensor},
-            run=timing,
-        )
+        return diverged(error, {**common, "epochs": state.dev_log}, adapted.proof.to_dict(), timing)
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
-
-    def stop_between_batches() -> None:
-        if context.stop_requested():
-            raise Interrupted(state.step)
-
-    assessor = replace(assessor, between=stop_between_batches)
+    assessor = replace(assessor, between=partial(stop_if_asked, context, state))
     test_metrics, predictions = assessor.measure(model, test)
     metrics = {
         **common,
