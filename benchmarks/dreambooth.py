@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from nora import streams
 from nora.runs import diffusion
-from nora.runs.kinds.dreambooth import _loop_settings, _objective
+from nora.runs.kinds.dreambooth import make_objective, training_settings
 from nora.runs.schema import DreamboothSpec
 from nora.runs.spec import compose_run
 from nora.runs.subjects import load_pictures, picture_paths
@@ -52,7 +52,7 @@ def _spec(scale: str, steps: int, *extra: str) -> DreamboothSpec:
 
 def _adapted(spec: DreamboothSpec, device: torch.device) -> tuple[Any, Any]:
     pipeline = diffusion.load_pipeline(spec.model, _ROOT, device)
-    objective = _objective(spec, pipeline, load_pictures(spec.task, _ROOT))
+    objective = make_objective(spec, pipeline, load_pictures(spec.task, _ROOT))
     side = spec.protocol.resolution // pipeline.vae_scale_factor
     probe = {
         "sample": torch.zeros(1, 4, side, side, device=device),
@@ -65,7 +65,7 @@ def _adapted(spec: DreamboothSpec, device: torch.device) -> tuple[Any, Any]:
 
 def _ours(spec: DreamboothSpec, device: torch.device) -> dict[str, Any]:
     pipeline, objective = _adapted(spec, device)
-    settings = _loop_settings(spec.protocol, objective.num_examples, None)
+    settings = training_settings(spec.protocol, objective.num_examples)
     state = make_state(pipeline.unet, settings, num_examples=objective.num_examples, preconditioner=None)
     _, now = clock(device)
     times, infos = [now()], []

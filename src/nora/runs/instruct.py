@@ -41,10 +41,10 @@ from nora.training.loop import Diverged, LoopSettings, make_state, num_steps, tr
 def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContext) -> LoopSettings:
     settings = loop_settings(
         protocol,
-        context,
         epochs=protocol.epochs,
         warmup_steps=protocol.warmup_steps or 0,
         max_steps=protocol.max_steps,
+        micro_batch_size=context.settings.micro_batch_size,
         evaluate_every=protocol.eval_every,
         keep_best=protocol.keep == "lowest_dev_loss",
         precondition_each=protocol.precondition == "micro_batch",

@@ -27,11 +27,11 @@ _LOG = logging.getLogger(__name__)
 
 def loop_settings(
     protocol: FewShotProtocol | InstructProtocol | DreamboothProtocol,
-    context: RunContext,
     *,
     epochs: int,
     warmup_steps: int,
     max_steps: int | None,
+    micro_batch_size: int | None,
     **own: Any,
 ) -> LoopSettings:
     """The loop's settings of a protocol; ``own``: the fields of ``LoopSettings`` that only some protocols set."""
@@ -47,7 +47,7 @@ def loop_settings(
         max_grad_norm=protocol.max_grad_norm,
         precision=protocol.precision,
         max_steps=max_steps,
-        micro_batch_size=context.settings.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         **own,
     )
 

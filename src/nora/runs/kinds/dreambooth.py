@@ -14,7 +14,7 @@ from nora import streams
 from nora.runs import diffusion
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import RunFailed
-from nora.runs.schema import DreamboothSpec
+from nora.runs.schema import DreamboothProtocol, DreamboothSpec
 from nora.runs.stepping import (
     at_boundary,
     diverged,
@@ -29,7 +29,7 @@ from nora.runs.subjects import load_pictures
 from nora.training.diffusion.crops import LatentCache, resize
 from nora.training.diffusion.objective import Draws, NoisePrediction
 from nora.training.diffusion.pictures import draw_pictures, strip, to_jpeg
-from nora.training.loop import Diverged, LoopState, make_state, train
+from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, train
 
 _LAST = 100
 _SAMPLES = 4  # pictures of a sample on the way
@@ -42,7 +42,20 @@ def loss_metrics(losses: list[float]) -> dict[str, Any]:
     return {"mean": sum(rounded) / len(rounded), f"last_{_LAST}": sum(last) / len(last), "steps": rounded}
 
 
-def _objective(spec: DreamboothSpec, pipeline: Any, pictures: list[Image.Image]) -> NoisePrediction:
+def training_settings(
+    protocol: DreamboothProtocol, num_pictures: int, *, micro_batch_size: int | None = None
+) -> LoopSettings:
+    """As many epochs over the pictures as the protocol's steps need."""
+    return loop_settings(
+        protocol,
+        epochs=math.ceil(protocol.steps / math.ceil(num_pictures / protocol.batch_size)),
+        warmup_steps=protocol.warmup_steps,
+        max_steps=protocol.steps,
+        micro_batch_size=micro_batch_size,
+    )
+
+
+def make_objective(spec: DreamboothSpec, pipeline: Any, pictures: list[Image.Image]) -> NoisePrediction:
     protocol = spec.protocol
     resized = [resize(picture, protocol.resolution, protocol.interpolation) for picture in pictures]
     return NoisePrediction(
@@ -73,20 +86,14 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
     protocol, device = spec.protocol, context.device
     pictures = load_pictures(spec.task, context.checkout)
     pipeline: Any = diffusion.load_pipeline(spec.model, context.checkout, device)
-    objective: Any = _objective(spec, pipeline, pictures)
+    objective: Any = make_objective(spec, pipeline, pictures)
     try:
         adapted = diffusion.add_adapter(
             pipeline.unet, spec.method, spec.model.targets, seed=spec.seed, probe=_probe(objective, pipeline)
         )
     except ValueError as error:
         raise RunFailed(str(error)) from None
-    settings = loop_settings(
-        protocol,
-        context,
-        epochs=math.ceil(protocol.steps / math.ceil(len(pictures) / protocol.batch_size)),
-        warmup_steps=protocol.warmup_steps,
-        max_steps=protocol.steps,
-    )
+    settings = training_settings(protocol, len(pictures), micro_batch_size=context.settings.micro_batch_size)
     preconditioner = make_preconditioner(spec.method, adapted.unet)
     state = make_state(adapted.unet, settings, num_examples=len(pictures), preconditioner=preconditioner)
     common: dict[str, Any] = {

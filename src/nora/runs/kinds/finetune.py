@@ -87,7 +87,11 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
 
     assessor = Assessor(task, base.tokenizer, base.pad_id, share, spec.model.max_length)
     settings = loop_settings(
-        protocol, context, epochs=protocol.epochs, warmup_steps=protocol.warmup_steps, max_steps=protocol.max_steps
+        protocol,
+        epochs=protocol.epochs,
+        warmup_steps=protocol.warmup_steps,
+        max_steps=protocol.max_steps,
+        micro_batch_size=context.settings.micro_batch_size,
     )
     preconditioner = make_preconditioner(spec.method, model)
     state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
