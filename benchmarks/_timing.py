@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+_TURN = 5.0  # ms
 
 
 def _wait(device: torch.device) -> None:
@@ -23,18 +26,27 @@ def clock(device: torch.device) -> tuple[str, Callable[[], float]]:
 
 
 def interleaved(methods: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each method over ``rounds`` rounds A B C A B C …, after one call each to warm up."""
-    for method in methods.values():
-        method()
-    _wait(device)
+    """Median milliseconds of each method over ``rounds`` rounds A B C A B C …, after one call each to warm up.
+
+    A turn repeats its call for at least 5 ms, as timeit does: one call of 0.1 ms would time the caches that the other
+    methods left.
+    """
     _, now = clock(device)
+
+    def turn(method: Callable[[], object], calls: int) -> float:
+        started = now()
+        for _ in range(calls):
+            method()
+        _wait(device)
+        return 1000 * (now() - started) / calls
+
+    for method in methods.values():
+        turn(method, 1)
+    calls = {name: max(1, math.ceil(_TURN / max(turn(method, 1), 1e-3))) for name, method in methods.items()}
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
         for name, method in methods.items():
-            started = now()
-            method()
-            _wait(device)
-            times[name].append(1000 * (now() - started))
+            times[name].append(turn(method, calls[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

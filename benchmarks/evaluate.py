@@ -70,11 +70,17 @@ def run(*, quick: bool) -> dict[str, Any]:
             for a, b in zip(reference, given, strict=True)
         )
         medians = {path: statistics.median(values) for path, values in seconds.items()}
-        rows.append({
-            "task": name, "examples": len(encoded), "candidates": sum(len(e.sequences) for e in encoded), **medians,
-            "batched_ratio": medians["one_by_one"] / medians["batched"],
-            "shared_ratio": medians["one_by_one"] / medians["shared"], "worst_difference_float64": worst,
-        })
+        rows.append(
+            {
+                "task": name,
+                "examples": len(encoded),
+                "candidates": sum(len(e.sequences) for e in encoded),
+                **medians,
+                "batched_ratio": medians["one_by_one"] / medians["batched"],
+                "shared_ratio": medians["one_by_one"] / medians["shared"],
+                "worst_difference_float64": worst,
+            }
+        )
     return {"rows": rows, "threads": torch.get_num_threads()}
 
 

@@ -50,6 +50,22 @@ def test_equals_the_naive_loop_with_mixed_ranks(normalize: str, damping: float) 
             np.testing.assert_allclose(_numpy(read), wanted, rtol=2e-4, atol=2e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize(("rank", "out"), [(8, 2048), (4, 1024), (4, 1026), (3, 1025), (32, 1024), (8, 2049)])
+def test_long_factors_are_scaled_as_short_ones(rank: int, out: int) -> None:
+    """From 1,024 rows on, several rows may be multiplied at once; two layers, so that a mixed-up block would show."""
+    layers = []
+    for seed in (0, 1):
+        model = one_linear_with_lora(in_features=24, out_features=out, rank=rank)
+        randomize_factors(model, seed=seed)
+        layers += lora_layers(model)
+    _give_gradients(layers)
+    expected = [_naive(layer, 1e-2, "frobenius") for layer in layers]
+    Preconditioner(layers, damping=1e-2).step()
+    for layer, wanted in zip(layers, expected, strict=True):
+        np.testing.assert_allclose(_numpy(layer.A.grad), wanted[0], rtol=1e-3, atol=1e-4 * np.abs(wanted[0]).max())
+        np.testing.assert_allclose(_numpy(layer.B.grad), wanted[1], rtol=1e-3, atol=1e-4 * np.abs(wanted[1]).max())
+
+
 def test_float64_factors_are_preconditioned_in_float64() -> None:
     model = one_linear_with_lora().double()
     randomize_factors(model)

@@ -78,9 +78,7 @@ def test_a_missing_seed_shows_missing_and_no_mean_of_fewer(
     line = _line(to_markdown(build(table, kept, checkout=checkout)), "Prefix")
     assert line[1] == "missing" and line[2] != "missing" and line[3] == "missing", "no average over fewer tasks"
     gone = _chosen(table, records, checkout, "nora", "1")
-    line = _line(
-        to_markdown(build(table, {k: r for k, r in records.items() if k != gone}, checkout=checkout)), "NoRA"
-    )
+    line = _line(to_markdown(build(table, {k: r for k, r in records.items() if k != gone}, checkout=checkout)), "NoRA")
     assert line[1] == "missing" and line[3] == "missing"
 
 
@@ -145,9 +143,7 @@ def test_the_best_of_a_column_is_bold_only_where_all_are_there(
             label for label, e in shown.items() if float(e.text.split()[0]) == best
         }
     some = {k: r for k, r in records.items() if r.spec["method"]["name"] != "pissa"}
-    assert not any(
-        e.best for b in build(table, some, checkout=checkout).blocks for x in b.lines for e in x.entries
-    )
+    assert not any(e.best for b in build(table, some, checkout=checkout).blocks for x in b.lines for e in x.entries)
 
 
 def test_unchanged_files_are_left_alone(table: Table, tmp_path: Path, checkout: Path) -> None:

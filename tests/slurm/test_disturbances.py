@@ -19,6 +19,7 @@ from nora.runs.spec import compose_run, run_id
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
 
+
 def test_usr2_saves_and_requeues(slurm: Testbed, quiet: str, capsys: Out) -> None:
     """As before a time limit: no checkpoint was due, so the one it continues from was made on the signal."""
     kind, identity = launch_and_wait_for_step(slurm, 5, "exec.checkpoint_every=100000")

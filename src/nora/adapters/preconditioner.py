@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from nora.adapters.layers import AdapterLayer
 
 _NARROW = (torch.bfloat16, torch.float16)
+_LANES = 16  # float32 numbers of one vector register: a product with fewer columns leaves the rest of it idle
+_LONG = 1024  # rows from which on folding pays
 NORMALIZERS = ("frobenius", "none")
 INVERSES = ("cholesky", "pinv")
 
@@ -93,6 +95,34 @@ def _grams(factors: Sequence[Tensor]) -> Tensor:
     return stacked @ stacked.mT
 
 
+def _folds(tall: Sequence[Tensor]) -> int:
+    """How many rows of each matrix [n, r] go side by side into a register: 1 but on a CPU where all are long."""
+    k = max(1, _LANES // tall[0].shape[1])
+    return k if all(_folds_by(t, k) for t in tall) else 1
+
+
+def _folds_by(tall: Tensor, k: int) -> bool:
+    on_cpu, matrix = tall.device.type == "cpu", tall.dim() == 2 and tall.is_contiguous()
+    return on_cpu and matrix and len(tall) >= _LONG and len(tall) % k == 0
+
+
+def _tall_grams(tall: Sequence[Tensor]) -> Tensor:
+    """Fᵀ F for each F [n_i, r], stacked to [len, r, r]: the sum of the diagonal blocks of the folded matrix's Gram."""
+    k, rank = _folds(tall), tall[0].shape[1]
+    if k == 1:
+        return _grams([t.T for t in tall])
+    folded = _grams([t.view(-1, k * rank).T for t in tall])
+    return folded.view(-1, k, rank, k, rank).diagonal(dim1=1, dim2=3).sum(-1)
+
+
+def _block_diagonal(P: Tensor, k: int) -> Tensor:
+    """[n, r, r] → [n, kr, kr] with P in each of the k diagonal blocks."""
+    n, rank, _ = P.shape
+    blocks = P.new_zeros(n, k, rank, k, rank)
+    blocks.diagonal(dim1=1, dim2=3).copy_(P[..., None])
+    return blocks.view(n, k * rank, k * rank)
+
+
 class Preconditioner:
     """Rewrites the gradients of LoRA pairs in place, once per optimiser step, before clipping.
 
@@ -126,12 +156,16 @@ class Preconditioner:
     def step(self) -> None:
         """Preconditions the gradients that are there now."""
         for pairs in self._groups.values():
-            grams = _grams([_wide(p.A) for p in pairs] + [_wide(p.B).T for p in pairs])
+            grams = torch.cat([_grams([_wide(p.A) for p in pairs]), _tall_grams([_wide(p.B) for p in pairs])])
             P = damped_inverse(grams, damping=self.damping, normalize=self.normalize, inverse=self.inverse)
-            jobs, each, first = [], P.unbind(), self.steps == 0
-            for (A, B), P_B, P_A in zip(pairs, each[: len(pairs)], each[len(pairs) :], strict=True):
+            gradients = [p.B.grad for p in pairs if p.B.grad is not None]
+            k = _folds(gradients) if gradients else 1
+            P_Bs = (P[: len(pairs)] if k == 1 else _block_diagonal(P[: len(pairs)], k)).unbind()
+            jobs, first = [], self.steps == 0
+            for (A, B), P_B, P_A in zip(pairs, P_Bs, P[len(pairs) :].unbind(), strict=True):
                 if B.grad is not None and not (first and not A.any()):
-                    jobs.append(_One(B.grad, P_B, left=False))
+                    folded = B.grad if k == 1 else B.grad.view(-1, k * B.shape[1])
+                    jobs.append(_One(folded, P_B, left=False))
                 if A.grad is not None and not (first and not B.any()):
                     jobs.append(_One(A.grad, P_A, left=True))
             (scale_one_by_one if grams.device.type == "cpu" else scale_batched)(jobs)

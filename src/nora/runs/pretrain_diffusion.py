@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from nora import streams
@@ -98,6 +98,13 @@ def make_pipeline(name: str, recipe: dict[str, Any], *, checkout: Path, out: Pat
     vae = phases.make_vae(shapes["vae"], seed=seed)
     losses["vae"] = phases.train_vae(vae, pictures, Phase(**settings["vae"]), seed=seed, on_step=on_step)
     seconds["vae"] = round(time.monotonic() - began)
+    photographs = torch.stack(
+        [pixels_of(ImageOps.fit(Image.open(path).convert("RGB"), (recipe["resolution"],) * 2)) for path in photo_files]
+    )
+    errors = {
+        "scenes": phases.reconstruction_error(vae, pictures.pixels[:100]),
+        "photographs": phases.reconstruction_error(vae, photographs),
+    }
     mean, std = phases.encode_all(vae, pictures.pixels)
     scale = vae.config.scaling_factor
     unet = phases.make_unet(shapes["unet"], seed=seed)
@@ -155,6 +162,7 @@ def make_pipeline(name: str, recipe: dict[str, Any], *, checkout: Path, out: Pat
         "samples_seen": {part: settings[part]["steps"] * settings[part]["batch_size"] for part in seconds},
         "final_loss": {part: round(loss, 5) for part, loss in losses.items()},
         "seconds": seconds,
+        "reconstruction_error": {of: round(error, 4) for of, error in errors.items()},
         "scaling_factor": scale,
         "seed": seed,
         "threads": THREADS,
@@ -204,6 +212,8 @@ no model of photographs: of those it has seen {len(facts["photographs"])}, in cr
 - **Losses**: vae = absolute + squared error per channel in [-1, 1] + {phases._KL_WEIGHT:g} KL; unet = noise
   prediction, mean squared error, with {settings["drop"]:.0%} of the captions left out; clip = cross-entropy over the
   captions of a batch of {settings["clip"]["batch_size"]}.
+- The autoencoder's mean absolute error per channel in [-1, 1]: {facts["reconstruction_error"]["scenes"]} on scenes,
+  {facts["reconstruction_error"]["photographs"]} on the photographs.
 - AdamW, seed {facts["seed"]}, {facts["threads"]} thread on a {facts["cpu"]}; the UNet and its text
   encoder are a moving average (decay {settings["ema"]}) of the last steps. Latents are {recipe["resolution"] // 4} ×
   {recipe["resolution"] // 4} × 4, scaling factor {facts["scaling_factor"]}.

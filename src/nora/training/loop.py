@@ -225,11 +225,11 @@ def train(
     """
     per_epoch = math.ceil(objective.num_examples / settings.batch_size)
     total = num_steps(objective.num_examples, settings)
+    model.train()  # not in every step: walking all modules of a UNet costs a tenth of one
     while state.step < total:
         epoch, position = divmod(state.step, per_epoch)
         permutation = order(epoch).tolist()
         indices = permutation[position * settings.batch_size : (position + 1) * settings.batch_size]
-        model.train()
         before_step(state.step)
         lr = float(state.scheduler.get_last_lr()[0])
         loss, norm = train_step(model, objective, indices, settings, state, replicas)
@@ -240,6 +240,7 @@ def train(
         on_step(StepInfo(state.step, total, epoch, loss, norm, lr))
         if evaluate is not None and _evaluation_due(state.step, total, per_epoch, settings.evaluate_every):
             _evaluate(model, state, epoch, evaluate, settings.keep_best)
+            model.train()
         on_boundary(state)
     if state.best and settings.keep_best:
         with torch.no_grad():
