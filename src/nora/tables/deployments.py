@@ -10,9 +10,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora.runs.compose import compose_config
-from nora.runs.errors import UserError
 from nora.runs.spec import Pins, build_spec, run_id, spec_dict
 from nora.tables.cells import Cell
+from nora.tables.table import pick
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
@@ -48,11 +48,7 @@ def pick_deployments(file: DeploymentsFile, name: str, overrides: Sequence[str])
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "seed":
-            wanted = value.split(",")
-            unknown = [s for s in wanted if s not in map(str, file.seeds)]
-            if unknown:
-                raise UserError(f"seed: given {', '.join(unknown)}, {name} has {', '.join(map(str, file.seeds))}")
-            seeds = tuple(int(s) for s in wanted)
+            seeds = pick("seed", value, file.seeds)
         elif key not in ("scale", "search"):  # it has neither; `all` may carry them for the other tables
             rest.append(override)
     return Deployments(name, file, tuple(file.inits), seeds, tuple(rest))

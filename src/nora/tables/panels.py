@@ -14,6 +14,7 @@ from nora.runs.compose import choices_side_by_side, compose_config
 from nora.runs.errors import UserError
 from nora.runs.spec import Pins, build_spec, run_id, spec_dict
 from nora.tables.cells import Cell, format_value
+from nora.tables.table import pick
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -171,16 +172,9 @@ def pick_panels(file: PanelsFile, name: str, overrides: Sequence[str]) -> Panels
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "panel":
-            panels = tuple(value.split(","))
-            unknown = [p for p in panels if p not in file.panels]
-            if unknown:
-                raise UserError(f"panel: given {', '.join(unknown)}, {name} has {', '.join(file.panels)}")
+            panels = pick("panel", value, tuple(file.panels))
         elif key == "seed":
-            wanted = value.split(",")
-            unknown = [s for s in wanted if s not in map(str, file.seeds)]
-            if unknown:
-                raise UserError(f"seed: given {', '.join(unknown)}, {name} has {', '.join(map(str, file.seeds))}")
-            seeds = tuple(int(s) for s in wanted)
+            seeds = pick("seed", value, file.seeds)
         elif key in ("scale", "search"):
             continue  # a factorisation has neither; `all` may carry them for the other tables
         else:
