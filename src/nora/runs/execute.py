@@ -15,6 +15,7 @@ import torch
 
 from nora.runs import kinds, provenance
 from nora.runs.attempt import Attempt
+from nora.runs.checkpoint import CheckpointWriter
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import AlreadyRunning, Interrupted, RunFailed
 from nora.runs.files import canonical_json, sha256_bytes
@@ -171,19 +172,21 @@ def _run(
     try:
         reporter = Reporter(attempt, mirror, show)
         try:
-            context = RunContext(
-                checkout,
-                settings,
-                device,
-                attempt,
-                earlier,
-                reporter,
-                stop_requested,
-                keep_base,
-                replicas,
-                reporter.picture,
-            )
-            outcome: Outcome = kinds.load(kind).execute(spec, context)
+            with CheckpointWriter(attempt.path) as checkpoints:
+                context = RunContext(
+                    checkout,
+                    settings,
+                    device,
+                    attempt,
+                    earlier,
+                    checkpoints,
+                    reporter,
+                    stop_requested,
+                    keep_base,
+                    replicas,
+                    reporter.picture,
+                )
+                outcome: Outcome = kinds.load(kind).execute(spec, context)
         finally:
             reporter.close()
         record = _make_record(identity, plain, outcome, store=store)
