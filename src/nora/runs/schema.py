@@ -421,7 +421,7 @@ class ExecSpec:
     keep_adapter: bool
     micro_batch_size: Count | None = None
     data_parallel: bool | None = None
-    """The run is started by ``accelerate launch``: its processes share every batch (instruct protocols)."""
+    """The run is started by ``accelerate launch`` or torchrun: its processes share every batch (instruct protocols)."""
     sample_every: Count | None = None
     """kind=dreambooth: optimiser steps between sample pictures in the attempt's folder and in W&B; null: none."""
     profile: Name | None = None
