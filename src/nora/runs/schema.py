@@ -420,6 +420,8 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    generate_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Tokens answered from at once, beams and new ones counted (instruct protocols); null: 8192."""
     data_parallel: bool | None = None
     """The run is started by ``accelerate launch`` or torchrun: its processes share every batch (instruct protocols)."""
     sample_every: Count | None = None

@@ -11,6 +11,8 @@ from peft import PeftModel
 
 from nora.training.generation import greedy
 
+MAX_TOKENS = 8192
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -19,7 +21,7 @@ class Decoding:
     beams: int
     max_new_tokens: int
     max_length: int
-    max_tokens: int = 8192
+    max_tokens: int = MAX_TOKENS
     """Tokens of a batch, beams and new tokens counted: it bounds memory and changes no answer."""
 
 
