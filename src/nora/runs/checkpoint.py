@@ -45,6 +45,8 @@ def _scalars(state: LoopState) -> str:
         "scheduler_epoch": state.scheduler.last_epoch,
         "lrs": [group["lr"] for group in state.optimizer.param_groups],
         "preconditioner_steps": state.preconditioner.steps if state.preconditioner else None,
+        "scaler": state.scaler.state_dict() if state.scaler else None,
+        "skipped": state.skipped,
     }
     return json.dumps(values)
 
@@ -137,3 +139,6 @@ def restore_checkpoint(path: Path, state: LoopState) -> None:
         group["lr"] = lr
     if state.preconditioner is not None:
         state.preconditioner.steps = scalars["preconditioner_steps"]
+    if state.scaler is not None:
+        state.scaler.load_state_dict(scalars["scaler"])
+        state.skipped = scalars["skipped"]

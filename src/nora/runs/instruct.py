@@ -36,7 +36,7 @@ from nora.tasks.instruction import Instruction
 from nora.tasks.metrics import score, set_accuracies
 from nora.training.answers import MAX_TOKENS, Decoding, answer
 from nora.training.instruct import EncodedText, InstructObjective, encode_text, mean_loss
-from nora.training.loop import Diverged, LoopSettings, make_state, num_steps, train
+from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train
 
 
 def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContext) -> LoopSettings:
@@ -70,6 +70,11 @@ def _quirks(protocol: InstructProtocol) -> list[str]:
     if protocol.precision == "bf16" and protocol.name.startswith("llm_adapters"):
         quirks.append("bf16 where the scripts use fp16 with loss scaling")
     return quirks
+
+
+def _loss_scaling(state: LoopState) -> dict[str, Any]:
+    """fp16 alone: steps that an overflow skipped, and the last scale of the loss."""
+    return {} if state.scaler is None else {"skipped_steps": state.skipped, "loss_scale": state.scaler.get_scale()}
 
 
 def _encode(
@@ -204,7 +209,9 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
                 replicas=context.replicas,
             )
     except Diverged as error:
+        common |= _loss_scaling(state)
         return diverged(error, {**common, "epochs": state.dev_log}, adapted.proof.to_dict(), timing)
+    common |= _loss_scaling(state)
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
     adapter = save({name: p.detach().contiguous().cpu() for name, p in state.parameters.items()})

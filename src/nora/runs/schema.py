@@ -149,7 +149,8 @@ class InstructProtocol:
     eps: Positive
     weight_decay: NonNegative
     max_grad_norm: Positive | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    """fp16: autocast with a scaled loss, as the paper's scripts train (their base is model.dtype=float16)."""
     cutoff: Count
     """Tokens of a training text; a longer one is cut on the right (and has no end-of-sequence token)."""
     loss_on: Literal["text", "answer"]
