@@ -55,9 +55,9 @@ def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContex
     return dataclasses.replace(settings, warmup_steps=math.ceil(protocol.warmup_ratio * num_steps(num_rows, settings)))
 
 
-def _trained_method(method: MethodSpec, protocol: InstructProtocol) -> tuple[MethodSpec, list[str]]:
+def trained_method(method: MethodSpec, sketch: str) -> tuple[MethodSpec, list[str]]:
     """The method as it really starts, and what of the declared one is lost on the way."""
-    if protocol.sketch == "applied" or method.init != "nystrom":
+    if sketch == "applied" or method.init != "nystrom":
         return method, []
     started = dataclasses.replace(method, init="kaiming", xi=None, side=None, divide_by_scaling=None)
     return started, ["the declared Nyström start does not reach the weights: the start is Kaiming's"]
@@ -159,7 +159,7 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
     except ValueError as error:
         raise RunFailed(str(error)) from None
 
-    method, quirks = _trained_method(spec.method, protocol)
+    method, quirks = trained_method(spec.method, protocol.sketch)
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
     adapted = build.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
     model = adapted.model
@@ -186,6 +186,7 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
             protocol.max_new_tokens,
             spec.model.max_length,
             context.settings.generate_tokens or MAX_TOKENS,
+            protocol.eval_backend,
         ),
         sizes=sizes,
         between=partial(stop_if_asked, context, state),

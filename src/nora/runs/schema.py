@@ -165,11 +165,18 @@ class InstructProtocol:
     """"lost" reproduces the released code: a Nyström init is declared and Kaiming's is what trains."""
     precondition: Literal["step", "micro_batch"]
     max_steps: Count | None = None
+    eval_backend: Literal["vllm"] | None = None
+    """What generates the answers; null: transformers."""
 
     @model_validator(mode="after")
-    def _one_warmup(self) -> InstructProtocol:
+    def _fields_fit(self) -> InstructProtocol:
+        problems = []
         if (self.warmup_steps is None) == (self.warmup_ratio is None):
-            raise ValueError("give either warmup_steps or warmup_ratio")
+            problems.append("give either warmup_steps or warmup_ratio")
+        if self.eval_backend == "vllm" and self.beams != 1:
+            problems.append(f"beams: given {self.beams}, required 1 with eval_backend=vllm (greedy protocols alone)")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -184,6 +191,17 @@ class FinetuneSpec:
     protocol: Annotated[FewShotProtocol | InstructProtocol, Field(discriminator="name")]
     seed: Seed
     measure: list[Literal["spectrum", "zero_shot"]]
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> FinetuneSpec:
+        if isinstance(self.protocol, InstructProtocol) and self.method.adapter != "lora":
+            merging = "merge" if self.protocol.merge else "eval_backend" if self.protocol.eval_backend else None
+            if merging is not None:
+                raise ValueError(
+                    f"protocol.{merging}: merges the adapter into the weights, which adapter={self.method.adapter} "
+                    "cannot; required adapter=lora"
+                )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
