@@ -25,16 +25,14 @@ def vllm_greedy(
     from vllm import LLM, SamplingParams
 
     dtype = str(next(p for p in model.parameters() if not p.requires_grad).dtype).removeprefix("torch.")
-    settings = SamplingParams(
-        temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[stop], detokenize=False
-    )  # 0: greedy
+    greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[stop], detokenize=False)
     with tempfile.TemporaryDirectory() as folder:
         save_merged(model, Path(folder))
         engine = LLM(
             model=folder, dtype=dtype, max_model_len=max_length, skip_tokenizer_init=True, seed=0,
             gpu_memory_utilization=_MEMORY,
         )  # fmt: skip
-        answers = engine.generate([{"prompt_token_ids": list(ids)} for ids in prompts], settings, use_tqdm=False)
+        answers = engine.generate([{"prompt_token_ids": list(ids)} for ids in prompts], greedy, use_tqdm=False)
         del engine
         gc.collect()
     found = [list(answer.outputs[0].token_ids) for answer in answers]
