@@ -56,6 +56,17 @@ def test_fp16_trains_as_fp32_does(run: Callable[..., Any], tmp_path: Path) -> No
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3) and ours["loss"] != theirs["loss"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: fp16 was tried on the CPU alone")
+def test_a_gpu_trains_in_fp16_as_the_cpu_does(run: Callable[..., Any], tmp_path: Path) -> None:
+    words = (*WORDS, "method.dropout=0.0", "model.dtype=float16")
+    here, _ = run(*words, task="commonsense", store=tmp_path / "cpu")
+    there, _ = run(*words, "exec.device=cuda", task="commonsense", store=tmp_path / "gpu")
+    assert there.status == "done" and there.metrics["skipped_steps"] == 0
+    for ours, theirs in zip(there.metrics["epochs"], here.metrics["epochs"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=5e-3)
+
+
 def test_the_ids_of_before_stay(checkout: Path) -> None:
     """An id of the committed Table 4."""
     words = ["scale=mini", "task=commonsense", "protocol=llm_adapters", "model=llama_mini", "method=lora",
