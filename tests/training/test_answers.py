@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -48,3 +51,17 @@ def test_a_long_prompt_keeps_its_first_token_and_its_end() -> None:
     decoding = Decoding(beams=1, max_new_tokens=3, max_length=10)
     (ids,) = encode_prompts(["11 12 13 14 15 16 17 18 19"], _Ids(), decoding)
     assert ids == (1, 14, 15, 16, 17, 18, 19)
+
+
+@pytest.mark.slow
+def test_the_benchmark_lists_what_differs(checkout: Path) -> None:
+    source = importlib.util.spec_from_file_location("bench_generate", checkout / "benchmarks" / "generate.py")
+    assert source is not None and source.loader is not None
+    benchmark = importlib.util.module_from_spec(source)
+    source.loader.exec_module(benchmark)
+    result = benchmark.run(quick=True)
+    assert [c["different"] for c in result["cases"] if c["dtype"] == "float64"] == [0, 0]
+    for case in result["cases"]:
+        assert case["different"] == len(case["differing"])
+        assert all(d["alone"] != d["batched"] for d in case["differing"])
+    assert "bfloat16  beam 4" in benchmark.table(result)

@@ -43,14 +43,14 @@ def test_two_processes_train_as_one() -> None:
         environment = {
             **os.environ,
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]),
         }  # fmt: skip
         children.append(
             subprocess.Popen([sys.executable, __file__], env=environment, stdout=subprocess.PIPE, text=True)
         )
     outputs = [json.loads(child.communicate(timeout=240)[0].splitlines()[-1]) for child in children]
-    assert outputs[0] == outputs[1], "both processes end with the same weights"
+    assert outputs[0] == outputs[1] and outputs[0]["size"] == 2, "both processes end with the same weights"
     alone = _train(None)
     for (loss, norm), (expected_loss, expected_norm) in zip(outputs[0]["steps"], alone["steps"], strict=True):  # type: ignore[call-overload]
         assert loss == pytest.approx(expected_loss, rel=1e-12) and norm == pytest.approx(expected_norm, rel=1e-9)
@@ -59,4 +59,4 @@ def test_two_processes_train_as_one() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(_train(join_replicas())))
+    print(json.dumps({**_train(joined := join_replicas(cpu=True)), "size": joined.size}))

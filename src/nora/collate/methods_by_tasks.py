@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nora.collate import labels
+from nora.collate.answers import answer_notes
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.reported import MISSING, Reported, report
 from nora.collate.statistics import Summary
@@ -22,12 +23,13 @@ def _percent(summary: Summary) -> str:
 
 
 def _best(cells: Mapping[str, Summary | None], methods: tuple[str, ...], *, lowest: bool = False) -> set[str]:
-    """The methods whose printed mean is the best of a column; empty unless all are there."""
+    """The methods whose printed mean is the best of a column; empty unless all are there and not all the same."""
     means = {m: s.mean for m in methods if (s := cells[m]) is not None}
     if len(means) != len(methods) or not means:
         return set()
     top = min(means.values()) if lowest else max(means.values())
-    return {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
+    best = {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
+    return set() if len(best) == len(means) > 1 else best
 
 
 def _detail(entry: Reported, summary: Summary | None, printed: PrintedValue | None) -> str:
@@ -58,7 +60,8 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
-    columns = (*(labels.column(table.file.axis, t) for t in table.columns), "avg")
+    averaged = len(table.file.columns) > 1
+    columns = (*(labels.column(table.file.axis, t) for t in table.columns), *(["avg"] if averaged else []))
     lines = []
     for method in (*rows, *below):
         entries = []
@@ -71,7 +74,8 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
         whole = (method, "avg") in printed and len(table.columns) == len(table.file.columns)
-        entries.append(Entry(average, detail=f"paper {printed[method, 'avg'].text}" if whole else ""))
+        if averaged:
+            entries.append(Entry(average, detail=f"paper {printed[method, 'avg'].text}" if whole else ""))
         mark = " (not in the paper)" if method in below else ""
         lines.append(Line(labels.method(method) + mark, tuple(entries), method == next(iter(below), None)))
     blocks = [Block("Test score, %", columns, tuple(lines + _references(table, reported)))]
@@ -82,7 +86,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         title=f"{labels.heading(table.name, table.file.title)} of {_model(table, book)}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
-        notes=_notes(table, reported, metric),
+        notes=_notes(table, book, reported, metric),
         csv_header=(
             "table",
             "scale",
@@ -107,8 +111,12 @@ def _model(table: Table, book: SpecBook) -> str:
 
 
 def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> list[Line]:
-    """What no training reaches: the most frequent class and the untrained base, where the records have them."""
+    """What no training reaches: the most frequent class and the untrained base, where the records have them.
+
+    Where the records are there and none has it (an answer in free text has no class), there is no such line.
+    """
     outcome: list[Line] = []
+    firsts = [reported.get((table.file.search.first, task)) for task in table.columns]
     for label, read in (
         ("Majority class", lambda r: r.metrics.get("majority_accuracy", r.metrics.get("majority"))),
         ("Zero-shot base", lambda r: _metric_of(r.metrics.get("zero_shot", {}))),
@@ -118,8 +126,12 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
             values = _from_first(reported, table, task, read)
             found += [sum(values) / len(values)] if values else []
             entries.append(Entry(f"{100 * found[-1]:.1f}" if values else "–"))
+        if not found and all(first is not None and first.complete for first in firsts):
+            continue
         average = f"{100 * sum(found) / len(found):.1f}" if len(found) == len(table.columns) else "–"
-        outcome.append(Line(label, (*entries, Entry(average)), not outcome))
+        if len(table.file.columns) > 1:
+            entries.append(Entry(average))
+        outcome.append(Line(label, tuple(entries), not outcome))
     return outcome
 
 
@@ -168,15 +180,28 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
     )
 
 
-def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]) -> tuple[str, ...]:
+def _selection(protocol: Mapping[str, Any]) -> str:
+    """What the seeds draw and what dev is for, by the protocol."""
+    if "keep" not in protocol:
+        return "each with its own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test"
+    kept = "the checkpoint of lowest dev loss" if protocol["keep"] == "lowest_dev_loss" else "the last checkpoint"
+    return f"all on the same test rows; hyper-parameters chosen on dev, {kept} scored on test"
+
+
+def _notes(
+    table: Table, book: SpecBook, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]
+) -> tuple[str, ...]:
     seeds = ", ".join(map(str, table.seeds))
+    protocols = [book.spec(table.methods[0], c, table.seeds[0], [], {})["protocol"] for c in table.columns]
     notes = [
-        f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), each with its "
-        "own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test.",
+        f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), "
+        + " or ".join(dict.fromkeys(map(_selection, protocols)))
+        + ".",
         "Metric: " + ", ".join(f"{labels.column(table.file.axis, t)} {metric[t]}" for t in table.columns) + ".",
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")
+    notes += answer_notes([r for e in reported.values() for r in e.records if r is not None and r.status == "done"])
     notes += table.file.caption
     if table.search == "grid":
         trials = ", ".join(f"{labels.method(m)} {_trials(table, m)}" for m in table.methods)

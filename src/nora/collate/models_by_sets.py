@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from nora import tasks
 from nora.collate import labels
+from nora.collate.answers import answer_notes, binomial_error
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.reported import MISSING, Reported, report
 from nora.collate.statistics import Summary
@@ -116,11 +116,6 @@ def _is_best(found: Mapping[str, Mapping[str, Summary | None]], method: str, nam
     return f"{100 * own.mean:.1f}" == max((m for m in means if m is not None), key=float)
 
 
-def binomial_error(accuracy: float, n: int) -> float:
-    """Standard error of a share of n independent answers."""
-    return math.sqrt(accuracy * (1 - accuracy) / n)
-
-
 def _rows(table: Table, method: str, model: str, entry: Reported, sets: tuple[str, ...]) -> list[tuple[object, ...]]:
     settings = ";".join(f"{k}={v}" for k, v in (entry.settings or {}).items())
     rows: list[tuple[object, ...]] = []
@@ -145,16 +140,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[
         f"({seeds}); avg: unweighted mean of the sets, only where all are there.",
     ]
     if done:
-        sizes = {s["n"] for r in done for s in r.metrics["test"]["sets"].values()}
-        largest = 100 * binomial_error(0.5, min(sizes))
-        rows = f"{min(sizes):,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
-        notes.append(
-            f"{rows} questions per set: a single run's accuracy has a binomial standard error of up to "
-            f"{largest:.1f} points on the smallest set."
-        )
-        unanswered = sum(s["unanswered"] for r in done for s in r.metrics["test"]["sets"].values())
-        asked = sum(s["n"] for r in done for s in r.metrics["test"]["sets"].values())
-        notes.append(f"{unanswered} of {asked} answers match no pattern of their set; they count as wrong.")
+        notes += answer_notes(done)
         cut = sum(sum(r.metrics["cut_answers"].values()) for r in done)
         notes.append(f"Training answers that the cut-off takes something of: {cut} over {len(done)} runs.")
         passed = sum(r.result["proof"]["passed"] for r in done)

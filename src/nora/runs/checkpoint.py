@@ -1,34 +1,42 @@
-"""Checkpoints between optimiser steps: one safetensors file each, named by step and content, two generations kept."""
+"""Checkpoints between optimiser steps: one safetensors file each, named by step and content, two generations kept.
+
+The state is copied in the step; serialising, hashing and writing the copy is a background thread's work.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
 from nora.runs.files import sha256_bytes, sha256_file, write_atomic
-from nora.training.loop import LoopState
 
+if TYPE_CHECKING:
+    from nora.training.loop import LoopState
+
+_LOG = logging.getLogger(__name__)
 GENERATIONS = 2
 
 
-def _tensors(state: LoopState) -> dict[str, torch.Tensor]:
+def _copy_tensors(state: LoopState) -> dict[str, torch.Tensor]:
     tensors = {f"parameter/{name}": p.detach() for name, p in state.parameters.items()}
     tensors |= {f"best/{name}": value for name, value in state.best.items()}
     for name, parameter in state.parameters.items():
         moments = state.optimizer.state.get(parameter, {})
         tensors |= {f"adam/{key}/{name}": value for key, value in moments.items()}
-    return {key: value.contiguous().cpu() for key, value in tensors.items()}
+    return {key: value.to("cpu", copy=True).contiguous() for key, value in tensors.items()}
 
 
-def save_checkpoint(folder: Path, state: LoopState) -> Path:
-    """Writes the whole loop state and drops all but the last two generations of ``folder``."""
-    scalars = {
+def _scalars(state: LoopState) -> str:
+    values = {
         "step": state.step,
         "epoch_loss": state.epoch_loss,
         "steps_since": state.steps_since,
@@ -37,13 +45,56 @@ def save_checkpoint(folder: Path, state: LoopState) -> Path:
         "scheduler_epoch": state.scheduler.last_epoch,
         "lrs": [group["lr"] for group in state.optimizer.param_groups],
         "preconditioner_steps": state.preconditioner.steps if state.preconditioner else None,
+        "scaler": state.scaler.state_dict() if state.scaler else None,
+        "skipped": state.skipped,
     }
-    data = save(_tensors(state), metadata={"state": json.dumps(scalars)})
-    path = folder / f"step-{state.step:08d}.{sha256_bytes(data)}.safetensors"
-    write_atomic(path, data)
+    return json.dumps(values)
+
+
+def _write(folder: Path, step: int, tensors: dict[str, torch.Tensor], scalars: str) -> None:
+    data = save(tensors, metadata={"state": scalars})
+    write_atomic(folder / f"step-{step:08d}.{sha256_bytes(data)}.safetensors", data)
     for old in sorted(folder.glob("step-*.safetensors"))[:-GENERATIONS]:
         old.unlink(missing_ok=True)
-    return path
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time into ``folder`` beside the training; what fails there is raised by the next call.
+
+    As a context it ends with nothing in flight.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._in_flight: Future[None] | None = None
+
+    def save(self, state: LoopState) -> None:
+        """Takes a copy of the whole loop state, to be written once the write before it is done."""
+        self.join()
+        tensors, scalars = _copy_tensors(state), _scalars(state)
+        self._in_flight = self._thread.submit(_write, self._folder, state.step, tensors, scalars)
+
+    def join(self) -> None:
+        """Waits until what was saved is on disk; OSError where it could not be written."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.join()
+        except Exception as failure:
+            if error is None:
+                raise
+            _LOG.warning("%s: the last checkpoint could not be written: %s", self._folder, failure)
+        finally:
+            self._thread.shutdown()
 
 
 def newest_valid(folders: Iterable[Path]) -> tuple[Path | None, list[Path]]:
@@ -88,3 +139,6 @@ def restore_checkpoint(path: Path, state: LoopState) -> None:
         group["lr"] = lr
     if state.preconditioner is not None:
         state.preconditioner.steps = scalars["preconditioner_steps"]
+    if state.scaler is not None:
+        state.scaler.load_state_dict(scalars["scaler"])
+        state.skipped = scalars["skipped"]

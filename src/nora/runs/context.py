@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nora.runs.attempt import Attempt
+from nora.runs.checkpoint import CheckpointWriter
 from nora.runs.schema import ExecSpec
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class RunContext:
     attempt: Attempt
     earlier: tuple[Attempt, ...]
     """Attempts before this one: their checkpoints may be continued."""
+    checkpoints: CheckpointWriter
+    """Of this attempt."""
     report: Callable[[Update], None]
     stop_requested: Callable[[], bool] = lambda: False
     """Asked at step boundaries: True means save the state and raise Interrupted."""

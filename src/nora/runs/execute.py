@@ -15,6 +15,7 @@ import torch
 
 from nora.runs import kinds, provenance
 from nora.runs.attempt import Attempt
+from nora.runs.checkpoint import CheckpointWriter
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import AlreadyRunning, Interrupted, RunFailed
 from nora.runs.files import canonical_json, sha256_bytes
@@ -81,16 +82,11 @@ def execute(
     check_inputs(spec, checkout)
     identity = run_id(spec)
     kind = spec.kind
-    try:
-        existing = store.read(kind, identity)
-    except DamagedRecord as error:
-        _LOG.warning("%s: the run is repeated", error)
-        existing = None
+    existing = _finished(store, kind, identity)
+    if replicas is not None:  # the others have stores of their own, and none of them may wait for one that is done
+        existing = replicas.agree(existing)
     if existing is not None:
-        problems = store.verify_files(existing)
-        if not problems:
-            return existing, False
-        _LOG.warning("%s: the run is repeated", "; ".join(problems))
+        return existing, False
     torch.set_num_threads(settings.threads)
     device = choose_device(settings)
     try:
@@ -129,6 +125,18 @@ def execute(
         existing = store.read(kind, identity)
         return (existing if existing is not None else record), False
     return record, True
+
+
+def _finished(store: Store, kind: str, identity: str) -> Record | None:
+    """The run's record where it and its files are whole; what is damaged is said and counts as not there."""
+    try:
+        record = store.read(kind, identity)
+        problems = [] if record is None else store.verify_files(record)
+    except DamagedRecord as error:
+        record, problems = None, [str(error)]
+    if problems:
+        _LOG.warning("%s: the run is repeated", "; ".join(problems))
+    return None if problems else record
 
 
 def _published(store: Store, kind: str, identity: str) -> Record | None:
@@ -171,19 +179,21 @@ def _run(
     try:
         reporter = Reporter(attempt, mirror, show)
         try:
-            context = RunContext(
-                checkout,
-                settings,
-                device,
-                attempt,
-                earlier,
-                reporter,
-                stop_requested,
-                keep_base,
-                replicas,
-                reporter.picture,
-            )
-            outcome: Outcome = kinds.load(kind).execute(spec, context)
+            with CheckpointWriter(attempt.path) as checkpoints:
+                context = RunContext(
+                    checkout,
+                    settings,
+                    device,
+                    attempt,
+                    earlier,
+                    checkpoints,
+                    reporter,
+                    stop_requested,
+                    keep_base,
+                    replicas,
+                    reporter.picture,
+                )
+                outcome: Outcome = kinds.load(kind).execute(spec, context)
         finally:
             reporter.close()
         record = _make_record(identity, plain, outcome, store=store)

@@ -62,7 +62,7 @@ def run_once(spec: Spec, settings: ExecSpec, checkout: Path, *, slurm_job: str |
         raise UserError(
             f"exec={settings.name}: `nora run` runs here; `nora launch TARGET exec={settings.name}` submits"
         )
-    replicas = _replicas(spec) if settings.data_parallel else None
+    replicas = _replicas(spec, settings) if settings.data_parallel else None
     if replicas is not None and replicas.rank > 0:  # it helps the first process, which alone publishes
         with tempfile.TemporaryDirectory() as folder:
             silent = replace(settings, progress=False, wandb="none")
@@ -83,16 +83,18 @@ def run_once(spec: Spec, settings: ExecSpec, checkout: Path, *, slurm_job: str |
     return record
 
 
-def _replicas(spec: Spec) -> Replicas:
+def _replicas(spec: Spec, settings: ExecSpec) -> Replicas:
     """This process's place; UserError where it was not started beside others, or the run knows no such thing."""
+    from nora.runs.execute import choose_device
     from nora.training.replicas import join_replicas
 
     if not isinstance(spec, FinetuneSpec) or not isinstance(spec.protocol, InstructProtocol):
         raise UserError("exec.data_parallel: allowed for the instruct protocols alone (Tables 4 and 9)")
-    replicas = join_replicas()
+    replicas = join_replicas(cpu=choose_device(settings).type == "cpu")
     if replicas.size < 2:
         raise UserError(
-            "exec.data_parallel: required to be started by `accelerate launch --num_processes N -m nora run …`"
+            "exec.data_parallel: required to be started by `accelerate launch --num_processes N -m nora run …`, "
+            "on a CPU by `torchrun --nproc_per_node N -m nora run …`"
         )
     return replicas
 

@@ -19,6 +19,7 @@ from nora.runs import build, instruct_rows
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import RunFailed
 from nora.runs.schema import FinetuneSpec, InstructProtocol, MethodSpec
+from nora.runs.sizing import Sizes, answering_table, explain_out_of_memory, measure, training_table
 from nora.runs.stepping import (
     at_boundary,
     diverged,
@@ -33,9 +34,9 @@ from nora.runs.stepping import (
 )
 from nora.tasks.instruction import Instruction
 from nora.tasks.metrics import score, set_accuracies
-from nora.training.answers import Decoding, answer
+from nora.training.answers import MAX_TOKENS, Decoding, answer
 from nora.training.instruct import EncodedText, InstructObjective, encode_text, mean_loss
-from nora.training.loop import Diverged, LoopSettings, make_state, num_steps, train
+from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train
 
 
 def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContext) -> LoopSettings:
@@ -54,9 +55,9 @@ def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContex
     return dataclasses.replace(settings, warmup_steps=math.ceil(protocol.warmup_ratio * num_steps(num_rows, settings)))
 
 
-def _trained_method(method: MethodSpec, protocol: InstructProtocol) -> tuple[MethodSpec, list[str]]:
+def trained_method(method: MethodSpec, sketch: str) -> tuple[MethodSpec, list[str]]:
     """The method as it really starts, and what of the declared one is lost on the way."""
-    if protocol.sketch == "applied" or method.init != "nystrom":
+    if sketch == "applied" or method.init != "nystrom":
         return method, []
     started = dataclasses.replace(method, init="kaiming", xi=None, side=None, divide_by_scaling=None)
     return started, ["the declared Nyström start does not reach the weights: the start is Kaiming's"]
@@ -69,6 +70,11 @@ def _quirks(protocol: InstructProtocol) -> list[str]:
     if protocol.precision == "bf16" and protocol.name.startswith("llm_adapters"):
         quirks.append("bf16 where the scripts use fp16 with loss scaling")
     return quirks
+
+
+def _loss_scaling(state: LoopState) -> dict[str, Any]:
+    """fp16 alone: steps that an overflow skipped, and the last scale of the loss."""
+    return {} if state.scaler is None else {"skipped_steps": state.skipped, "loss_scale": state.scaler.get_scale()}
 
 
 def _encode(
@@ -89,14 +95,14 @@ def _tested(
     rows: Sequence[Instruction],
     task: ModuleType,
     base: build.Base,
-    protocol: InstructProtocol,
-    length: int,
+    decoding: Decoding,
+    sizes: Sizes,
     between: Callable[[], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Per set: accuracy, rows, answers no pattern matches; and one prediction per row with its raw text."""
-    decoding = Decoding(beams=protocol.beams, max_new_tokens=protocol.max_new_tokens, max_length=length)
     prompts = [row.question for row in rows]
-    texts = answer(model, prompts, base.tokenizer, decoding, pad_id=base.pad_id, between=between)
+    with explain_out_of_memory("generating answers", answering_table(sizes, tried=decoding.max_tokens)):
+        texts = answer(model, prompts, base.tokenizer, decoding, pad_id=base.pad_id, between=between)
     predictions = [
         {
             "set": row.set,
@@ -114,7 +120,7 @@ def _tested(
     # What the answers cost, in one pass and without generation: a small model may be wrong everywhere.
     gold = [
         encode_text(
-            dataclasses.replace(row, prompt=row.question), base.tokenizer, cutoff=length, loss_on="answer",
+            dataclasses.replace(row, prompt=row.question), base.tokenizer, cutoff=decoding.max_length, loss_on="answer",
             eos=int(base.tokenizer.eos_token_id),
         )
         for row in rows
@@ -153,7 +159,7 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
     except ValueError as error:
         raise RunFailed(str(error)) from None
 
-    method, quirks = _trained_method(spec.method, protocol)
+    method, quirks = trained_method(spec.method, protocol.sketch)
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
     adapted = build.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
     model = adapted.model
@@ -169,13 +175,20 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
         "quirks": [*quirks, *_quirks(protocol)],
         "majority": majority(rows.train, rows.test),
     }
+    sizes = measure(model, longest=max(len(text.ids) for text in training), precision=protocol.precision)
     tested = partial(
         _tested,
         model,
         task=task,
         base=base,
-        protocol=protocol,
-        length=spec.model.max_length,
+        decoding=Decoding(
+            protocol.beams,
+            protocol.max_new_tokens,
+            spec.model.max_length,
+            context.settings.generate_tokens or MAX_TOKENS,
+            protocol.eval_backend,
+        ),
+        sizes=sizes,
         between=partial(stop_if_asked, context, state),
     )
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
@@ -183,20 +196,23 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
     timing: dict[str, Any] = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resume(state, context)}
     training_started = time.monotonic()
     try:
-        train(
-            model,
-            InstructObjective(training, base.pad_id),
-            settings,
-            state,
-            order=partial(epoch_order, spec.seed, len(training)),
-            before_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
-            evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
-            on_step=partial(report_step, context),
-            on_boundary=partial(at_boundary, context, num_steps(len(training), settings)),
-            replicas=context.replicas,
-        )
+        with explain_out_of_memory("training", training_table(sizes, protocol.batch_size, settings.micro_batch_size)):
+            train(
+                model,
+                InstructObjective(training, base.pad_id),
+                settings,
+                state,
+                order=partial(epoch_order, spec.seed, len(training)),
+                before_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
+                evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
+                on_step=partial(report_step, context),
+                on_boundary=partial(at_boundary, context, num_steps(len(training), settings)),
+                replicas=context.replicas,
+            )
     except Diverged as error:
+        common |= _loss_scaling(state)
         return diverged(error, {**common, "epochs": state.dev_log}, adapted.proof.to_dict(), timing)
+    common |= _loss_scaling(state)
     timing["train_seconds"] = time.monotonic() - training_started
     context.report(Update("test", 0, 1, {}))
     adapter = save({name: p.detach().contiguous().cpu() for name, p in state.parameters.items()})

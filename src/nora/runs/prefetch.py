@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from nora import tasks
 from nora.runs.errors import RunFailed, UserError
 from nora.runs.files import sha256_bytes, write_atomic
+from nora.runs.hub import how_to_unlock
 from nora.runs.subjects import picture_hashes
 
 LOCK = Path("conf") / "revisions.lock"
@@ -52,9 +53,7 @@ def wanted(specs: Iterable[Mapping[str, Any]]) -> Wanted:
 def _explain(error: Exception, what: str) -> Exception:
     name = type(error).__name__
     if name == "GatedRepoError":
-        return UserError(
-            f"{what}: gated; accept its licence on its Hub page, then set HF_TOKEN (or run `hf auth login`) and repeat"
-        )
+        return UserError(f"{what}: gated; {how_to_unlock(what)}")
     if name == "RepositoryNotFoundError":
         return UserError(f"{what}: no such repository on the Hub, or it is private and HF_TOKEN is not set")
     return RunFailed(f"{what}: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}")

@@ -149,7 +149,8 @@ class InstructProtocol:
     eps: Positive
     weight_decay: NonNegative
     max_grad_norm: Positive | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    """fp16: autocast with a scaled loss, as the paper's scripts train (their base is model.dtype=float16)."""
     cutoff: Count
     """Tokens of a training text; a longer one is cut on the right (and has no end-of-sequence token)."""
     loss_on: Literal["text", "answer"]
@@ -164,11 +165,18 @@ class InstructProtocol:
     """"lost" reproduces the released code: a Nyström init is declared and Kaiming's is what trains."""
     precondition: Literal["step", "micro_batch"]
     max_steps: Count | None = None
+    eval_backend: Literal["vllm"] | None = None
+    """What generates the answers; null: transformers."""
 
     @model_validator(mode="after")
-    def _one_warmup(self) -> InstructProtocol:
+    def _fields_fit(self) -> InstructProtocol:
+        problems = []
         if (self.warmup_steps is None) == (self.warmup_ratio is None):
-            raise ValueError("give either warmup_steps or warmup_ratio")
+            problems.append("give either warmup_steps or warmup_ratio")
+        if self.eval_backend == "vllm" and self.beams != 1:
+            problems.append(f"beams: given {self.beams}, required 1 with eval_backend=vllm (greedy protocols alone)")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -183,6 +191,17 @@ class FinetuneSpec:
     protocol: Annotated[FewShotProtocol | InstructProtocol, Field(discriminator="name")]
     seed: Seed
     measure: list[Literal["spectrum", "zero_shot"]]
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> FinetuneSpec:
+        if isinstance(self.protocol, InstructProtocol) and self.method.adapter != "lora":
+            merging = "merge" if self.protocol.merge else "eval_backend" if self.protocol.eval_backend else None
+            if merging is not None:
+                raise ValueError(
+                    f"protocol.{merging}: merges the adapter into the weights, which adapter={self.method.adapter} "
+                    "cannot; required adapter=lora"
+                )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -420,8 +439,10 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    generate_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Tokens answered from at once, beams and new ones counted (instruct protocols); null: 8192."""
     data_parallel: bool | None = None
-    """The run is started by ``accelerate launch``: its processes share every batch (instruct protocols)."""
+    """The run is started by ``accelerate launch`` or torchrun: its processes share every batch (instruct protocols)."""
     sample_every: Count | None = None
     """kind=dreambooth: optimiser steps between sample pictures in the attempt's folder and in W&B; null: none."""
     profile: Name | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -160,7 +161,13 @@ def describe(spec: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_inputs(spec: Spec, checkout: Path) -> None:
-    """UserError where a picture the run trains on is missing or cannot be read."""
+    """UserError where a picture the run trains on cannot be read, or a library it asks for is not installed."""
+    backend = getattr(spec.protocol, "eval_backend", None)
+    if backend is not None and importlib.util.find_spec(backend) is None:
+        raise UserError(
+            f"protocol.eval_backend: given {backend}, which is not installed here; install it, or leave the field out "
+            "(transformers answers)"
+        )
     if isinstance(spec, DreamboothSpec):
         load_pictures(spec.task, checkout)
 

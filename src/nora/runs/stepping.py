@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nora import streams
 from nora.adapters import Preconditioner, lora_layers
-from nora.runs.checkpoint import newest_valid, restore_checkpoint, save_checkpoint
+from nora.runs.checkpoint import newest_valid, restore_checkpoint
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import Interrupted
 from nora.runs.schema import DreamboothProtocol, FewShotProtocol, InstructProtocol, MethodSpec
@@ -86,13 +86,17 @@ def report_step(context: RunContext, info: StepInfo) -> None:
 def at_boundary(context: RunContext, total_steps: int, state: LoopState) -> None:
     """A checkpoint when due or when asked to stop; Interrupted in the latter case.
 
-    The last step's too: whatever happens during the final evaluation, nothing is trained again.
+    The last step's too: whatever happens during the final evaluation, nothing is trained again. Those two are on disk
+    when this returns; of the others only the copy is taken.
     """
     stop = context.stop_requested()
     if context.replicas is not None:  # one that stopped alone would leave the others waiting for its gradients
         stop = context.replicas.total(float(stop), context.device) > 0
-    if stop or state.step % context.settings.checkpoint_every == 0 or state.step == total_steps:
-        save_checkpoint(context.attempt.path, state)
+    last = stop or state.step == total_steps
+    if last or state.step % context.settings.checkpoint_every == 0:
+        context.checkpoints.save(state)
+    if last:
+        context.checkpoints.join()
     if stop:
         raise Interrupted(state.step)
 

@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any
 
 from nora.runs.record import Record
+from nora.runs.sizing import KEPT_BYTES_PER_UNIT
 from nora.tables.cells import Cell
 
 # Parameters that every token passes through, from the models' own configs (tied heads counted once).
@@ -31,7 +32,6 @@ _FLOPS_PER_SECOND_FP32 = 0.3 * 67e12  # an H100's fp32 peak, batch 1
 
 # Hidden size and layers, for the activations that a backward pass keeps.
 _SHAPE = {"opt_1.3b": (2048, 24), "llama_7b": (4096, 32), "llama2_7b": (4096, 32), "gemma_7b": (3072, 28)}
-_KEPT_BYTES_PER_UNIT = 34  # fp32 activations per token, layer and hidden unit of a transformer block, attention aside
 
 
 def memory_gib(cell: Cell) -> tuple[float | None, str]:
@@ -51,7 +51,7 @@ def memory_gib(cell: Cell) -> tuple[float | None, str]:
     width = 4 if model["dtype"] == "float32" else 2
     per_row = _TEXT_TOKENS[task] if task in _TEXT_TOKENS else _TOKENS[task] * min(_CANDIDATES[task], 4)
     tokens = protocol["batch_size"] * per_row * 1.5
-    kept = tokens * hidden * layers * _KEPT_BYTES_PER_UNIT * width / 4
+    kept = tokens * hidden * layers * KEPT_BYTES_PER_UNIT * width / 4
     return (_PARAMETERS[model["name"]] * width + kept) / 2**30 + 1.0, "estimate: weights + kept activations + 1 GiB"
 
 

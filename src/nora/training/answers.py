@@ -10,6 +10,9 @@ import torch
 from peft import PeftModel
 
 from nora.training.generation import greedy
+from nora.training.vllm_answers import vllm_greedy
+
+MAX_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,10 @@ class Decoding:
     beams: int
     max_new_tokens: int
     max_length: int
-    max_tokens: int = 8192
+    max_tokens: int = MAX_TOKENS
     """Tokens of a batch, beams and new tokens counted: it bounds memory and changes no answer."""
+    backend: str | None = None
+    """"vllm" for greedy answers by vLLM; None: transformers."""
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: Any, decoding: Decoding) -> list[tuple[int, ...]]:
@@ -45,7 +50,12 @@ def answer(
     """The continuation of each prompt as text, in the order given; ``between`` is called before every batch."""
     encoded = encode_prompts(prompts, tokenizer, decoding)
     stop = int(tokenizer.eos_token_id)
-    if decoding.beams == 1:
+    if decoding.backend == "vllm":
+        between()
+        tokens = vllm_greedy(
+            model, encoded, stop=stop, max_new_tokens=decoding.max_new_tokens, max_length=decoding.max_length
+        )
+    elif decoding.beams == 1:
         tokens = greedy(
             model, encoded, stop=[stop], max_new_tokens=decoding.max_new_tokens, pad_id=pad_id,
             max_tokens=decoding.max_tokens, between=between,

@@ -7,6 +7,8 @@ Order of operations, per optimiser step t:
   4. gradients are preconditioned, once, from the factors as they are   NoRA+, LoRA-P
   5. gradients are clipped to a global norm; a non-finite norm ends the run
   6. optimiser step, then learning-rate schedule
+     (fp16: steps 2–4 see the gradients of the scaled loss, which are divided by the scale before 5: preconditioning is
+     linear; where one of them overflowed no step is taken, the scale is halved and the schedule waits)
   7. logging; a checkpoint when due (the state is complete: 1–6 of step t+1 follow from it)
 and at the end of each epoch (or every so many steps): evaluation on dev; the adapter with the lowest dev loss is kept
 and restored at the end.
@@ -28,6 +30,10 @@ from nora.adapters import Preconditioner
 
 if TYPE_CHECKING:
     from nora.training.replicas import Replicas
+
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SCALE = 1e-4  # of the loss in fp16, fairseq's: 30 halvings of torch's 65,536 without a finite gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ class Objective(Protocol):
 
 
 class Diverged(Exception):
-    """A non-finite loss or gradient: no step was taken."""
+    """A non-finite loss or gradient (in fp16: one that no scale of the loss makes finite): no step was taken."""
 
     def __init__(self, step: int, tensor: str) -> None:
         super().__init__(f"step {step}: {tensor} is not finite; no step was taken")
@@ -86,6 +92,10 @@ class LoopState:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     preconditioner: Preconditioner | None
+    scaler: torch.amp.GradScaler | None = None
+    """The loss's scale in fp16."""
+    skipped: int = 0
+    """Steps among ``step`` that moved nothing: a scaled gradient overflowed."""
     step: int = 0
     epoch_loss: float = 0.0
     """Sum of the steps' losses since the last evaluation, and their number."""
@@ -148,7 +158,9 @@ def make_state(
         num_warmup_steps=settings.warmup_steps,
         num_training_steps=max(1, num_steps(num_examples, settings)),
     )
-    return LoopState(parameters, optimizer, scheduler, preconditioner)
+    device = next(iter(parameters.values())).device
+    scaler = torch.amp.GradScaler(device.type) if settings.precision == "fp16" else None
+    return LoopState(parameters, optimizer, scheduler, preconditioner, scaler)
 
 
 def _first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
@@ -156,6 +168,16 @@ def _first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"the gradient of {name}"
     return "the gradient norm"
+
+
+def _skip_step(state: LoopState) -> None:
+    """An overflow in fp16: the scale is halved, nothing moves. Diverged where a smaller scale is no help."""
+    assert state.scaler is not None
+    before = state.scaler.get_scale()
+    state.scaler.update()
+    state.skipped += 1
+    if not SMALLEST_SCALE <= state.scaler.get_scale() < before:  # not halved: only the norm is beyond float32
+        raise Diverged(state.step, _first_non_finite(state.parameters))
 
 
 def train_step(
@@ -166,9 +188,13 @@ def train_step(
     state: LoopState,
     replicas: Replicas | None = None,
 ) -> tuple[float, float]:
-    """Steps 2–6 of the order above on one batch; returns the mean loss and the gradient norm before clipping."""
+    """Steps 2–6 of the order above on one batch; returns the mean loss and the gradient norm before clipping.
+
+    The norm is infinite where an overflow in fp16 made it skip the step.
+    """
     device = next(iter(state.parameters.values())).device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+    half = _AUTOCAST.get(settings.precision)
+    autocast = nullcontext() if half is None else torch.autocast(device.type, dtype=half)
     count = objective.count(indices)
     if replicas is not None:
         indices = replicas.share(indices)
@@ -181,7 +207,7 @@ def train_step(
         total += loss.item()
         if not math.isfinite(total) and replicas is None:
             raise Diverged(state.step, "the loss")
-        loss.backward()
+        (loss if state.scaler is None else state.scaler.scale(loss)).backward()
         if settings.precondition_each and state.preconditioner is not None:
             state.preconditioner.step()
     if replicas is not None:
@@ -191,14 +217,23 @@ def train_step(
         replicas.sum_gradients(state.parameters.values())
     if state.preconditioner is not None and not settings.precondition_each:
         state.preconditioner.step()
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
     try:  # refused before anything is scaled: a NaN norm would spoil every gradient, and with it the culprit's name
         norm = float(torch.nn.utils.clip_grad_norm_(state.parameters.values(), limit, error_if_nonfinite=True))
     except RuntimeError as error:
         if "non-finite" not in str(error):
             raise
-        raise Diverged(state.step, _first_non_finite(state.parameters)) from None
-    state.optimizer.step()
+        if state.scaler is None:
+            raise Diverged(state.step, _first_non_finite(state.parameters)) from None
+        _skip_step(state)
+        return total, math.inf
+    if state.scaler is None:
+        state.optimizer.step()
+    else:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
     state.scheduler.step()
     return total, norm
 

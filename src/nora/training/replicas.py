@@ -43,7 +43,10 @@ class Replicas:
             parameter.grad = reduce(gradient, "sum")
 
 
-def join_replicas() -> Replicas:
-    """This process's place among those that ``accelerate launch`` (or torchrun) has started."""
-    state = PartialState()
+def join_replicas(*, cpu: bool) -> Replicas:
+    """This process's place among those that ``accelerate launch`` (or torchrun) has started, by gloo with ``cpu``.
+
+    accelerate does not see for itself that a machine without accelerators was meant: it would find one process.
+    """
+    state = PartialState(cpu=cpu)
     return Replicas(state.process_index, state.num_processes)

@@ -20,6 +20,7 @@ from nora.runs import build, instruct
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import RunFailed
 from nora.runs.schema import FinetuneSpec, InstructProtocol
+from nora.runs.sizing import explain_out_of_memory, measure, training_table
 from nora.runs.stepping import (
     at_boundary,
     diverged,
@@ -108,18 +109,22 @@ def execute(spec: FinetuneSpec, context: RunContext) -> Outcome:
     training_started = time.monotonic()
     total_steps = num_steps(len(training), settings)
 
+    longest = max(sum(len(ids) for ids in example.sequences) for example in training.encoded)
+    sizes = measure(model, longest=longest, precision=protocol.precision)
+
     try:
-        train(
-            model,
-            objective,
-            settings,
-            state,
-            order=partial(epoch_order, spec.seed, len(training)),
-            before_step=lambda step: seed_dropout(spec.seed, step),
-            evaluate=lambda trained: assessor.loss(trained, dev),
-            on_step=partial(report_step, context),
-            on_boundary=partial(at_boundary, context, total_steps),
-        )
+        with explain_out_of_memory("training", training_table(sizes, protocol.batch_size, settings.micro_batch_size)):
+            train(
+                model,
+                objective,
+                settings,
+                state,
+                order=partial(epoch_order, spec.seed, len(training)),
+                before_step=lambda step: seed_dropout(spec.seed, step),
+                evaluate=lambda trained: assessor.loss(trained, dev),
+                on_step=partial(report_step, context),
+                on_boundary=partial(at_boundary, context, total_steps),
+            )
     except Diverged as error:
         return diverged(error, {**common, "epochs": state.dev_log}, adapted.proof.to_dict(), timing)
     timing["train_seconds"] = time.monotonic() - training_started
