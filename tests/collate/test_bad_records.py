@@ -217,7 +217,9 @@ def test_a_factorisation_or_deployment_run_that_went_wrong(
     assert cli.main(["collate", target, f"exec.results={tmp_path}"]) == 0
     shown = capsys.readouterr()
     written = "".join(p.read_text(encoding="utf-8") for p in tmp_path.glob("*/*.md"))
-    assert status in written and "Traceback" not in shown.err
+    assert status in shown.out and "Traceback" not in shown.err
+    # A failed run has no record: a clone would not know of it, so that the file says missing.
+    assert (status in written) == (status != "failed") and "missing" in written
 
 
 def test_a_record_that_holds_less_than_a_layout_reads(chosen: tuple[Table, Store], checkout: Path) -> None:

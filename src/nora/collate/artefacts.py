@@ -57,5 +57,5 @@ def write(artefact: Document | Figure, results: Path) -> list[Path]:
 def summary(artefact: Document | Figure) -> str:
     """What is printed for a person after collation."""
     if isinstance(artefact, Figure):
-        return "\n".join([artefact.title, *artefact.notes])
+        return "\n".join([artefact.title, *filter(None, [artefact.banner]), *artefact.notes])
     return to_markdown(artefact)

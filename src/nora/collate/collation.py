@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -62,12 +63,13 @@ def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
 def collate(
     targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path, show: Callable[[str], None]
 ) -> list[Path]:
-    """Writes the artefacts of some targets; returns the files."""
+    """Writes the artefacts of some targets from the records alone; returns the files. ``show`` is also told what this
+    checkout knows of runs without a record (failed, running)."""
     paths: list[Path] = []
+    alone = snapshot.records_alone()
     for target in targets:
-        artefact = build(target, snapshot, checkout=checkout)
-        show(summary(artefact))
-        paths += write(artefact, results)
+        show(summary(build(target, snapshot, checkout=checkout)))
+        paths += write(build(target, alone, checkout=checkout), results)
     return paths
 
 
@@ -115,12 +117,16 @@ def collate_all(
     show: Callable[[str], None],
     warn: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot; ``warn`` hears
-    of each record that is not believed."""
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot's records;
+    ``warn`` hears of each record that is not believed, ``show`` of runs that have none yet."""
     before = fingerprint(store, checkout)
-    snapshot = take_snapshot(store)
+    taken = take_snapshot(store)
+    snapshot = taken.records_alone()
     for line in snapshot.damaged.values():
         warn(line)
+    if taken.unfinished:
+        counted = ", ".join(f"{n} {state}" for state, n in sorted(Counter(taken.unfinished.values()).items()))
+        show(f"runs without a record here, missing in what is written: {counted} (nora status all)")
     paths: list[Path] = []
 
     def place(artefact: Document | Figure) -> bytes:

@@ -37,6 +37,10 @@ class Snapshot(Mapping[str, Record]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def records_alone(self) -> Snapshot:
+        """The same without what only this checkout knows of runs that have no record: what a clone of it sees."""
+        return Snapshot(self._records, damaged=self.damaged)
+
     @cached_property
     def _versions(self) -> dict[str, Record]:
         return {record.versionless_id: record for record in self._records.values()}
