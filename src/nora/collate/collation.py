@@ -106,7 +106,7 @@ def report_text(
 
 
 def _picture(figure: Figure, png: bytes) -> Picture:
-    return Picture(figure.name, figure.title, figure.banner, figure.notes, png)
+    return Picture(figure.name, figure.title, figure.banner, figure.notes, png, figure.photographs)
 
 
 def collate_all(

@@ -66,6 +66,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, len(cells) * side + 0.34),
         draw=draw,
+        photographs=True,
         csv_header=("method", "seed", "picture_seed", "prompt", "id", "file", "sha256"),
         csv_rows=rows,
         banner=labels.BANNERS[target.scale],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from markupsafe import Markup
 
 from nora.collate.document import Document
 from nora.collate.facts import run_facts
+from nora.collate.figures import to_jpeg
+from nora.collate.report_runs import RunIndex
 from nora.runs.snapshot import Snapshot
 from nora.tables.cells import Cell
 
@@ -28,10 +29,13 @@ class Picture:
     banner: str
     notes: tuple[str, ...]
     png: bytes
+    photographs: bool = False
 
     @property
     def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+        """The picture itself; photographs as JPEG, a quarter of the size."""
+        kind, data = ("jpeg", to_jpeg(self.png)) if self.photographs and self.png else ("png", self.png)
+        return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,18 @@ class Section:
 def render_report(sections: Sequence[Section], cells: Sequence[Cell], snapshot: Snapshot) -> str:
     """The page's text; the same artefacts and records give the same bytes."""
     runs = run_facts(cells, snapshot)
+    index = RunIndex(runs, snapshot)
     own = files("nora.collate").joinpath("html")
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
-    # "<" cannot stand in a script element: a record's text must not end it.
-    data = json.dumps(runs, ensure_ascii=True, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
+    environment.filters["ranges"] = index.ranges
     states = Counter(fact["state"] for fact in runs.values())
     return environment.from_string(own.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
         sections=sections,
         states=sorted(states.items()),
         dirty=sum(bool(fact.get("dirty")) for fact in runs.values()),
         damaged=sorted(snapshot.damaged.items()),
-        runs=Markup(data),
+        runs=Markup(index.to_json()),
         css=Markup(own.joinpath("report.css").read_text(encoding="utf-8")),
         script=Markup(own.joinpath("report.js").read_text(encoding="utf-8")),
     )

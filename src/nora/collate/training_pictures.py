@@ -46,6 +46,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         title=labels.heading(target.name, target.file.title),
         size=(PAPER_WIDTH, PAPER_WIDTH / max(places, 4) + 0.3),
         draw=draw,
+        photographs=True,
         csv_header=("file", "sha256", "licence", "source"),
         csv_rows=rows,
         notes=(
