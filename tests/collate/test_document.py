@@ -159,7 +159,13 @@ def test_unchanged_files_are_left_alone(table: Table, tmp_path: Path, checkout: 
 
 
 def test_latex_is_escaped() -> None:
-    assert escape_latex("100 % of a_b & {c} ± ξ \\") == r"100 \% of a\_b \& \{c\} $\pm$ $\xi$ \textbackslash{}"
+    assert escape_latex("100 % of opt_b & {c} ± ξ \\") == r"100 \% of opt\_b \& \{c\} $\pm$ $\xi$ \textbackslash{}"
+    assert escape_latex('X_{t+1}^T, σ_r(A), "so", `a_b`') == (
+        r"X$_{t+1}$$^{T}$, $\sigma$$_{r}$(A), ``so'', \texttt{a\_b}"
+    )
+    assert escape_latex("-0.5 [-1.2, 3], 1e-05, few-shot, A-1") == r"$-$0.5 [$-$1.2, 3], 1e-05, few-shot, A-1"
+    with pytest.raises(ValueError, match="given '漢'"):
+        escape_latex("漢")
 
 
 def test_summary_against_the_standard_library() -> None:

@@ -44,10 +44,10 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         from matplotlib.image import imread
 
         engine: Any = canvas.get_layout_engine()
-        engine.set(w_pad=0.005, h_pad=0.005, wspace=0.01, hspace=0.01)
+        engine.set(w_pad=0.01, h_pad=0.02, wspace=0.01, hspace=0.01)
         grid = canvas.subplots(len(cells), columns, squeeze=False)
         for i, ax in enumerate(grid[0]):
-            ax.set_title(str(i), fontsize=7, pad=2)
+            ax.set_title(f"seed {i}", fontsize=7, pad=2)
         for axes, (cell, record) in zip(grid, found, strict=True):
             files = picture_files(record)
             for ax in axes:
@@ -64,7 +64,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
     return Figure(
         name=f"{target.name}.{target.scale}",
         title=labels.heading(target.name, target.file.title),
-        size=(PAPER_WIDTH, len(cells) * side + 0.34),
+        size=(PAPER_WIDTH, len(cells) * side + 0.42),
         draw=draw,
         photographs=True,
         csv_header=("method", "seed", "picture_seed", "prompt", "id", "file", "sha256"),

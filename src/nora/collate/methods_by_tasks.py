@@ -22,12 +22,13 @@ def _percent(summary: Summary) -> str:
 
 
 def _best(cells: Mapping[str, Summary | None], methods: tuple[str, ...], *, lowest: bool = False) -> set[str]:
-    """The methods whose printed mean is the best of a column; empty unless all are there."""
+    """The methods whose printed mean is the best of a column; empty unless all are there and not all alike."""
     means = {m: s.mean for m in methods if (s := cells[m]) is not None}
     if len(means) != len(methods) or not means:
         return set()
     top = min(means.values()) if lowest else max(means.values())
-    return {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
+    best = {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
+    return set() if len(best) == len(means) else best
 
 
 def _detail(entry: Reported, summary: Summary | None, printed: PrintedValue | None) -> str:
@@ -58,7 +59,8 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
-    columns = (*(labels.column(table.file.axis, t) for t in table.columns), "avg")
+    averaged = table.file.axis == "task"  # a mean over base models or protocols says nothing
+    columns = (*(labels.column(table.file.axis, t) for t in table.columns), *(("avg",) if averaged else ()))
     lines = []
     for method in (*rows, *below):
         entries = []
@@ -71,7 +73,8 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
         whole = (method, "avg") in printed and len(table.columns) == len(table.file.columns)
-        entries.append(Entry(average, detail=f"paper {printed[method, 'avg'].text}" if whole else ""))
+        if averaged:
+            entries.append(Entry(average, detail=f"paper {printed[method, 'avg'].text}" if whole else ""))
         mark = " (not in the paper)" if method in below else ""
         lines.append(Line(labels.method(method) + mark, tuple(entries), method == next(iter(below), None)))
     blocks = [Block("Test score, %", columns, tuple(lines + _references(table, reported)))]
@@ -118,8 +121,12 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
             values = _from_first(reported, table, task, read)
             found += [sum(values) / len(values)] if values else []
             entries.append(Entry(f"{100 * found[-1]:.1f}" if values else "–"))
-        average = f"{100 * sum(found) / len(found):.1f}" if len(found) == len(table.columns) else "–"
-        outcome.append(Line(label, (*entries, Entry(average)), not outcome))
+        if not found:
+            continue
+        if table.file.axis == "task":
+            average = f"{100 * sum(found) / len(found):.1f}" if len(found) == len(table.columns) else "–"
+            entries.append(Entry(average))
+        outcome.append(Line(label, tuple(entries), not outcome))
     return outcome
 
 
@@ -150,7 +157,7 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
         entries = []
         for task in table.columns:
             summary = losses[task][method]
-            text = MISSING
+            text = reported[method, task].gap()
             if summary is not None:
                 text = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
             best = method in rows and method in _best(losses[task], rows, lowest=True)
@@ -169,11 +176,11 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
 
 
 def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]) -> tuple[str, ...]:
-    seeds = ", ".join(map(str, table.seeds))
+    over = labels.over_seeds(table.seeds)
+    each = ", each with its own train, dev and test rows" if len(table.seeds) > 1 else ""
     notes = [
-        f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), each with its "
-        "own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test.",
-        "Metric: " + ", ".join(f"{labels.column(table.file.axis, t)} {metric[t]}" for t in table.columns) + ".",
+        f"{over[0].upper()}{over[1:]}{each}; epoch and hyper-parameters chosen on dev, scored on test.",
+        f"Metric: {_metrics(table, metric)}.",
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")
@@ -195,6 +202,15 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
     if table.scale == "paper" and any(v.quoted for v in printed_grid(table.name).values()):
         notes.append("‡ quoted in the paper from another paper; ours is run by us.")
     return tuple(notes)
+
+
+def _metrics(table: Table, metric: Mapping[str, str]) -> str:
+    """The columns' metrics: "accuracy; F1 of SQuAD"."""
+    names = list(metric.values())
+    usual = max(dict.fromkeys(names), key=names.count)
+    others = [f"{labels.metric(name)} of {labels.column(table.file.axis, c)}" for c, name in metric.items()
+              if name != usual]  # fmt: skip
+    return "; ".join([labels.metric(usual), *others])
 
 
 def _trials(table: Table, method: str) -> int:
