@@ -121,7 +121,7 @@ def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str,
     assert best == ["NoRA+"]
     text = to_markdown(document)
     assert "797,184" in text and "8.7 % against LoRA and 9.7 % against LoRA-P" in text
-    assert to_latex(document).count(r"\begin{tabular}") == len(document.blocks)
+    assert to_latex(document).count(r"hbox{\begin{tabular}") == len(document.blocks)
     assert len(document.csv_rows) == 40
 
 
