@@ -25,7 +25,7 @@ def test_runs_are_named_by_ranges_in_the_order_given() -> None:
 
 
 def test_a_text_that_runs_share_stands_there_once() -> None:
-    done = {"commit": "c0ffee", "dirty": True, "seconds": 1.5, "proof": "nora passed", "test": "accuracy 0.5"}
+    done = {"commit": "c0ffee", "dirty": True, "seconds": 1.5, "proof": "nora passed", "outcome": "accuracy 0.5"}
     data = json.loads(RunIndex({"a": _fact(3), "b": _fact(4, state="done", **done)}, ["z"]).to_json())
     texts, (one, other, rest) = data["texts"], data["runs"]
     assert len(texts) == len(set(texts)) and texts.count("nora run x=1 seed={seed}") == 1

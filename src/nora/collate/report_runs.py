@@ -46,7 +46,7 @@ class RunIndex:
             run = [identity, text(fact["state"]), fact["seed"], text(_shared(fact["command"], fact["seed"])),
                    text(", ".join(fact["difference"]))]  # fmt: skip
             if "commit" in fact:
-                run += [text(fact["commit"]), int(fact["dirty"]), fact["seconds"], text(fact["proof"]), fact["test"]]
+                run += [text(fact["commit"]), int(fact["dirty"]), fact["seconds"], text(fact["proof"]), fact["outcome"]]
             runs.append(run)
         data = {"texts": list(texts), "runs": runs}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -25,14 +25,14 @@ function stateOf(number) {
 }
 
 function describe(number) {
-  const [id, state, seed, command, difference, commit, dirty, seconds, proof, test] = known.runs[number];
+  const [id, state, seed, command, difference, commit, dirty, seconds, proof, outcome] = known.runs[number];
   const box = element("div", undefined, "run");
   const head = element("p");
   head.append(element("span", stateOf(number), "state " + stateOf(number)));
   head.append(state === undefined ? ` · run ${id}` : ` · seed ${seed} · run ${id}`);
   box.append(head);
   if (state === undefined) return box;
-  if (test) box.append(element("p", "Test: " + test));
+  if (outcome) box.append(element("p", "Outcome: " + outcome));
   if (known.texts[difference]) {
     box.append(element("p", "Unlike most runs of its table: " + known.texts[difference]));
   }
