@@ -72,6 +72,22 @@ def _gutted(folder: Path, store: Store) -> None:
     _rewrite(folder / "record.json", empty, rehash=True)
 
 
+def _no_number(folder: Path, store: Store) -> None:
+    """A score that is no number, and a hash that fits it."""
+
+    def text(body: dict[str, object]) -> None:
+        body["result"]["metrics"]["test"]["accuracy"] = "high"  # type: ignore[index]
+
+    _rewrite(folder / "record.json", text, rehash=True)
+
+
+def _no_proof(folder: Path, store: Store) -> None:
+    def forget(body: dict[str, object]) -> None:
+        body["result"]["proof"] = {}  # type: ignore[index]
+
+    _rewrite(folder / "record.json", forget, rehash=True)
+
+
 def _half_written(folder: Path, store: Store) -> None:
     path = folder / "record.json"
     path.write_bytes(path.read_bytes()[:200])
@@ -123,7 +139,8 @@ def _stale(folder: Path, store: Store) -> None:
 
 STATES: list[tuple[Callable[[Path, Store], None], str]] = [
     (_tamper, "damaged 1/2"), (_tamper_with_new_hash, "damaged 1/2"), (_foreign, "damaged 1/2"),
-    (_gutted, "damaged 1/2"), (_half_written, "damaged 1/2"), (_binary, "damaged 1/2"), (_copied, "damaged 1/2"),
+    (_gutted, "damaged 1/2"), (_no_number, "damaged 1/2"), (_no_proof, "damaged 1/2"), (_half_written, "damaged 1/2"),
+    (_binary, "damaged 1/2"), (_copied, "damaged 1/2"),
     (_gone, "missing (1/2)"), (_failed, "failed 1/2"), (_interrupted, "interrupted 1/2"), (_running, "running 1/2"),
     (_diverged, "diverged 1/2"), (_stale, "stale 1/2"),
 ]  # fmt: skip
@@ -188,6 +205,21 @@ def test_a_dirty_run_counts_and_says_so(chosen: tuple[Table, Store], checkout: P
     _rewrite(folder / "record.json", lambda body: body["run"].update(dirty=True))  # type: ignore[attr-defined]
     entry = _entry(table, store, checkout)
     assert "±" in entry.text and entry.detail == "dirty 1/2"
+
+
+def test_records_of_an_older_protocol_beside_the_new_ones_are_not_averaged_in(
+    chosen: tuple[Table, Store], checkout: Path
+) -> None:
+    """Every record again with the version before and another score; and a stray file, which is no run."""
+    table, store = chosen
+    before = _entry(table, store, checkout)
+    for record in list(store.read_all()[0].values()):
+        spec = {**record.spec, "protocol": {**record.spec["protocol"], "version": 0}}
+        test = {**record.metrics["test"], "accuracy": 0.0}
+        result = {**record.result, "spec": spec, "metrics": {**record.metrics, "test": test}}
+        assert store.publish_record(Record(run_id(spec), result, record.run))
+    (store.root / "runs" / "finetune" / ".DS_Store").write_bytes(b"\x00")
+    assert _entry(table, store, checkout) == before and take_snapshot(store).damaged == {}
 
 
 def test_records_of_another_scale_are_never_mixed_in(chosen: tuple[Table, Store], checkout: Path) -> None:

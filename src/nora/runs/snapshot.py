@@ -62,7 +62,7 @@ def take_snapshot(store: Store) -> Snapshot:
     records: dict[str, Record] = {}
     damaged: dict[str, str] = {}
     unfinished: dict[str, str] = {}
-    for folder in sorted(store.root.glob("runs/*/*")):
+    for folder in sorted(store.root.glob("runs/*/*/")):  # a stray file is no run
         try:
             record = read_record(folder / "record.json")
         except DamagedRecord as error:
