@@ -13,13 +13,14 @@ import yaml
 from nora import cli
 from nora.collate.artefacts import build
 from nora.collate.document import Document, Entry, to_csv
+from nora.collate.ledger import read_rows
 from nora.runs.errors import UserError
 from nora.runs.files import canonical_json, sha256_bytes
 from nora.runs.record import Record
 from nora.runs.snapshot import take_snapshot
 from nora.runs.spec import run_id
 from nora.runs.store import Store
-from nora.tables.table import Table, load_table
+from nora.tables.table import Table, load_table, read_chosen
 from nora.tables.targets import Target, load_target, target_cells
 
 from synthetic import record_of  # isort: skip
@@ -291,3 +292,16 @@ def test_a_bad_table_file_is_one_clear_line(what: str, checkout: Path, tmp_path:
     with pytest.raises(UserError) as caught:
         build(load_target(tmp_path, name, []), {}, checkout=tmp_path)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}', '{"rows": [{"id": "Lemma 1"}]}'])
+def test_a_ledger_or_a_choice_that_is_none_is_one_clear_line(content: str, checkout: Path, tmp_path: Path) -> None:
+    path = tmp_path / "theory.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"theory\.json: .*`nora theory` writes it$"):
+        read_rows(path)
+    chosen = tmp_path / "conf" / "chosen" / "table2.mini.yaml"
+    chosen.parent.mkdir(parents=True)
+    chosen.write_text(content or "chosen: 3", encoding="utf-8")
+    with pytest.raises(UserError, match=r"table2\.mini\.yaml: .*`nora collate tuning` writes it"):
+        read_chosen(tmp_path, "table2", "mini")

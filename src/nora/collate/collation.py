@@ -98,7 +98,7 @@ def report_text(
         sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
     theory = results / LEDGER
     if theory.is_file():
-        document = ledger.build(json.loads(theory.read_text(encoding="utf-8"))["rows"])
+        document = ledger.build(ledger.read_rows(theory))
         place(document)
         sections.append(Section(document, ()))
     sections.append(Section(proofs(snapshot), ()))

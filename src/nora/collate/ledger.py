@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nora.collate.document import Block, Document, Entry, Line
+from nora.runs.errors import UserError
 
 _GREEK = {
     "alpha": "α", "beta": "β", "eps": "ε", "zeta": "ζ", "eta": "η", "theta": "θ", "kappa": "κ", "lambda": "λ",
@@ -16,12 +19,26 @@ _GREEK = {
 }  # fmt: skip
 _SYMBOLS = {"||": "‖", "<=": "≤", ">=": "≥", "sqrt(": "√("}
 _NAMED = re.compile(rf"(?<![A-Za-z])({'|'.join(_GREEK)})(?![A-Za-z])")
+_READ = ("id", "verdict", "instances", "searched", "quantity", "worst", "limit", "frequency", "statement", "condition",
+         "counterexample", "note")  # fmt: skip
 _HEADER = ("id", "verdict", "instances", "searched", "quantity", "worst", "limit", "frequency")
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
     share = "" if row["frequency"] is None else f" {100 * row['frequency']:.1f} %"
     return f"{row['verdict']}{share}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ledger file; UserError where it is not what ``nora theory`` writes."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        lacking = sorted({key for row in rows for key in _READ if key not in row})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no ledger ({type(error).__name__}: {error}); `nora theory` writes it") from None
+    if lacking:
+        raise UserError(f"{path}: rows lack {', '.join(lacking)}; `nora theory` writes it")
+    return list(rows)
 
 
 def mathematics(text: str) -> str:
