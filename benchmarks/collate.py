@@ -45,6 +45,8 @@ def _fill(results: Path, checkout: Path, wanted: int) -> int:
         path = store.record_path(record.spec["kind"], record.id)
         path.parent.mkdir(parents=True)
         path.write_text(record.to_json(), encoding="utf-8")
+        for picture in record.folder.glob("picture_*") if record.folder is not None else ():
+            shutil.copy(picture, path.parent)
     return len(records)
 
 

@@ -19,6 +19,7 @@ from nora.collate.figures import Figure, render
 from nora.collate.latex import to_latex
 from nora.collate.loss_curves import moving_average
 from nora.collate.statistics import paired_interval
+from nora.runs.files import sha256_bytes
 from nora.runs.record import Record
 from nora.tables.cells import Cell
 from nora.tables.subjects import Subjects, subject_cells
@@ -182,9 +183,11 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
     for cell in subject_cells(target, checkout=checkout):
         folder = tmp_path / cell.row
         folder.mkdir()
+        data = to_jpeg(Image.new("RGB", (8, 8), colours[cell.row]))
+        files = {f"picture_{i:02d}": {"name": f"p{i}.jpg", "sha256": sha256_bytes(data)} for i in range(10)}
         for i in range(10):
-            (folder / f"p{i}.jpg").write_bytes(to_jpeg(Image.new("RGB", (8, 8), colours[cell.row])))
-        records[str(cell.id)] = dataclasses.replace(_record(cell), folder=folder)
+            (folder / f"p{i}.jpg").write_bytes(data)
+        records[str(cell.id)] = dataclasses.replace(_record(cell, files=files), folder=folder)
     figure = build(target, records, checkout=checkout)
     assert isinstance(figure, Figure) and len(figure.csv_rows) == 40
     image = np.asarray(Image.open(io.BytesIO(render(figure)["png"])).convert("RGB"), dtype=int)
@@ -192,6 +195,15 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
         strip = image[:, int(column * image.shape[1])]
         places = [np.flatnonzero(np.abs(strip - colour).sum(axis=1) < 30).mean() for colour in colours.values()]
         assert places == sorted(places)
+    # A picture that is gone or is not what the record says is not shown, and the caption counts it.
+    (tmp_path / "lora" / "p3.jpg").unlink()
+    for name in ("p1.jpg", "p2.jpg"):
+        (tmp_path / "nora" / name).write_bytes(to_jpeg(Image.new("RGB", (8, 8), (1, 2, 3))))
+    spoilt = build(target, records, checkout=checkout)
+    assert isinstance(spoilt, Figure) and render(spoilt)["png"] != render(figure)["png"]
+    assert [note for note in spoilt.notes if note not in figure.notes] == [
+        "2 of the pictures are damaged here.", "1 of the pictures are missing here.",
+    ]  # fmt: skip
     records.pop(next(iter(records)))
     assert set(render(build(target, records, checkout=checkout)))  # type: ignore[arg-type]
 

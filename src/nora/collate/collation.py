@@ -68,8 +68,9 @@ def collate(
     paths: list[Path] = []
     alone = snapshot.records_alone()
     for target in targets:
-        show(summary(build(target, snapshot, checkout=checkout)))
-        paths += write(build(target, alone, checkout=checkout), results)
+        artefact = build(target, alone, checkout=checkout)
+        show(summary(build(target, snapshot, checkout=checkout) if snapshot.unfinished else artefact))
+        paths += write(artefact, results)
     return paths
 
 

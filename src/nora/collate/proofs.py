@@ -58,8 +58,8 @@ def proofs(snapshot: Snapshot) -> Document:
             "the seed and the module's name, and compares it with the factor the forward pass reads (limit 1e-5). "
             "ρ = in·‖A Wᵀ‖² / (‖A‖²‖W‖²) needs no seed: about 1 × its expectation for a Nyström sketch of the weight, "
             "far below it for a factor drawn without the weight.",
-            "Of Prefix the keys and values the forward pass reads are compared, of a factorisation the start itself: "
-            "they have no such factor (–).",
+            "–: no factor of one formula: of Prefix the keys and values the forward pass reads are compared, "
+            "of a factorisation the start itself, of orthogonal starts and PiSSA by power iterations the output.",
             *_released(groups),
         ),
     )
