@@ -27,6 +27,7 @@ function stateOf(number) {
 function describe(number) {
   const [id, state, seed, command, difference, commit, dirty, seconds, proof, outcome] = known.runs[number];
   const box = element("div", undefined, "run");
+  box.tabIndex = -1;
   const head = element("p");
   head.append(element("span", stateOf(number), "state " + stateOf(number)));
   head.append(state === undefined ? ` · run ${id}` : ` · seed ${seed} · run ${id}`);
@@ -51,7 +52,12 @@ function more(runs, from) {
   if (left <= 0) return;
   const button = element("button", `Show ${Math.min(left, SHOWN)} more of ${left}`, "all");
   button.type = "button";
-  button.addEventListener("click", () => { button.remove(); more(runs, from + SHOWN); });
+  button.addEventListener("click", () => {
+    const before = button.previousElementSibling;
+    button.remove();
+    more(runs, from + SHOWN);
+    before.nextElementSibling.focus();   // where the button was: a keyboard goes on from there
+  });
   body.append(button);
 }
 
