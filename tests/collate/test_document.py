@@ -97,6 +97,13 @@ def test_a_diverged_seed_is_not_averaged_over(checkout: Path) -> None:
     assert "±" in _line(text, "NoRA+")[1]
 
 
+def test_a_cell_without_a_choice_leads_to_the_runs_of_its_search(table: Table, checkout: Path) -> None:
+    document = build(table, {}, checkout=checkout)
+    runs = {line.label: line.entries[0].runs for line in document.blocks[0].lines}
+    assert len(runs["LoRA"]) == len(set(runs["LoRA"])) == 4 * 2, "four settings, two seeds"
+    assert runs["NoRA"] == (), "they wait for LoRA's batch size: they have no ids yet"
+
+
 def test_no_records_make_a_table_of_gaps(table: Table, checkout: Path) -> None:
     text = to_markdown(build(table, {}, checkout=checkout))
     for label in ("Prefix", "LoRA", "OLoRA", "PiSSA", "NoRA", "NoRA+", "LoRA-P (not in the paper)"):

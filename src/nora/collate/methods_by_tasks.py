@@ -69,7 +69,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
             entry = reported[method, task]
             text = _percent(summary) if summary is not None else entry.gap()
             best = method in rows and method in _best(scores[task], rows)
-            entries.append(Entry(text, best, _detail(entry, summary, printed.get((method, task))), entry.ids))
+            entries.append(Entry(text, best, _detail(entry, summary, printed.get((method, task))), entry.behind))
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
         whole = (method, "avg") in printed and len(table.columns) == len(table.file.columns)
@@ -161,7 +161,7 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
             if summary is not None:
                 text = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
             best = method in rows and method in _best(losses[task], rows, lowest=True)
-            entries.append(Entry(text, best, runs=reported[method, task].ids))
+            entries.append(Entry(text, best, runs=reported[method, task].behind))
         lines.append(Line(labels.method(method), tuple(entries), method in table.file.below_rule[:1]))
     zero = []
     for task in table.columns:

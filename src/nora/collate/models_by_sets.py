@@ -53,7 +53,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
                 summary = found[method][name]
                 best = _is_best(found, method, name)
                 text = entry.gap() if summary is None else _text(summary)
-                entries.append(Entry(text, best, _detail(summary, printed.get((method, name))), entry.ids))
+                entries.append(Entry(text, best, _detail(summary, printed.get((method, name))), entry.behind))
             if table.scale != "paper":
                 loss = entry.values(lambda r: r.metrics["test"]["gold_nll"])
                 entries.append(Entry("–" if loss is None else f"{loss.mean:.3f}", losses[method], runs=entry.ids))
