@@ -19,6 +19,7 @@ from nora.tables.table import Table, names
 from nora.tables.targets import load_target
 
 _RECORDS = 1500
+_DRAWN = ("beyond", "curves")  # figures that are not the paper's
 _CODE = (
     "import sys; from nora.cli import main; rc = main({}); "
     "print('TORCH' if 'torch' in sys.modules else 'no torch'); sys.exit(rc)"
@@ -45,6 +46,8 @@ def _fill(results: Path, checkout: Path, wanted: int) -> int:
         path = store.record_path(record.spec["kind"], record.id)
         path.parent.mkdir(parents=True)
         path.write_text(record.to_json(), encoding="utf-8")
+        for picture in record.folder.glob("picture_*") if record.folder is not None else ():
+            shutil.copy(picture, path.parent)
     return len(records)
 
 
@@ -76,7 +79,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         results.mkdir()
         shutil.copy(checkout / "results" / "theory.json", results / "theory.json")
         count = _fill(results, checkout, 300 if quick else _RECORDS)
-        texts = [name for name in names(checkout) if not name.startswith("fig") and name != "beyond"]
+        texts = [name for name in names(checkout) if not name.startswith("fig") and name not in _DRAWN]
         first, _ = _timed(["collate", "all"], copy)
         _timed(["collate", "all"], copy)  # the first one wrote conf/chosen, which is an input
         again, said = _timed(["collate", "all"], copy)

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("trace", "a cell's runs, seeds, settings, commit and the commands that repeat it", results.trace)
     sub.add_argument("target", metavar="TARGET")
     sub.add_argument("cell", metavar="CELL", help="METHOD/TASK (nora_plus/cb); a panel, a curve; a start (pissa)")
-    sub.add_argument("overrides", nargs="*", metavar="key=value")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     sub.add_argument("--json", action="store_true")
     for name, text, handler in (
         ("logs", "where a run's logs are and how they end", campaign.logs),
@@ -81,20 +81,20 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = verb(name, text, handler)
         sub.add_argument("id", metavar="ID")
-        sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+        sub.add_argument("overrides", nargs="*", default=[], metavar="exec.results=…")
         if name == "why":
             sub.add_argument("--json", action="store_true")
     sub = verb("show", "one record: spec, metrics, init proof, provenance", results.show)
     sub.add_argument("id", metavar="ID")
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="exec.results=…")
     sub = verb("diff", "what differs between two records: spec, metrics, files, run", results.diff)
     sub.add_argument("id", metavar="ID")
     sub.add_argument("other", metavar="ID")
     sub.add_argument("--json", action="store_true")
-    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="exec.results=…")
     sub = verb("export", "every record as CSV and Parquet, PEFT's comparison format, adapter cards", results.export)
-    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="exec.results=…")
     sub.add_argument("--out", type=Path, default=Path("export"), metavar="FOLDER", help="default: export/")
     sub.add_argument("--dry-run", action="store_true", help="say what would be written")
     sub = verb(
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("targets", nargs="+", metavar="TARGET|key=value")
     sub.add_argument("--dry-run", action="store_true")
     sub = verb("doctor", "what this machine has: libraries, disk, Hub, SLURM, W&B", machine.doctor)
-    sub.add_argument("overrides", nargs="*", metavar="exec.results=…")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="exec.results=…")
     sub.add_argument("--json", action="store_true")
     sub = verb("pretrain", "make a small base model (of text: from a folder)", machine.pretrain)
     sub.add_argument("model", metavar="MODEL")

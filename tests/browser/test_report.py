@@ -149,6 +149,25 @@ def test_what_is_missing_opens_too(page: Any) -> None:
     assert "missing" in text and "nora run kind=factorize" in text
 
 
+def test_many_runs_are_shown_in_parts_and_the_keyboard_goes_on_where_it_was(page: Any) -> None:
+    page.locator("#table1 button.all").click()
+    shown = page.locator("dialog .run")
+    assert shown.count() == 60
+    page.locator("dialog button.all").focus()
+    page.keyboard.press("Enter")
+    assert shown.count() == 120
+    assert page.evaluate("[...document.querySelectorAll('.run')].indexOf(document.activeElement)") == 60
+
+
+def test_on_paper_nothing_is_cut_and_no_button_is_left(page: Any) -> None:
+    """As wide as an A4 page on its side: every table fits, what only a screen can do is gone."""
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 1030, "height": 700})
+    wide = "[...document.querySelectorAll('.scroll > table')].map(t => t.getBoundingClientRect().right)"
+    assert max(page.evaluate(wide)) <= 1030
+    assert not page.locator("section button.all").first.is_visible() and not page.locator("nav").is_visible()
+
+
 def test_on_a_phone_the_page_does_not_scroll_sideways(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

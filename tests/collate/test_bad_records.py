@@ -13,13 +13,14 @@ import yaml
 from nora import cli
 from nora.collate.artefacts import build
 from nora.collate.document import Document, Entry, to_csv
+from nora.collate.ledger import read_rows
 from nora.runs.errors import UserError
 from nora.runs.files import canonical_json, sha256_bytes
 from nora.runs.record import Record
 from nora.runs.snapshot import take_snapshot
 from nora.runs.spec import run_id
 from nora.runs.store import Store
-from nora.tables.table import Table, load_table
+from nora.tables.table import Table, load_table, read_chosen
 from nora.tables.targets import Target, load_target, target_cells
 
 from synthetic import record_of  # isort: skip
@@ -70,6 +71,22 @@ def _gutted(folder: Path, store: Store) -> None:
         body["result"] = {}
 
     _rewrite(folder / "record.json", empty, rehash=True)
+
+
+def _no_number(folder: Path, store: Store) -> None:
+    """A score that is no number, and a hash that fits it."""
+
+    def text(body: dict[str, object]) -> None:
+        body["result"]["metrics"]["test"]["accuracy"] = "high"  # type: ignore[index]
+
+    _rewrite(folder / "record.json", text, rehash=True)
+
+
+def _no_proof(folder: Path, store: Store) -> None:
+    def forget(body: dict[str, object]) -> None:
+        body["result"]["proof"] = {}  # type: ignore[index]
+
+    _rewrite(folder / "record.json", forget, rehash=True)
 
 
 def _half_written(folder: Path, store: Store) -> None:
@@ -123,7 +140,8 @@ def _stale(folder: Path, store: Store) -> None:
 
 STATES: list[tuple[Callable[[Path, Store], None], str]] = [
     (_tamper, "damaged 1/2"), (_tamper_with_new_hash, "damaged 1/2"), (_foreign, "damaged 1/2"),
-    (_gutted, "damaged 1/2"), (_half_written, "damaged 1/2"), (_binary, "damaged 1/2"), (_copied, "damaged 1/2"),
+    (_gutted, "damaged 1/2"), (_no_number, "damaged 1/2"), (_no_proof, "damaged 1/2"), (_half_written, "damaged 1/2"),
+    (_binary, "damaged 1/2"), (_copied, "damaged 1/2"),
     (_gone, "missing (1/2)"), (_failed, "failed 1/2"), (_interrupted, "interrupted 1/2"), (_running, "running 1/2"),
     (_diverged, "diverged 1/2"), (_stale, "stale 1/2"),
 ]  # fmt: skip
@@ -190,6 +208,21 @@ def test_a_dirty_run_counts_and_says_so(chosen: tuple[Table, Store], checkout: P
     assert "±" in entry.text and entry.detail == "dirty 1/2"
 
 
+def test_records_of_an_older_protocol_beside_the_new_ones_are_not_averaged_in(
+    chosen: tuple[Table, Store], checkout: Path
+) -> None:
+    """Every record again with the version before and another score; and a stray file, which is no run."""
+    table, store = chosen
+    before = _entry(table, store, checkout)
+    for record in list(store.read_all()[0].values()):
+        spec = {**record.spec, "protocol": {**record.spec["protocol"], "version": 0}}
+        test = {**record.metrics["test"], "accuracy": 0.0}
+        result = {**record.result, "spec": spec, "metrics": {**record.metrics, "test": test}}
+        assert store.publish_record(Record(run_id(spec), result, record.run))
+    (store.root / "runs" / "finetune" / ".DS_Store").write_bytes(b"\x00")
+    assert _entry(table, store, checkout) == before and take_snapshot(store).damaged == {}
+
+
 def test_records_of_another_scale_are_never_mixed_in(chosen: tuple[Table, Store], checkout: Path) -> None:
     _, store = chosen
     for scale in ("mini", "paper"):
@@ -217,7 +250,9 @@ def test_a_factorisation_or_deployment_run_that_went_wrong(
     assert cli.main(["collate", target, f"exec.results={tmp_path}"]) == 0
     shown = capsys.readouterr()
     written = "".join(p.read_text(encoding="utf-8") for p in tmp_path.glob("*/*.md"))
-    assert status in written and "Traceback" not in shown.err
+    assert status in shown.out and "Traceback" not in shown.err
+    # A failed run has no record: a clone would not know of it, so that the file says missing.
+    assert (status in written) == (status != "failed") and "missing" in written
 
 
 def test_a_record_that_holds_less_than_a_layout_reads(chosen: tuple[Table, Store], checkout: Path) -> None:
@@ -257,3 +292,16 @@ def test_a_bad_table_file_is_one_clear_line(what: str, checkout: Path, tmp_path:
     with pytest.raises(UserError) as caught:
         build(load_target(tmp_path, name, []), {}, checkout=tmp_path)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}', '{"rows": [{"id": "Lemma 1"}]}'])
+def test_a_ledger_or_a_choice_that_is_none_is_one_clear_line(content: str, checkout: Path, tmp_path: Path) -> None:
+    path = tmp_path / "theory.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"theory\.json: .*`nora theory` writes it$"):
+        read_rows(path)
+    chosen = tmp_path / "conf" / "chosen" / "table2.mini.yaml"
+    chosen.parent.mkdir(parents=True)
+    chosen.write_text(content or "chosen: 3", encoding="utf-8")
+    with pytest.raises(UserError, match=r"table2\.mini\.yaml: .*`nora collate tuning` writes it"):
+        read_chosen(tmp_path, "table2", "mini")

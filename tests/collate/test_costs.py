@@ -45,7 +45,7 @@ def test_at_paper_scale_waiting_runs_are_counted_and_memory_is_an_estimate(check
     assert isinstance(target, Costs)
     document = build(target, {}, checkout=checkout)
     lines = {line.label: line.entries for line in document.blocks[0].lines}
-    row = lines["Table 2, finetune"]
+    row = lines["Table 2, fine-tuning"]
     assert row[0].text == "0 of 1520" and "1160 wait" in row[1].detail and row[2].text == "0 s"
     assert row[3].text.startswith("~ ") and row[4].text == "–"
     names = [name for name, *_ in document.csv_rows]

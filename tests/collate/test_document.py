@@ -95,6 +95,13 @@ def test_a_diverged_seed_is_not_averaged_over(checkout: Path) -> None:
     assert "±" in _line(text, "NoRA+")[1]
 
 
+def test_a_cell_without_a_choice_leads_to_the_runs_of_its_search(table: Table, checkout: Path) -> None:
+    document = build(table, {}, checkout=checkout)
+    runs = {line.label: line.entries[0].runs for line in document.blocks[0].lines}
+    assert len(runs["LoRA"]) == len(set(runs["LoRA"])) == 4 * 2, "four settings, two seeds"
+    assert runs["NoRA"] == (), "they wait for LoRA's batch size: they have no ids yet"
+
+
 def test_no_records_make_a_table_of_gaps(table: Table, checkout: Path) -> None:
     text = to_markdown(build(table, {}, checkout=checkout))
     for label in ("Prefix", "LoRA", "OLoRA", "PiSSA", "NoRA", "NoRA+", "LoRA-P (not in the paper)"):
@@ -155,7 +162,13 @@ def test_unchanged_files_are_left_alone(table: Table, tmp_path: Path, checkout: 
 
 
 def test_latex_is_escaped() -> None:
-    assert escape_latex("100 % of a_b & {c} ± ξ \\") == r"100 \% of a\_b \& \{c\} $\pm$ $\xi$ \textbackslash{}"
+    assert escape_latex("100 % of opt_b & {c} ± ξ \\") == r"100 \% of opt\_b \& \{c\} $\pm$ $\xi$ \textbackslash{}"
+    assert escape_latex('X_{t+1}^T, σ_r(A), "so", `a_b`') == (
+        r"X$_{t+1}$$^{T}$, $\sigma$$_{r}$(A), ``so'', \texttt{a\_b}"
+    )
+    assert escape_latex("-0.5 [-1.2, 3], 1e-05, few-shot, A-1") == r"$-$0.5 [$-$1.2, 3], 1e-05, few-shot, A-1"
+    with pytest.raises(ValueError, match="given '漢'"):
+        escape_latex("漢")
 
 
 def test_summary_against_the_standard_library() -> None:

@@ -62,6 +62,39 @@ def test_trace_of_a_cell_has_its_seeds_and_how_they_differ(store: Store, capsys:
         assert f"method.xi={record.spec['method']['xi']}" in run["command"]
 
 
+def test_trace_takes_a_cell_as_it_is_printed_and_says_what_it_does_not_know(store: Store, capsys: Out) -> None:
+    words = [*WORDS, f"exec.results={store.root}"]
+    told = []
+    for cell in ("nora_plus/cb", "NoRA+/CB"):
+        assert cli.main(["trace", "table2", cell, *words]) == 0
+        told.append(capsys.readouterr().out.splitlines()[1:])
+    assert told[0] == told[1] and told[0][0].startswith("settings protocol.batch_size=")
+    assert all(len(line) <= 80 or line.startswith("  repeat ") for line in told[0]), "a terminal of eighty columns"
+    for target, cell, words_said in (
+        ("table2", "nora_pluss/cb", "did you mean nora_plus/cb?"),
+        ("fig5", "x", "which has no runs of its own"),
+        ("all", "x", "required a single one, such as table2"),
+    ):
+        assert cli.main(["trace", target, cell, f"exec.results={store.root}"]) == 2
+        said = capsys.readouterr().err
+        assert words_said in said and said.count("\n") == 1
+
+
+def test_show_fits_a_terminal_and_leaves_the_hashes_to_json(checkout: Path, capsys: Out) -> None:
+    """Of a real record of each kind: every number is there, hashes of files are counted, curves say their length."""
+    results = Store(checkout / "results")
+    for kind in ("finetune", "factorize", "dreambooth", "deployment"):
+        identity = sorted((results.root / "runs" / kind).iterdir())[0].name
+        assert cli.main(["show", identity, f"exec.results={results.root}"]) == 0
+        text = capsys.readouterr().out
+        path = str(results.run_dir(kind, identity))
+        assert all(len(line) <= 100 for line in text.splitlines() if path not in line), kind
+        record = results.read(kind, identity)
+        assert record is not None and str(record.run["commit"]) in text and "UTC" in text
+        hashes = [file["sha256"] for file in record.result["files"].values()]
+        assert not any(h in text for h in hashes)
+
+
 def test_diff_names_what_differs_and_nothing_else(store: Store, capsys: Out) -> None:
     one = store.read("finetune", _ids(store)[0])
     assert one is not None and differences(one, one) == {}

@@ -4,6 +4,7 @@ is what the committed records give."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from nora.collate.audit import audit_all
-from nora.collate.collation import with_paper_scale
+from nora.collate.collation import collate, collate_all, with_paper_scale
 from nora.runs.files import sha256_file
 from nora.runs.snapshot import take_snapshot
 from nora.runs.store import Store
-from nora.tables.table import names
+from nora.tables.table import Table, names
 from nora.tables.targets import load_target
 
 CODE = """
@@ -64,6 +65,25 @@ def test_what_is_committed_is_what_the_committed_records_give(checkout: Path) ->
     problems = audit_all(targets, take_snapshot(store), store.root, checkout=checkout)
     assert problems == [], "run `make paper` and commit what it writes"
     assert len(list((store.root / "tables").glob("*.tex"))) > 8
+
+
+def test_runs_without_a_record_change_no_file(store: Store, narrow: Table, checkout: Path) -> None:
+    """What a checkout knows of failed or interrupted runs is told, and is in no file: a clone would lack it."""
+    absent = next(store.root.glob("runs/finetune/*"))
+    shutil.rmtree(absent)
+    said: list[str] = []
+
+    def written() -> dict[str, str]:
+        paths = collate_all([narrow], store, checkout=checkout, show=said.append)
+        paths += collate([narrow], take_snapshot(store), store.root, checkout=checkout, show=said.append)
+        return {path.name: sha256_file(path) for path in paths}
+
+    before = written()
+    assert "report.html" in before and not any("interrupted" in line for line in said)
+    store.new_attempt("finetune", absent.name).interrupt("SIGTERM at step 7")
+    assert written() == before
+    assert any("1 interrupted" in line for line in said)
+    assert audit_all([narrow], take_snapshot(store), store.root, checkout=checkout) == []
 
 
 @pytest.mark.parametrize("suffix", ["md", "tex", "csv"])

@@ -19,6 +19,7 @@ from nora.collate.figures import Figure, render
 from nora.collate.latex import to_latex
 from nora.collate.loss_curves import moving_average
 from nora.collate.statistics import paired_interval
+from nora.runs.files import sha256_bytes
 from nora.runs.record import Record
 from nora.tables.cells import Cell
 from nora.tables.subjects import Subjects, subject_cells
@@ -98,7 +99,7 @@ def test_the_intervals_are_scipys() -> None:
 
 
 def _cells_of(document: Document, block: int) -> dict[str, list[str]]:
-    return {line.label: [e.text for e in line.entries] for line in document.blocks[block].lines}
+    return {line.label: [e.plain for e in line.entries] for line in document.blocks[block].lines}
 
 
 def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str, Record], checkout: Path) -> None:
@@ -109,18 +110,19 @@ def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str,
         values.setdefault(record.spec["method"]["name"], []).append(float(np.mean(record.metrics["loss"]["steps"])))
     main, shares = _cells_of(document, 0), _cells_of(document, 1)
     nora, lora, lora_p = (np.array(values[m]) for m in ("nora", "lora", "lora_p"))
-    assert main["NoRA"][0] == f"{nora.mean():.4f} ± {nora.std(ddof=1):.4f} (paper 0.084 ± 0.017)"
+    beside = f"(paper 0.084 ± 0.017, Δ {nora.mean() - 0.084:+.4f}, n={len(nora)})"
+    assert main["NoRA"][0] == f"{nora.mean():.4f} ± {nora.std(ddof=1):.4f} {beside}"
     interval = stats.ttest_rel(nora, lora).confidence_interval(0.95)
     assert main["NoRA"][2] == f"{(nora - lora).mean():+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
     assert main["LoRA"][2] == "–"
-    assert shares["NoRA"][0].startswith(f"{100 * np.mean(1 - nora / lora):+.1f} [")
-    assert shares["NoRA"][2].startswith(f"{100 * np.mean(1 - nora / lora_p):+.1f} [")
+    assert shares["NoRA"][0].startswith(f"{100 * np.mean(1 - nora / lora):+.2f} [")
+    assert shares["NoRA"][2].startswith(f"{100 * np.mean(1 - nora / lora_p):+.2f} [")
     assert shares["NoRA"][0].endswith("(paper +8.7)") and shares["NoRA"][2].endswith("(paper +9.7)")
     best = [line.label for line in document.blocks[0].lines if line.entries[0].best]
     assert best == ["NoRA+"]
     text = to_markdown(document)
     assert "797,184" in text and "8.7 % against LoRA and 9.7 % against LoRA-P" in text
-    assert to_latex(document).count(r"\begin{tabular}") == len(document.blocks)
+    assert to_latex(document).count(r"hbox{\begin{tabular}") == len(document.blocks)
     assert len(document.csv_rows) == 40
 
 
@@ -145,7 +147,8 @@ def test_a_missing_and_a_diverged_run_are_shown_and_not_averaged_over(
     assert isinstance(document, Document)
     main, shares = _cells_of(document, 0), _cells_of(document, 1)
     assert main["NoRA"][0].startswith("missing (9/10)") and main["LoRA-P"][0].startswith("diverged 1/10")
-    assert main["NoRA"][2] == "–" and shares["NoRA"][0] == "missing" and shares["NoRA+"][2] == "missing"
+    assert main["NoRA"][2] == "–" and shares["NoRA"][0] == "missing (paper +8.7)"
+    assert shares["NoRA+"][2] == "missing (paper +9.7)"
     assert not any(e.best for line in document.blocks[0].lines for e in line.entries[:1])
     assert build(_target("table3", checkout), {}, checkout=checkout).title
 
@@ -180,9 +183,11 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
     for cell in subject_cells(target, checkout=checkout):
         folder = tmp_path / cell.row
         folder.mkdir()
+        data = to_jpeg(Image.new("RGB", (8, 8), colours[cell.row]))
+        files = {f"picture_{i:02d}": {"name": f"p{i}.jpg", "sha256": sha256_bytes(data)} for i in range(10)}
         for i in range(10):
-            (folder / f"p{i}.jpg").write_bytes(to_jpeg(Image.new("RGB", (8, 8), colours[cell.row])))
-        records[str(cell.id)] = dataclasses.replace(_record(cell), folder=folder)
+            (folder / f"p{i}.jpg").write_bytes(data)
+        records[str(cell.id)] = dataclasses.replace(_record(cell, files=files), folder=folder)
     figure = build(target, records, checkout=checkout)
     assert isinstance(figure, Figure) and len(figure.csv_rows) == 40
     image = np.asarray(Image.open(io.BytesIO(render(figure)["png"])).convert("RGB"), dtype=int)
@@ -190,6 +195,15 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
         strip = image[:, int(column * image.shape[1])]
         places = [np.flatnonzero(np.abs(strip - colour).sum(axis=1) < 30).mean() for colour in colours.values()]
         assert places == sorted(places)
+    # A picture that is gone or is not what the record says is not shown, and the caption counts it.
+    (tmp_path / "lora" / "p3.jpg").unlink()
+    for name in ("p1.jpg", "p2.jpg"):
+        (tmp_path / "nora" / name).write_bytes(to_jpeg(Image.new("RGB", (8, 8), (1, 2, 3))))
+    spoilt = build(target, records, checkout=checkout)
+    assert isinstance(spoilt, Figure) and render(spoilt)["png"] != render(figure)["png"]
+    assert [note for note in spoilt.notes if note not in figure.notes] == [
+        "2 of the pictures are damaged here.", "1 of the pictures are missing here.",
+    ]  # fmt: skip
     records.pop(next(iter(records)))
     assert set(render(build(target, records, checkout=checkout)))  # type: ignore[arg-type]
 
@@ -208,7 +222,7 @@ def test_table6_agrees_with_what_the_paper_prints(checkout: Path) -> None:
     document = build(_target("table6", checkout), {}, checkout=checkout)
     assert isinstance(document, Document)
     shared = _cells_of(document, 1)
-    for key in ("steps", "batch_size", "lr", "weight_decay"):
+    for key in ("steps", "batch size", "learning rate", "weight decay"):
         assert shared[key][0] == shared[key][1], key
     methods = _cells_of(document, 0)
-    assert methods["LoRA"][:3] == ["gaussian", "4", "4"] and methods["NoRA"][3] == methods["printed in the paper"][3]
+    assert methods["LoRA"][:3] == ["Gaussian", "4", "4"] and methods["NoRA"][3] == methods["printed in the paper"][3]

@@ -93,7 +93,7 @@ def test_trace_leads_from_a_cell_to_its_run(store: Path, capsys: Out) -> None:
     assert (run["id"], run["state"], run["test"]) == (record.id, "done", dict(record.metrics["test"]))
     assert "kaiming passed" in run["proof"] and run["adapter_sha256"] == record.result["files"]["adapter"]["sha256"]
     assert cli.main(["trace", "table2", "lora/cb", *words]) == 0
-    assert f"repeat  {run['command']}" in capsys.readouterr().out
+    assert f"repeat   {run['command']}" in capsys.readouterr().out
     assert cli.main(["trace", "table2", "lora/xyz", *words]) == 2
     assert "CELL: given 'lora/xyz'" in capsys.readouterr().err
 

@@ -85,7 +85,7 @@ def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
     assert "4 of 7 runs are not there: 4 missing" in text
     main = text.split("## Merge")[0]
     assert main.count("nothing") == 2 and main.count("conversion to rank 2r") == 4 and main.count("does not load") == 6
-    assert "missing" in rows["gaussian"]
+    assert "missing" in rows["Gaussian"]
     assert to_csv(document).count(chosen["nystrom"].id) == 28  # type: ignore[arg-type, union-attr]
     # No worst of fewer seeds than the table says.
     both = to_markdown(build(load_target(checkout, "deployment"), records, checkout=checkout))  # type: ignore[arg-type]

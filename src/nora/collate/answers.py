@@ -28,6 +28,6 @@ def answer_notes(done: Sequence[Record]) -> list[str]:
     return [
         f"{rows} questions per set: a single run's accuracy has a binomial standard error of up to "
         f"{100 * binomial_error(0.5, min(sizes)):.1f} points{' on the smallest set' if len(names) > 1 else ''}.",
-        f"{sum(missed.values())} of {sum(s['n'] for _, s in scores)} answers match no pattern of their set{where}; "
+        f"{sum(missed.values()):,} of {sum(s['n'] for _, s in scores):,} answers match no pattern of their set{where}; "
         "they count as wrong.",
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from nora.collate.document import Document, to_csv, to_markdown
 from nora.collate.figures import Figure, figure_texts, write_figure
 from nora.collate.latex import to_latex
+from nora.collate.state_words import explained
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
 from nora.runs.record import Record
@@ -32,7 +33,7 @@ def build(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Do
         artefact: Document | Figure = module.build(table, records, checkout=checkout)
     except KeyError as error:  # a record of this spec and version that holds less than the layout reads
         raise UserError(f"{table.name}: a record behind it has no {error}, which layout {layout} reads") from error
-    return artefact
+    return explained(artefact) if isinstance(artefact, Document) else artefact
 
 
 def artefact_texts(artefact: Document | Figure, results: Path) -> list[tuple[Path, str]]:
@@ -57,5 +58,5 @@ def write(artefact: Document | Figure, results: Path) -> list[Path]:
 def summary(artefact: Document | Figure) -> str:
     """What is printed for a person after collation."""
     if isinstance(artefact, Figure):
-        return "\n".join([artefact.title, *artefact.notes])
+        return "\n".join([artefact.title, *filter(None, [artefact.banner]), *artefact.notes])
     return to_markdown(artefact)

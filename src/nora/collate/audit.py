@@ -26,7 +26,8 @@ def _differing(texts: Sequence[tuple[Path, str]], results: Path, again: str) -> 
 
 def audit(target: Target, snapshot: Snapshot, results: Path, *, checkout: Path) -> list[str]:
     """One line per file of the target that is not what the records give; a file that was not made is no problem."""
-    return _differing(artefact_texts(build(target, snapshot, checkout=checkout), results), results, target.name)
+    artefact = build(target, snapshot.records_alone(), checkout=checkout)
+    return _differing(artefact_texts(artefact, results), results, target.name)
 
 
 def audit_all(targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path) -> list[str]:
@@ -38,5 +39,5 @@ def audit_all(targets: Sequence[Target], snapshot: Snapshot, results: Path, *, c
         png = results / "figures" / f"{artefact.name}.png"
         return png.read_bytes() if isinstance(artefact, Figure) and png.is_file() else b""
 
-    text = report_text(targets, snapshot, results, checkout=checkout, place=place)
+    text = report_text(targets, snapshot.records_alone(), results, checkout=checkout, place=place)
     return problems + _differing([(results / REPORT, text)], results, "all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -62,11 +63,13 @@ def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
 def collate(
     targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path, show: Callable[[str], None]
 ) -> list[Path]:
-    """Writes the artefacts of some targets; returns the files."""
+    """Writes the artefacts of some targets from the records alone; returns the files. ``show`` is also told what this
+    checkout knows of runs without a record (failed, running)."""
     paths: list[Path] = []
+    alone = snapshot.records_alone()
     for target in targets:
-        artefact = build(target, snapshot, checkout=checkout)
-        show(summary(artefact))
+        artefact = build(target, alone, checkout=checkout)
+        show(summary(build(target, snapshot, checkout=checkout) if snapshot.unfinished else artefact))
         paths += write(artefact, results)
     return paths
 
@@ -96,7 +99,7 @@ def report_text(
         sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
     theory = results / LEDGER
     if theory.is_file():
-        document = ledger.build(json.loads(theory.read_text(encoding="utf-8"))["rows"])
+        document = ledger.build(ledger.read_rows(theory))
         place(document)
         sections.append(Section(document, ()))
     sections.append(Section(proofs(snapshot), ()))
@@ -104,7 +107,7 @@ def report_text(
 
 
 def _picture(figure: Figure, png: bytes) -> Picture:
-    return Picture(figure.name, figure.title, figure.banner, figure.notes, png)
+    return Picture(figure.name, figure.title, figure.banner, figure.notes, png, figure.photographs)
 
 
 def collate_all(
@@ -115,12 +118,16 @@ def collate_all(
     show: Callable[[str], None],
     warn: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot; ``warn`` hears
-    of each record that is not believed."""
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot's records;
+    ``warn`` hears of each record that is not believed, ``show`` of runs that have none yet."""
     before = fingerprint(store, checkout)
-    snapshot = take_snapshot(store)
+    taken = take_snapshot(store)
+    snapshot = taken.records_alone()
     for line in snapshot.damaged.values():
         warn(line)
+    if taken.unfinished:
+        counted = ", ".join(f"{n} {state}" for state, n in sorted(Counter(taken.unfinished.values()).items()))
+        show(f"runs without a record here, missing in what is written: {counted} (nora status all)")
     paths: list[Path] = []
 
     def place(artefact: Document | Figure) -> bytes:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
 _MARKERS = ("o", "s", "^", "v", "D", "P", "X")  # with few of them on each line: in grey some colours are alike
 _LINES = {"solid": "-", "dotted": ":", "dashed": "--"}
+_ONE_COLUMN = 6  # curves whose legend has one column
+_LEGEND_LINE = 0.048  # of the axis, a line of the legend
 _EXCESS_FLOOR = 1e-7
 _FLOOR = 1e-17  # what a log axis shows for an exact zero
 
@@ -112,7 +114,7 @@ def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
             "markersize": 2.6,
             "markevery": (0.03 + 0.021 * (i % 7), 0.15),  # fractions of the axes, not of the points
         }
-        label = curve.label if measured is not None else f"{curve.label} (incomplete)"
+        label = curve.label.replace("e-0", "e-") + (" (incomplete)" if measured is None else "")
         if measured is None:
             ax.plot([], [], _LINES[curve.style], color=colour, label=label, **marked)
             continue
@@ -129,7 +131,12 @@ def _panel(ax: Axes, curves: Sequence[tuple[Curve, Band | None]]) -> None:
     others = [m.steps[-1] for c, m in curves if m is not None and c.inset is None]
     if others:
         ax.set_xlim(0, max(others))
-    ax.legend(loc="upper right", frameon=False, fontsize=5.5, handlelength=1.6, labelspacing=0.25)
-    # Room for the legend above the curves: a third of the axis.
+    beside = 2 if len(curves) > _ONE_COLUMN else 1
+    ax.legend(
+        loc="upper right", frameon=False, fontsize=5.5, handlelength=1.6, labelspacing=0.25, columnspacing=1.0,
+        ncols=beside, borderaxespad=0.2,
+    )  # fmt: skip
+    # Room for the legend's lines above the curves.
+    share = _LEGEND_LINE * math.ceil(len(curves) / beside)
     low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** 0.35)
+    ax.set_ylim(low, high * (high / low) ** (share / (1 - share)))

@@ -68,8 +68,11 @@ def build(target: Costs, records: Mapping[str, Record], *, checkout: Path) -> Do
     measured = measured_hours(records.values())
     found: list[tuple[str, str, Cost]] = []
     everything: list[Cell] = []
-    for name in sorted(target.targets, key=labels.papers_order):
-        other = load_target(checkout, name, [f"scale={target.scale}"])
+    others = [load_target(checkout, name, [f"scale={target.scale}"]) for name in target.targets]
+    # A hyper-parameter table lists the runs of the table it belongs to: they are that one's.
+    others.sort(key=lambda other: (other.file.layout == "hyperparameters", labels.papers_order(other.name)))
+    for other in others:
+        name = other.name
         cells = target_cells(other, records, checkout=checkout)
         listed = {cell.id for cell in cells if cell.id is not None}
         if listed <= {cell.id for cell in everything}:
@@ -79,7 +82,7 @@ def build(target: Costs, records: Mapping[str, Record], *, checkout: Path) -> Do
         for kind in kinds:
             own = [c for c in cells if (c.spec is None and kind == "finetune") or (c.spec and c.spec["kind"] == kind)]
             found.append((name, kind, cost(own, records, measured)))
-    lines = [Line(f"{_artefact(name)}, {kind}", _entries(c)) for name, kind, c in found]
+    lines = [Line(_row(name, kind), _entries(c)) for name, kind, c in found]
     lines.append(Line("all, a shared run once", _entries(cost(everything, records, measured)), True))
     return Document(
         name=f"{target.name}.{target.scale}",
@@ -88,9 +91,9 @@ def build(target: Costs, records: Mapping[str, Record], *, checkout: Path) -> Do
         blocks=(Block(f"At {target.scale} scale", _COLUMNS, tuple(lines)),),
         notes=(
             "Planned and so far: time of one device, a GPU at paper scale, otherwise one CPU thread. Planned: the mean "
-            "of like runs that are there, else 4N FLOP per trained token at 20 % of an H100; runs of unknown cost, and "
-            "those that wait for another method's choice, are counted beside it. So far: runs with a record, done or "
-            "diverged.",
+            "of like runs that are there, else 4N FLOP per trained token at 20 % of an H100 (N: parameters); runs like "
+            "none that is there (unknown) and those that wait for another method's choice are counted below it. So "
+            "far: runs with a record, done or diverged.",
             "Memory: the largest peak measured (of the GPU, or of the process on a CPU), else the largest estimate "
             "(~); – where neither is there. Adapter: trained parameters × 4 bytes, the largest.",
             "Factorisations and deployment have no scale: the same runs at mini and at paper scale.",
@@ -105,8 +108,10 @@ def build(target: Costs, records: Mapping[str, Record], *, checkout: Path) -> Do
     )  # fmt: skip
 
 
-def _artefact(name: str) -> str:
-    return labels.heading(name, name).split(" – ")[0]
+def _row(name: str, kind: str) -> str:
+    """The artefact and, where its name does not say it, the kind of run."""
+    artefact = labels.heading(name, name).split(" – ")[0]
+    return artefact if name == kind else f"{artefact}, {labels.kind(kind)}"
 
 
 def _or_empty(value: float | None) -> str:
@@ -122,11 +127,11 @@ def _time(hours: float) -> str:
 
 def _entries(c: Cost) -> tuple[Entry, ...]:
     memory = "–" if c.planned_memory is None else f"~ {c.planned_memory:.1f}"
-    open_runs = [f"{n} {what}" for n, what in ((c.unknown, "unknown"), (c.waiting, "wait")) if n]
+    open_runs = [f"{n} {what}" for n, what in ((c.unknown, "unknown"), (c.waiting, "waiting")) if n]
     planned = _time(c.planned) if c.unknown < c.runs - c.waiting else "–"
     return (
         Entry(f"{c.done} of {c.runs}"),
-        Entry(planned, detail=" and ".join(open_runs) + " besides" if open_runs else ""),
+        Entry(planned, detail="and " + " and ".join(open_runs) if open_runs else ""),
         Entry(_time(c.actual)),
         Entry(memory if c.memory is None else f"{c.memory:.1f}"),
         Entry("–" if c.adapter is None else f"{c.adapter * _FLOAT_BYTES / 1000:,.0f}"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.reported import absent, gap, states_of
 from nora.runs.record import Record
@@ -19,9 +20,9 @@ _COLUMNS = (
     "beside a LoRA, switched",
     "switched off",
     "saved by nora.adapters",
-    "beside a LoRA, switched",
+    "so, beside a LoRA, switched",
     "bytes, default",
-    "bytes, nora",
+    "bytes, nora.adapters",
     "needs",
 )
 
@@ -44,7 +45,8 @@ def _entry(value: float | str | None) -> Entry:
         return Entry("–")
     if isinstance(value, str):
         return Entry(value)
-    return Entry("0" if value == 0 else f"{value:.1e}", best=value <= _EQUAL)
+    text = "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:#.2g}"
+    return Entry(text, best=value <= _EQUAL)
 
 
 def _needs(records: Sequence[Record], host: str) -> str:
@@ -73,7 +75,7 @@ def _main_block(found: Mapping[str, Sequence[Record]], gaps: Mapping[str, str], 
         entries = [replace(_entry(_worst(records, host, *path)), runs=runs) for path in figures]
         sizes = [_bytes(records, host, label) for label in ("stock", "portable")]
         measured = (*entries, *sizes, Entry(_needs(records, host)))
-        lines.append(Line(init, measured if records else (Entry(gaps[init]),) * len(_COLUMNS)))
+        lines.append(Line(labels.init(init), measured if records else (Entry(gaps[init]),) * len(_COLUMNS)))
     return Block(heading, _COLUMNS, tuple(lines))
 
 
@@ -91,7 +93,7 @@ def _merge_block(found: Mapping[str, Sequence[Record]], gaps: Mapping[str, str])
     for init, records in found.items():
         entries = [_entry(_worst(records, *path)) for path in paths]
         measured = (*entries, _entry(_worst(records, "diffusion", "without_alpha")))
-        lines.append(Line(init, measured if records else (Entry(gaps[init]),) * len(columns)))
+        lines.append(Line(labels.init(init), measured if records else (Entry(gaps[init]),) * len(columns)))
     return Block("Merge and unmerge once; α dropped", tuple(columns), tuple(lines))
 
 

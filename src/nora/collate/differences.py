@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from nora.runs.record import Record
 ABSENT = "absent"
 _PARTS = ("spec", "status", "metrics", "proof", "files", "run")
 _SHOWN = 4  # of the proof's numbers per module
+_KEY = 32  # characters in which keys are padded to stand in a column
 _ALWAYS = ("started", "host")  # of the run: never the same, and say nothing
 
 
@@ -58,6 +60,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _spell(value: Any, other: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,}", value):
+        return f"{value[:12]}…"
     if isinstance(value, list):
         pairs = enumerate(zip(value, other, strict=False)) if isinstance(other, list) else ()
         at = next((i for i, (a, b) in pairs if a != b), None)
@@ -78,8 +82,10 @@ def differences_text(one: Record, other: Record) -> str:
         if len(modules) > _SHOWN:
             lines.append(f"  modules: {len(modules)} numbers differ (--json lists them)")
             changed = {key: pair for key, pair in changed.items() if key not in modules}
-        width = max(map(len, changed), default=0)
+        width = min(max(map(len, changed), default=0), _KEY)
         for key, (a, b) in changed.items():
             step = f"  ({b - a:+.4g})" if _is_number(a) and _is_number(b) else ""
-            lines.append(f"  {key:{width}}  {_spell(a, b)} → {_spell(b, a)}{step}")
+            one_side, other_side = _spell(a, b), _spell(b, a)
+            told = one_side if one_side == other_side else f"{one_side} → {other_side}{step}"
+            lines.append(f"  {key:{width}}  {told}")
     return "\n".join(lines)

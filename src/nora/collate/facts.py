@@ -67,13 +67,23 @@ def command(cell: Cell) -> str:
     return shlex.join(["nora", "run", *cell.overrides])
 
 
+def outcome(record: Record) -> dict[str, Any]:
+    """What a run came to: its test scores, a factorisation's last errors, or DreamBooth's losses."""
+    key = next((key for key in ("test", "final", "loss") if key in record.metrics), None)
+    scores: Mapping[str, Any] = {} if key is None else record.metrics[key]
+    return {name: value for name, value in scores.items() if not isinstance(value, list)}  # a curve is no outcome
+
+
+def outcome_line(scores: Mapping[str, Any]) -> str:
+    """The numbers among them, in one line."""
+    return ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, int | float))
+
+
 def _recorded(record: Record) -> dict[str, Any]:
-    metrics = record.metrics.get("test")
-    shown = {k: v for k, v in (metrics or {}).items() if isinstance(v, int | float)}
     return {
         "commit": str(record.run.get("commit") or "")[:12],
         "dirty": bool(record.run.get("dirty")),
-        "test": ", ".join(f"{key} {value:.4g}" for key, value in shown.items()),
+        "outcome": outcome_line(outcome(record)),
         "proof": proof_line(record.result["proof"]),
         "seconds": round(float(record.run.get("wall_seconds", 0.0)), 1),
     }

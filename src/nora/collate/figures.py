@@ -47,6 +47,8 @@ class Figure:
     csv_rows: tuple[tuple[object, ...], ...]
     banner: str = ""
     notes: tuple[str, ...] = field(default=())
+    photographs: bool = False
+    """Whether it shows pictures, whose colours a palette would spoil, and not lines."""
 
 
 def figure_texts(figure: Figure) -> dict[str, str]:
@@ -81,7 +83,30 @@ def render(figure: Figure) -> dict[str, bytes]:
             buffer = io.BytesIO()
             canvas.savefig(buffer, format=suffix, metadata=fields)
             outputs[suffix] = buffer.getvalue()
+    if not figure.photographs:
+        outputs["png"] = _with_palette(outputs["png"])
     return outputs | {suffix: text.encode() for suffix, text in figure_texts(figure).items()}
+
+
+def _with_palette(png: bytes) -> bytes:
+    """A picture of lines in 128 colours: to the eye the same, a third of the size."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        palette = picture.convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        palette.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def to_jpeg(png: bytes) -> bytes:
+    """The same picture as a JPEG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").save(buffer, format="JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def write_figure(figure: Figure, folder: Path) -> list[Path]:

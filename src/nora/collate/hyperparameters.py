@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nora.collate import labels
@@ -55,12 +56,16 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         lines.append(Line(labels.method(method), tuple(Entry(e) for e in entries), method in table.file.below_rule[:1]))
         rows.append((table.scale, method, *entries))
     columns = (*(label for _, label in _KEYS), "learning rate", "batch size", "epochs")
+    used = [i for i in range(len(columns)) if any(line.entries[i].text != "–" for line in lines)]
+    shown = tuple(replace(line, entries=tuple(line.entries[i] for i in used)) for line in lines)
     protocol = book.spec(table.methods[0], task, table.seeds[0], [], {})["protocol"]
-    shared = tuple(Line(key, (Entry(_plain(protocol.get(key))),)) for key in _SHARED if key in protocol)
+    shared = tuple(
+        Line(labels.setting(key), (Entry(labels.value(protocol[key])),)) for key in _SHARED if key in protocol
+    )
     sizes = tuple(
         Line(
             labels.column(table.file.axis, t),
-            tuple(Entry(str(book.spec(table.methods[0], t, 0, [], {})["task"][k])) for k in _ROWS),
+            tuple(Entry(f"{book.spec(table.methods[0], t, 0, [], {})['task'][k]:,}") for k in _ROWS),
         )
         for t in table.columns
     )
@@ -69,9 +74,9 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         title=labels.heading(table.name, table.file.title),
         banner=labels.BANNERS[table.scale],
         blocks=(
-            Block("Per method (braces: searched)", columns, lines=tuple(lines)),
-            Block("Shared", ("value",), shared),
-            Block("Rows asked for (fewer where the set is smaller)", _ROWS, sizes),
+            Block("Per method (braces: searched)", tuple(columns[i] for i in used), shown),
+            Block("Shared by all methods", ("value",), shared),
+            Block("Rows asked for (fewer where the set is smaller)", tuple(map(labels.setting, _ROWS)), sizes),
             *_printed(table),
         ),
         notes=_notes(table),
@@ -118,10 +123,6 @@ def _notes(table: Table) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _plain(value: object) -> str:
-    return ", ".join(f"{v:g}" for v in value) if isinstance(value, list) else _values([value])
-
-
 def _values(values: list[object]) -> str:
-    texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    texts = [labels.value(v) for v in values]
     return texts[0] if len(texts) == 1 else "{" + ", ".join(texts) + "}"

@@ -1,8 +1,9 @@
-"""How methods, tasks, base models and scales are spelt in print."""
+"""How methods, tasks, base models, settings and scales are spelt in print."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 METHODS = {
     "lora": "LoRA",
@@ -41,6 +42,54 @@ MODELS = {
     "gemma_7b": "Gemma-7B",
     "sd14": "Stable Diffusion v1.4",
 }
+PROTOCOLS = {
+    "llm_adapters": "as described",
+    "llm_adapters_released": "as released",
+    "llm_adapters_modern": "modern",
+}
+INITS = {
+    "kaiming": "Kaiming",
+    "gaussian": "Gaussian",
+    "nystrom": "Nyström",
+    "nystrom_perturbed": "Nyström, perturbed",
+    "pissa": "PiSSA",
+    "pissa_niter_4": "PiSSA, 4 power iterations",
+    "olora": "OLoRA",
+    "altgd": "special",
+    "real_activations": "real activations",
+}
+KINDS = {"factorize": "factorisation", "finetune": "fine-tuning", "dreambooth": "DreamBooth"}
+SETTINGS = {
+    "lr": "learning rate",
+    "xi": "ξ",
+    "alpha": "α",
+    "rank": "rank r",
+    "damping": "damping λ",
+    "num_virtual_tokens": "prefix vectors",
+    "warmup_steps": "warm-up steps",
+    "warmup_ratio": "warm-up, share of the steps",
+    "optimizer": "optimiser",
+    "betas": "β₁, β₂",
+    "eps": "ε of the optimiser",
+    "max_grad_norm": "gradient norm clipped at",
+    "cutoff": "cut-off, tokens",
+    "loss_on": "loss on",
+    "eval_every": "dev loss every, steps",
+    "keep": "weights kept",
+    "max_new_tokens": "new tokens at most",
+    "num_train": "train",
+    "num_dev": "dev",
+    "num_test": "test",
+    "resolution": "resolution, pixels",
+    "pictures": "pictures drawn per run",
+    "picture_steps": "denoising steps",
+    "targets": "adapted modules",
+    "modules": "adapted modules",
+    "prompt": "prompt of the pictures",
+    "instance_prompt": "prompt in training",
+}
+_WORDS = {**INITS, "adamw": "AdamW", "lowest_dev_loss": "of the lowest dev loss", "last": "the last"}
+_METRICS = {"f1": "F1", "mean_accuracy": "mean accuracy"}
 BANNERS = {
     "paper": "",
     "mini": "Mini scale: a small base model on a slice of the data. Trends only, not the paper's numbers.",
@@ -77,4 +126,41 @@ def model(name: str) -> str:
 
 def column(axis: str, name: str) -> str:
     """A column of a table whose columns are tasks, models or protocols."""
-    return {"task": task, "model": model}.get(axis, str)(name)
+    return {"task": TASKS, "model": MODELS, "protocol": PROTOCOLS}[axis].get(name, name)
+
+
+def init(name: str) -> str:
+    return INITS.get(name, name)
+
+
+def kind(name: str) -> str:
+    return KINDS.get(name, name)
+
+
+def metric(name: str) -> str:
+    return _METRICS.get(name, name.replace("_", " "))
+
+
+def setting(key: str) -> str:
+    """A key of a protocol, method or task, in words."""
+    return SETTINGS.get(key, key.replace("_", " "))
+
+
+def value(given: object) -> str:
+    """A setting's value: small numbers as 1e-5, others as they are; lists with commas, nothing as a dash."""
+    if given is None:
+        return "–"
+    if isinstance(given, list | tuple):
+        return ", ".join(map(value, given))
+    if isinstance(given, float):
+        text = f"{given:g}" if abs(given) >= 1e-3 or given == 0 else f"{given:e}"
+        return re.sub(r"(\.\d*?)0+e", r"\1e", text).replace(".e", "e").replace("e-0", "e-")
+    return _WORDS.get(str(given), str(given))
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """What a cell's number is: a mean with its spread, or a single run's."""
+    listed = ", ".join(map(str, seeds))
+    if len(seeds) == 1:
+        return f"a single seed ({listed})"
+    return f"mean ± sample standard deviation over n = {len(seeds)} seeds ({listed})"

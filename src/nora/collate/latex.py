@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from math import ceil
 from textwrap import wrap
 
 from jinja2 import Environment, StrictUndefined
 
 from nora.collate.document import Block, Document, Entry
+from nora.collate.marks import rendered
 
 # A class defines \footnotesize, so a file that is \input into a paper skips the preamble and the end of the document.
 # A paper needs booktabs, longtable and graphicx. Only a table wider than the page is shrunk. In a paper of two columns
@@ -18,13 +20,16 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \documentclass[10pt]{article}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs,longtable,graphicx}
-\begin{document}
 {%- if document.title | number %}
+\usepackage[skip=4pt]{caption}
 \setcounter{table}{ {{- document.title | number - 1 -}} }
+{%- else %}
+\usepackage[skip=4pt,labelformat=empty]{caption}
 {%- endif %}
+\begin{document}
 \fi
 {%- for block in document.blocks %}
-{%- set caption = (document.title | unnumbered ~ (": " ~ block.heading if block.heading else "")) | tex %}
+{%- set caption = (document.title | unnumbered ~ (". " ~ block.heading if block.heading else "")) | tex %}
 {%- set banner = "\\textbf{" ~ (document.banner | tex) ~ "}" if document.banner else "" %}
 {%- if not loop.first %}
 \addtocounter{table}{-1}
@@ -35,11 +40,11 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \begin{longtable}{ {{- block | columns -}} }
 \caption{ {{- caption }}. {{ banner -}} }\\
 \toprule
-{% for column in block.columns %} & {{ column | heading }}{% endfor %} \\
+{% for heading in block | headings %} & {{ heading }}{% endfor %} \\
 \midrule
 \endfirsthead
 \toprule
-{% for column in block.columns %} & {{ column | heading }}{% endfor %} \\
+{% for heading in block | headings %} & {{ heading }}{% endfor %} \\
 \midrule
 \endhead
 {{ block | body }}
@@ -48,17 +53,18 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 }
 \ifdefined\noratwo\let\noratwo\undefined\twocolumn\fi
 {%- else %}
-\begin{ {{- block | float -}} }[htbp]
+\begin{ {{- block | float -}} }[!htbp]
 \centering
 \caption{ {{- caption }}. {{ banner -}} }
+{{ block | size -}}
 \setbox0=\hbox{\begin{tabular}{ {{- block | columns -}} }
 \toprule
-{% for column in block.columns %} & {{ column | heading }}{% endfor %} \\
+{% for heading in block | headings %} & {{ heading }}{% endfor %} \\
 \midrule
 {{ block | body }}
 \bottomrule
 \end{tabular}}
-\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi
+\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\leavevmode\box0\fi
 {%- if loop.last %}{{ notes }}{% endif %}
 \end{ {{- block | float -}} }
 {%- endif %}
@@ -95,6 +101,15 @@ _CHARACTERS = {
     "σ": r"$\sigma$",
     "Δ": r"$\Delta$",
     "Ω": r"$\Omega$",
+    "τ": r"$\tau$",
+    "ζ": r"$\zeta$",
+    "θ": r"$\theta$",
+    "Θ": r"$\Theta$",
+    "Σ": r"$\Sigma$",
+    "Φ": r"$\Phi$",
+    "Ψ": r"$\Psi$",
+    "√": r"$\surd$",
+    "‖": r"$\|$",
     "−": r"$-$",
     "≥": r"$\ge$",
     "≤": r"$\le$",
@@ -123,19 +138,41 @@ _CHARACTERS = {
     "⁻": r"$^-$",
     "¹": r"$^1$",
     "₁": r"$_1$",
+    "₂": r"$_2$",
     "\N{NO-BREAK SPACE}": "~",
     "\N{NARROW NO-BREAK SPACE}": r"\,",
 }
-_LONG_TEXT, _LONG_TABLE = 48, 44  # characters that need a paragraph column, lines that need more than one page
-
+_LONG_TEXT, _LONG_TABLE = 64, 44  # characters that need a paragraph column, lines that need more than one page
+_PARAGRAPH = 40  # characters in a line of a paragraph column
 
 _HEADING_WIDTH = 14
-_NARROW = 3  # columns that fit half a page
+_NARROW, _WIDE = 3, 7  # columns that fit half a page, that fit a page at the size of the text
 _NUMBERED = re.compile(r"Table (\d+) – ")
 
 
+_QUOTED = re.compile(r'"([^"]*)"')
+_REMARK = re.compile(r"(.+) (\([A-Za-z ]+\))")
+_MINUS = re.compile(r"(?<![\w.)-])-(?=\d)")
+
+
 def escape_latex(text: str) -> str:
-    """``text`` as LaTeX prints it; ValueError for a character this file has no spelling for."""
+    """``text`` as LaTeX prints it, marks.py's notation included; ValueError for a character without a spelling here."""
+    text = _MINUS.sub("−", _QUOTED.sub(r"“\1”", text))
+    return rendered(
+        text,
+        plain=_characters,
+        sub=lambda inner: f"$_{{{_in_mathematics(inner)}}}$",
+        sup=lambda inner: f"$^{{{_in_mathematics(inner)}}}$",
+        code=lambda inner: f"\\texttt{{{_characters(inner)}}}",
+    )
+
+
+def _in_mathematics(text: str) -> str:
+    """What stands raised or lowered is TeX already, but for its signs."""
+    return "".join(_CHARACTERS[c].strip("$") if c not in r"_^{}" and c in _CHARACTERS else c for c in text)
+
+
+def _characters(text: str) -> str:
     spelt = "".join(_CHARACTERS.get(character, character) for character in text)
     if not spelt.isascii():
         unknown = "".join(sorted({character for character in spelt if not character.isascii()}))
@@ -146,15 +183,33 @@ def escape_latex(text: str) -> str:
 def _entry(entry: Entry) -> str:
     text = escape_latex(entry.text)
     text = f"\\textbf{{{text}}}" if entry.best else text
-    if not entry.detail:
-        return text
-    return f"\\begin{{tabular}}{{@{{}}c@{{}}}}{text}\\\\[-4pt]{{\\tiny {escape_latex(entry.detail)}}}\\end{{tabular}}"
+    if len(entry.text) > _LONG_TEXT:
+        return f"\\raggedright {text}"
+    return _stacked(text, entry.detail.split(", ", 1), "c") if entry.detail else text
 
 
 def _heading(text: str) -> str:
     """A column's name, broken into short lines: the numbers below it set the width."""
-    lines = [escape_latex(line) for line in wrap(text, _HEADING_WIDTH)]
+    lines = [escape_latex(line) for line in wrap(text, _HEADING_WIDTH, break_long_words=False)]
     return lines[0] if len(lines) == 1 else "\\shortstack{" + "\\\\".join(lines) + "}"
+
+
+def _headings(block: Block) -> list[str]:
+    """The columns' names; above a paragraph there is room for a whole line."""
+    widths = _widest(block)
+    return [escape_latex(c) if w > _LONG_TEXT else _heading(c) for c, w in zip(block.columns, widths, strict=True)]
+
+
+def _label(text: str) -> str:
+    """A row's name; a remark in brackets at its end stands small below it, so that the numbers have the width."""
+    found = _REMARK.fullmatch(text)
+    return escape_latex(text) if found is None else _stacked(escape_latex(found[1]), [found[2]], "l")
+
+
+def _stacked(text: str, small: list[str], place: str) -> str:
+    # Six points: what stands small beside a number is still read on paper.
+    lines = [rf"{{\fontsize{{6}}{{7}}\selectfont {escape_latex(part)}}}" for part in small]
+    return rf"\begin{{tabular}}{{@{{}}{place}@{{}}}}" + r"\\[-3pt]".join([text, *lines]) + r"\end{tabular}"
 
 
 def _number(title: str) -> int | None:
@@ -171,7 +226,7 @@ def _body(block: Block) -> str:
     lines = []
     for line in block.lines:
         rule = "\\midrule\n" if line.rule_above else ""
-        lines.append(rule + " & ".join([escape_latex(line.label), *map(_entry, line.entries)]) + r" \\")
+        lines.append(rule + " & ".join([_label(line.label), *map(_entry, line.entries)]) + r" \tabularnewline")
     return "\n".join(lines)
 
 
@@ -180,7 +235,15 @@ def _widest(block: Block) -> list[int]:
 
 
 def _long(block: Block) -> bool:
-    return len(block.lines) > _LONG_TABLE or any(width > _LONG_TEXT for width in _widest(block))
+    """Whether the block is taller than a page; paragraphs count their lines."""
+    heights = (max((ceil(len(e.text) / _PARAGRAPH) for e in line.entries if len(e.text) > _LONG_TEXT), default=1)
+               for line in block.lines)  # fmt: skip
+    return sum(heights) > _LONG_TABLE
+
+
+def _size(block: Block) -> str:
+    """Smaller type for a block of many columns, rather than shrinking all of it, small print too."""
+    return "\\footnotesize\\setlength{\\tabcolsep}{3pt}%\n" if len(block.columns) > _WIDE else ""
 
 
 def _float(block: Block) -> str:
@@ -201,13 +264,15 @@ def to_latex(document: Document) -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters |= {
         "tex": escape_latex,
-        "heading": _heading,
+        "headings": _headings,
         "number": _number,
         "unnumbered": _unnumbered,
         "body": _body,
         "long": _long,
         "float": _float,
+        "size": _size,
         "columns": _columns,
     }
-    notes = "".join(f"\n\\par{{\\footnotesize\\raggedright {escape_latex(note)}\\par}}" for note in document.notes)
+    texts = "".join(f"\n{escape_latex(note)}\\par" for note in document.notes)
+    notes = f"\n\\par\\smallskip{{\\footnotesize\\raggedright{texts}}}" if texts else ""
     return environment.from_string(_LATEX).render(document=document, notes=notes)

@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nora.collate.document import Block, Document, Entry, Line
+from nora.runs.errors import UserError
 
+_GREEK = {
+    "alpha": "α", "beta": "β", "eps": "ε", "zeta": "ζ", "eta": "η", "theta": "θ", "kappa": "κ", "lambda": "λ",
+    "xi": "ξ", "sigma": "σ", "tau": "τ", "Theta": "Θ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
+    "Nystrom": "Nyström",
+}  # fmt: skip
+_SYMBOLS = {"||": "‖", "<=": "≤", ">=": "≥", "sqrt(": "√("}
+_NAMED = re.compile(rf"(?<![A-Za-z])({'|'.join(_GREEK)})(?![A-Za-z])")
+_READ = ("id", "verdict", "instances", "searched", "quantity", "worst", "limit", "frequency", "statement", "condition",
+         "counterexample", "note")  # fmt: skip
 _HEADER = ("id", "verdict", "instances", "searched", "quantity", "worst", "limit", "frequency")
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
     share = "" if row["frequency"] is None else f" {100 * row['frequency']:.1f} %"
     return f"{row['verdict']}{share}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ledger file; UserError where it is not what ``nora theory`` writes."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        lacking = sorted({key for row in rows for key in _READ if key not in row})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no ledger ({type(error).__name__}: {error}); `nora theory` writes it") from None
+    if lacking:
+        raise UserError(f"{path}: rows lack {', '.join(lacking)}; `nora theory` writes it")
+    return list(rows)
+
+
+def mathematics(text: str) -> str:
+    """The ledger's ASCII with Greek letters and signs; what is raised or lowered stays as marks.py reads it."""
+    for spelt, sign in _SYMBOLS.items():
+        text = text.replace(spelt, sign)
+    text = _NAMED.sub(lambda found: _GREEK[found[0]], text)
+    return re.sub(r" - |-(?=[Α-ω])", lambda found: found[0].replace("-", "−"), text)
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -29,15 +62,17 @@ def build(rows: Sequence[Mapping[str, Any]]) -> Document:
             row["id"],
             (
                 Entry(_verdict(row), row["verdict"] in ("refuted", "holds under an extra condition")),
-                Entry(str(row["instances"])),
-                Entry(str(row["searched"])),
+                Entry(f"{row['instances']:,}"),
+                Entry(f"{row['searched']:,}"),
                 Entry(f"{row['worst']:.3g}"),
                 Entry(f"{row['limit']:.3g}"),
             ),
         )
         for row in rows
     )
-    details = tuple(Line(row["id"], (Entry(row["statement"]), Entry(_remark(row)))) for row in rows)
+    details = tuple(
+        Line(row["id"], (Entry(mathematics(row["statement"])), Entry(mathematics(_remark(row))))) for row in rows
+    )
     tally = Counter(row["verdict"] for row in rows)
     return Document(
         name="theory",
@@ -50,8 +85,9 @@ def build(rows: Sequence[Mapping[str, Any]]) -> Document:
         notes=(
             "; ".join(f"{verdict}: {n}" for verdict, n in tally.items()) + ".",
             "Random: drawn instances; searched: adversarial ones. Worst: the largest value of the checked "
-            "quantity within the hypotheses; the claim survives while it is at most the limit. "
-            "Counter-examples are exact.",
+            "quantity within the hypotheses, in the units of the statement: an error of rounding, or a ratio that must "
+            "not exceed 1; the claim survives while it is at most the limit. Counter-examples are exact. Bold: what "
+            "the paper states needs a condition or is refuted.",
             "Made by `nora theory`, which exits 1 when a verdict differs from the committed one.",
         ),
         csv_header=_HEADER,

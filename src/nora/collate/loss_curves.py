@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _WINDOW = 50
-_STYLES = {"lora": (BLUE, "-"), "lora_p": (GREEN, "--"), "nora": (ORANGE, "-"), "nora_plus": (VERMILION, "--")}
+_STYLES = {"lora": (BLUE, "-"), "lora_p": (GREEN, ":"), "nora": (ORANGE, "-"), "nora_plus": (VERMILION, "-.")}
 
 
 def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float]:
@@ -67,17 +67,18 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
             ax.set_xlabel("step")
         axes[1].axhline(0.0, color="#888888", linewidth=0.6)
         axes[0].set_ylabel(f"loss, mean of {first} steps")
-        axes[1].set_ylabel("minus LoRA's, same seed")
+        axes[1].set_ylabel("loss minus LoRA's, same seed")
+        handles, names = axes[0].get_legend_handles_labels()
+        if handles:
+            canvas.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
         for ax in axes:
-            if ax.get_legend_handles_labels()[0]:
-                ax.legend(frameon=False)
-            else:
+            if not ax.get_legend_handles_labels()[0]:
                 ax.text(0.5, 0.5, "missing", ha="center", va="center", transform=ax.transAxes)
 
     return Figure(
         name=f"{target.name}.{target.scale}",
         title=labels.heading(target.name, target.file.title),
-        size=(PAPER_WIDTH, 2.4),
+        size=(PAPER_WIDTH, 2.6),
         draw=draw,
         csv_header=("panel", "method", "step", "mean", "std"),
         csv_rows=tuple(rows),

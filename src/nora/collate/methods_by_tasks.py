@@ -23,13 +23,13 @@ def _percent(summary: Summary) -> str:
 
 
 def _best(cells: Mapping[str, Summary | None], methods: tuple[str, ...], *, lowest: bool = False) -> set[str]:
-    """The methods whose printed mean is the best of a column; empty unless all are there and not all the same."""
+    """The methods whose printed mean is the best of a column; empty unless all are there and not all alike."""
     means = {m: s.mean for m in methods if (s := cells[m]) is not None}
     if len(means) != len(methods) or not means:
         return set()
     top = min(means.values()) if lowest else max(means.values())
     best = {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
-    return set() if len(best) == len(means) > 1 else best
+    return set() if len(best) == len(means) else best
 
 
 def _detail(entry: Reported, summary: Summary | None, printed: PrintedValue | None) -> str:
@@ -60,8 +60,8 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
-    averaged = len(table.file.columns) > 1
-    columns = (*(labels.column(table.file.axis, t) for t in table.columns), *(["avg"] if averaged else []))
+    averaged = _averaged(table)
+    columns = (*(labels.column(table.file.axis, t) for t in table.columns), *(("avg",) if averaged else ()))
     lines = []
     for method in (*rows, *below):
         entries = []
@@ -70,7 +70,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
             entry = reported[method, task]
             text = _percent(summary) if summary is not None else entry.gap()
             best = method in rows and method in _best(scores[task], rows)
-            entries.append(Entry(text, best, _detail(entry, summary, printed.get((method, task))), entry.ids))
+            entries.append(Entry(text, best, _detail(entry, summary, printed.get((method, task))), entry.behind))
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
         whole = (method, "avg") in printed and len(table.columns) == len(table.file.columns)
@@ -110,13 +110,14 @@ def _model(table: Table, book: SpecBook) -> str:
     return ", ".join(dict.fromkeys(labels.model(spec["model"]["name"]) for spec in specs))
 
 
-def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> list[Line]:
-    """What no training reaches: the most frequent class and the untrained base, where the records have them.
+def _averaged(table: Table) -> bool:
+    """A mean over base models or protocols, or of one column, says nothing."""
+    return table.file.axis == "task" and len(table.file.columns) > 1
 
-    Where the records are there and none has it (an answer in free text has no class), there is no such line.
-    """
+
+def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> list[Line]:
+    """What no training reaches: the most frequent class and the untrained base, where the records have them."""
     outcome: list[Line] = []
-    firsts = [reported.get((table.file.search.first, task)) for task in table.columns]
     for label, read in (
         ("Majority class", lambda r: r.metrics.get("majority_accuracy", r.metrics.get("majority"))),
         ("Zero-shot base", lambda r: _metric_of(r.metrics.get("zero_shot", {}))),
@@ -126,10 +127,10 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
             values = _from_first(reported, table, task, read)
             found += [sum(values) / len(values)] if values else []
             entries.append(Entry(f"{100 * found[-1]:.1f}" if values else "–"))
-        if not found and all(first is not None and first.complete for first in firsts):
+        if not found:
             continue
         average = f"{100 * sum(found) / len(found):.1f}" if len(found) == len(table.columns) else "–"
-        if len(table.file.columns) > 1:
+        if _averaged(table):
             entries.append(Entry(average))
         outcome.append(Line(label, tuple(entries), not outcome))
     return outcome
@@ -162,11 +163,11 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
         entries = []
         for task in table.columns:
             summary = losses[task][method]
-            text = MISSING
+            text = reported[method, task].gap()
             if summary is not None:
                 text = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
             best = method in rows and method in _best(losses[task], rows, lowest=True)
-            entries.append(Entry(text, best, runs=reported[method, task].ids))
+            entries.append(Entry(text, best, runs=reported[method, task].behind))
         lines.append(Line(labels.method(method), tuple(entries), method in table.file.below_rule[:1]))
     zero = []
     for task in table.columns:
@@ -180,24 +181,25 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
     )
 
 
-def _selection(protocol: Mapping[str, Any]) -> str:
+def _selection(protocol: Mapping[str, Any], seeds: int) -> str:
     """What the seeds draw and what dev is for, by the protocol."""
     if "keep" not in protocol:
-        return "each with its own train, dev and test rows; epoch and hyper-parameters chosen on dev, scored on test"
+        each = ", each with its own train, dev and test rows" if seeds > 1 else ""
+        return f"{each}; epoch and hyper-parameters chosen on dev, scored on test"
+    each = ", all on the same test rows" if seeds > 1 else ""
     kept = "the checkpoint of lowest dev loss" if protocol["keep"] == "lowest_dev_loss" else "the last checkpoint"
-    return f"all on the same test rows; hyper-parameters chosen on dev, {kept} scored on test"
+    return f"{each}; hyper-parameters chosen on dev, {kept} scored on test"
 
 
 def _notes(
     table: Table, book: SpecBook, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]
 ) -> tuple[str, ...]:
-    seeds = ", ".join(map(str, table.seeds))
+    over = labels.over_seeds(table.seeds)
     protocols = [book.spec(table.methods[0], c, table.seeds[0], [], {})["protocol"] for c in table.columns]
+    selections = dict.fromkeys(_selection(protocol, len(table.seeds)) for protocol in protocols)
     notes = [
-        f"Mean ± sample standard deviation over n = {len(table.seeds)} seeds ({seeds}), "
-        + " or ".join(dict.fromkeys(map(_selection, protocols)))
-        + ".",
-        "Metric: " + ", ".join(f"{labels.column(table.file.axis, t)} {metric[t]}" for t in table.columns) + ".",
+        f"{over[0].upper()}{over[1:]}{' or '.join(selections)}.",
+        f"Metric: {_metrics(table, metric)}.",
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")
@@ -220,6 +222,15 @@ def _notes(
     if table.scale == "paper" and any(v.quoted for v in printed_grid(table.name).values()):
         notes.append("‡ quoted in the paper from another paper; ours is run by us.")
     return tuple(notes)
+
+
+def _metrics(table: Table, metric: Mapping[str, str]) -> str:
+    """The columns' metrics: "accuracy; F1 of SQuAD"."""
+    names = list(metric.values())
+    usual = max(dict.fromkeys(names), key=names.count)
+    others = [f"{labels.metric(name)} of {labels.column(table.file.axis, c)}" for c, name in metric.items()
+              if name != usual]  # fmt: skip
+    return "; ".join([labels.metric(usual), *others])
 
 
 def _trials(table: Table, method: str) -> int:

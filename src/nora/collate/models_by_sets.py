@@ -44,6 +44,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     for model in table.columns:
         printed = printed_grid(table.name, model) if table.scale == "paper" else {}
         found = {method: _summaries(reported[method, model], sets) for method in table.methods}
+        losses = _lowest({m: reported[m, model].values(lambda r: r.metrics["test"]["gold_nll"]) for m in table.methods})
         lines = []
         for method in table.methods:
             entry = reported[method, model]
@@ -52,10 +53,10 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
                 summary = found[method][name]
                 best = _is_best(found, method, name)
                 text = entry.gap() if summary is None else _text(summary)
-                entries.append(Entry(text, best, _detail(summary, printed.get((method, name))), entry.ids))
+                entries.append(Entry(text, best, _detail(summary, printed.get((method, name))), entry.behind))
             if table.scale != "paper":
                 loss = entry.values(lambda r: r.metrics["test"]["gold_nll"])
-                entries.append(Entry("–" if loss is None else f"{loss.mean:.3f}", runs=entry.ids))
+                entries.append(Entry("–" if loss is None else f"{loss.mean:.3f}", losses[method], runs=entry.ids))
             lines.append(Line(labels.method(method), tuple(entries)))
             rows += _rows(table, method, model, entry, sets)
         lines += _references(reported[table.file.search.first, model], sets, with_loss=table.scale != "paper")
@@ -116,6 +117,15 @@ def _is_best(found: Mapping[str, Mapping[str, Summary | None]], method: str, nam
     return f"{100 * own.mean:.1f}" == max((m for m in means if m is not None), key=float)
 
 
+def _lowest(losses: Mapping[str, Summary | None]) -> dict[str, bool]:
+    """Whether a method's printed loss is the lowest; never where a method is missing."""
+    printed = {method: "" if s is None else f"{s.mean:.3f}" for method, s in losses.items()}
+    if "" in printed.values() or len(set(printed.values())) == 1:
+        return dict.fromkeys(printed, False)
+    least = min(printed.values(), key=float)
+    return {method: text == least for method, text in printed.items()}
+
+
 def _rows(table: Table, method: str, model: str, entry: Reported, sets: tuple[str, ...]) -> list[tuple[object, ...]]:
     settings = ";".join(f"{k}={v}" for k, v in (entry.settings or {}).items())
     rows: list[tuple[object, ...]] = []
@@ -134,10 +144,9 @@ def _rows(table: Table, method: str, model: str, entry: Reported, sets: tuple[st
 
 def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[str, ...]:
     done = [r for e in reported.values() for r in e.records if r is not None and r.status == "done"]
-    seeds = ", ".join(map(str, table.seeds))
     notes = [
-        f"Accuracy of generated answers, %; mean ± sample standard deviation over n = {len(table.seeds)} seeds "
-        f"({seeds}); avg: unweighted mean of the sets, only where all are there.",
+        f"Accuracy of generated answers, %, {labels.over_seeds(table.seeds)}; avg: unweighted mean of the sets.",
+        "SIQA: Social IQa; HS: HellaSwag; WG: WinoGrande; ARC-e, ARC-c: its easy and challenge sets; OBQA: OpenBookQA.",
     ]
     if done:
         notes += answer_notes(done)
@@ -149,7 +158,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[
         notes += [f"Unlike the released code: {quirk}." for quirk in quirks]
     notes += table.file.caption
     if table.scale != "paper":
-        notes.append("Loss: of the right answer after the question, nats per token.")
+        notes.append("Loss: of the right answer after the question, nats per token. Bold: the best of all methods.")
     if table.scale == "mini":
         notes.append(
             "Trained on evaluation-split rows for Social IQa and HellaSwag (their training sets are not shipped); the "

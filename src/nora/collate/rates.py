@@ -117,6 +117,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
             ),
         ),
         notes=(
+            "EP, OP, UP: exactly, over- and under-parametrised, the rank of the factors equals, exceeds, is below A's.",
             *target.file.caption,
             "To 1e-10: median iterations over seeds. Exponent of κ: fitted a in iterations ~ κ^a at ε = 1e-10, "
             "with its 95 % interval; the printed rates are upper bounds, so a smaller one agrees. Per digit: "

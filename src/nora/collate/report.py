@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from os.path import commonprefix
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from nora.collate.document import Document
 from nora.collate.facts import run_facts
+from nora.collate.figures import to_jpeg
+from nora.collate.marks import rendered
+from nora.collate.report_runs import RunIndex
 from nora.runs.snapshot import Snapshot
 from nora.tables.cells import Cell
+
+_SCALES = {
+    "paper": ("Paper scale", "The paper's models and data: the reproduction."),
+    "mini": ("Mini scale", "Small base models of the same kinds on slices of the same data: trends only."),
+    "smoke": ("Smoke test", "Random weights: the numbers mean nothing."),
+    "": ("Without a scale", "Factorisation, at the paper's own size, and the deployment of adapters."),
+}
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,13 @@ class Picture:
     banner: str
     notes: tuple[str, ...]
     png: bytes
+    photographs: bool = False
 
     @property
     def uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+        """The picture itself; photographs as JPEG, a quarter of the size."""
+        kind, data = ("jpeg", to_jpeg(self.png)) if self.photographs and self.png else ("png", self.png)
+        return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -62,21 +76,62 @@ class Section:
 def render_report(sections: Sequence[Section], cells: Sequence[Cell], snapshot: Snapshot) -> str:
     """The page's text; the same artefacts and records give the same bytes."""
     runs = run_facts(cells, snapshot)
+    index = RunIndex(runs, snapshot)
     own = files("nora.collate").joinpath("html")
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
-    # "<" cannot stand in a script element: a record's text must not end it.
-    data = json.dumps(runs, ensure_ascii=True, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
-    states = Counter(fact["state"] for fact in runs.values())
+    environment.filters["ranges"] = index.ranges
+    environment.filters["rich"] = _rich
     return environment.from_string(own.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
         sections=sections,
-        states=sorted(states.items()),
+        contents=_contents(sections),
+        scales=_scales(cells, runs),
         dirty=sum(bool(fact.get("dirty")) for fact in runs.values()),
         damaged=sorted(snapshot.damaged.items()),
-        runs=Markup(data),
+        runs=Markup(index.to_json()),
         css=Markup(own.joinpath("report.css").read_text(encoding="utf-8")),
         script=Markup(own.joinpath("report.js").read_text(encoding="utf-8")),
     )
+
+
+def _rich(text: str) -> Markup:
+    """marks.py's notation as HTML."""
+    return Markup(
+        rendered(
+            text,
+            plain=lambda piece: str(escape(piece)),
+            sub=lambda inner: f"<sub>{_rich(inner)}</sub>",
+            sup=lambda inner: f"<sup>{_rich(inner)}</sup>",
+            code=lambda inner: f"<code>{escape(inner)}</code>",
+        )
+    )
+
+
+def _contents(sections: Sequence[Section]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(title, [(scale, anchor)]): an artefact of two scales stands there once."""
+    found: dict[str, list[Section]] = {}
+    for section in sections:
+        found.setdefault(section.content.name.split(".")[0], []).append(section)
+    return [
+        (
+            commonprefix([s.content.title for s in both]).removesuffix(" of "),  # the base models differ
+            [(s.content.name.partition(".")[2], s.anchor) for s in both],
+        )
+        for both in found.values()
+    ]
+
+
+def _scales(
+    cells: Sequence[Cell], runs: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str, list[tuple[str, int]]]]:
+    """(scale, what its numbers mean, how many of its runs are in which state)."""
+    of = {cell.id: cell.scale for cell in cells if cell.id in runs}
+    outcome = []
+    for scale, (name, meaning) in _SCALES.items():
+        states = Counter(runs[str(identity)]["state"] for identity, own in of.items() if own == scale)
+        if states:
+            outcome.append((name, meaning, sorted(states.items())))
+    return outcome
 
 
 def _number(text: str) -> str:

@@ -59,6 +59,13 @@ class Reported:
     """The state of each seed's run."""
     why: str = MISSING
     """Why nothing is chosen."""
+    searched: tuple[str, ...] = ()
+    """Where nothing is chosen: the runs of its search, as far as they can be named."""
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The runs a reader is led to."""
+        return self.ids or self.searched
 
     @property
     def complete(self) -> bool:
@@ -86,8 +93,8 @@ def report(
         for method in table.methods:
             settings = chosen_settings(table, book, method, task, records, checkout)
             if settings is None:
-                why = _unchosen(table, book, method, task, records)
-                outcome[method, task] = Reported(None, (), (), why=why)
+                why, searched = _unchosen(table, book, method, task, records)
+                outcome[method, task] = Reported(None, (), (), why=why, searched=searched)
                 continue
             made = [make_cell(table, book, method, task, seed, 0, settings) for seed in table.seeds]
             ids = tuple(str(cell.id) for cell in made)
@@ -96,16 +103,19 @@ def report(
     return outcome
 
 
-def _unchosen(table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record]) -> str:
-    """Why a method has no settings on a task: what its search lacks, or that every setting diverged somewhere."""
+def _unchosen(
+    table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record]
+) -> tuple[str, tuple[str, ...]]:
+    """Why a method has no settings on a task, and its search's runs: what they lack, or that every setting diverged."""
     if table.search == "chosen":
-        return MISSING
+        return MISSING, ()
     reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
     if reused is None:
-        return MISSING
+        return MISSING, ()
     tried = trials(table, book, method, task, records, reused)
-    if all(t.complete for t in tried):
-        return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})"
     searched = [make_cell(table, book, method, task, seed, 0, t.settings) for t in tried for seed in table.seeds]
+    ids = tuple(str(cell.id) for cell in searched)
+    if all(t.complete for t in tried):
+        return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})", ids
     states = states_of(searched, records)
-    return gap(states) if {*states} & {"damaged", "stale", "failed"} else MISSING
+    return (gap(states) if {*states} & {"damaged", "stale", "failed"} else MISSING), ids

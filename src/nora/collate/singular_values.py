@@ -40,12 +40,11 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Fig
 
     def draw(canvas: Canvas) -> None:
         lines = -(-len(panels) // _PER_LINE)
-        axes = canvas.subplots(lines, min(_PER_LINE, len(panels)), squeeze=False, sharex=True)
+        axes = canvas.subplots(lines, min(_PER_LINE, len(panels)), squeeze=False, sharex=True, sharey=True)
         for ax, (task, record) in zip(axes.flat, panels, strict=False):
             ax.set_title(labels.task(task))
             if record is None:
                 ax.text(0.5, 0.5, gaps[task], ha="center", va="center", transform=ax.transAxes)
-                ax.tick_params(left=False, labelleft=False)  # no count, no axis of counts
                 continue
             counts = record.metrics["spectrum"]["counts"]
             colours = [ORANGE if i < rank else BLUE for i in range(len(counts))]

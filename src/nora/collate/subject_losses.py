@@ -20,7 +20,7 @@ from nora.tables.cells import Cell
 from nora.tables.subjects import Subjects, subject_cells
 
 MISSING = "missing"
-_MEASURES = (("mean", "all steps"), ("last_100", "last 100 steps"))
+_MEASURES = (("mean", "all\N{NO-BREAK SPACE}steps"), ("last_100", "last\N{NO-BREAK SPACE}100\N{NO-BREAK SPACE}steps"))
 
 
 def finished(cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, list[Record | None]]:
@@ -81,12 +81,15 @@ def _main_block(losses: Mapping[str, Mapping[str, list[float] | None]], gaps: Ma
         for measure, _ in _MEASURES:
             values = found[measure]
             text = gaps[method] if values is None else _spread(summarize(values))
+            detail = ""
             if paper and measure == "mean":
                 theirs = printed()["rows"][method]
-                text += f" (paper {theirs['mean']} ± {theirs['std']})"
+                detail = f"paper {theirs['mean']} ± {theirs['std']}"
+                if values is not None:
+                    detail += f", Δ {summarize(values).mean - theirs['mean']:+.4f}, n={len(values)}"
             complete = {m: sum(v) / len(v) for m, f in losses.items() if (v := f[measure]) is not None}
             best = len(complete) == len(losses) and complete[method] == min(complete.values())
-            entries.append(Entry(text, best))
+            entries.append(Entry(text, best, detail))
         for measure, _ in _MEASURES:
             values, base = found[measure], losses.get("lora", {}).get(measure)
             both = values is not None and base is not None and method != "lora"
@@ -103,15 +106,12 @@ def _claim_block(losses: Mapping[str, Mapping[str, list[float] | None]], paper: 
         for base in ("lora", "lora_p"):
             for measure, _ in _MEASURES:
                 ours, theirs = (losses.get(m, {}).get(measure) for m in (method, base))
+                detail = f"paper {_printed_share(method, base):+.1f}" if paper and measure == "mean" else ""
                 if ours is None or theirs is None:
-                    entries.append(Entry(MISSING))
+                    entries.append(Entry(MISSING, detail=detail))
                     continue
                 shares = [1 - a / b for a, b in zip(ours, theirs, strict=True)]
-                text = _difference(paired_interval(shares, [0.0] * len(shares)), 100, 1)
-                if paper and measure == "mean":
-                    rows = printed()["rows"]
-                    text += f" (paper {100 * (1 - rows[method]['mean'] / rows[base]['mean']):+.1f})"
-                entries.append(Entry(text))
+                entries.append(Entry(_difference(paired_interval(shares, [0.0] * len(shares)), 100, 2), detail=detail))
         lines.append(Line(labels.method(method), tuple(entries)))
     columns = tuple(f"than {labels.method(base)}, {h}" for base in ("lora", "lora_p") for _, h in _MEASURES)
     return Block("Smaller by, % [95 % interval of the mean over seeds]", columns, tuple(lines))
@@ -168,7 +168,7 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         title=labels.heading(target.name, target.file.title),
         banner=labels.BANNERS[target.scale],
         blocks=tuple(_with_runs(block, cells) for block in blocks),
-        notes=(*_notes(target, found), *_fidelity_notes(cells), *target.file.caption),
+        notes=(*_notes(target, cells, found), *_fidelity_notes(cells), *target.file.caption),
         csv_header=("table", "scale", "method", "seed", "mean_loss", "last_100", "steps", "id", "state"),
         csv_rows=tuple(_row(cell, records) for cell in cells),
     )
@@ -184,13 +184,12 @@ def _row(cell: Cell, records: Mapping[str, Record]) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _notes(target: Subjects, found: Mapping[str, Sequence[Record | None]]) -> list[str]:
+def _notes(target: Subjects, cells: Sequence[Cell], found: Mapping[str, Sequence[Record | None]]) -> list[str]:
     there = [r for records in found.values() for r in records if r is not None]
-    steps = sorted({r.metrics["steps"] for r in there})
-    words = sorted({r.spec["model"]["name"] for r in there})
+    spec = next(c.spec for c in cells if c.spec is not None)
     notes = [
-        f"The noise-prediction loss of each of the {', '.join(map(str, steps)) or '?'} steps (one picture a step), "
-        f"averaged over a run; then mean ± sample standard deviation over n = {len(target.seeds)} seeds. "
+        f"The noise-prediction loss of each of the {spec['protocol']['steps']} steps (one picture a step), "
+        f"averaged over a run; then {labels.over_seeds(target.seeds)}. "
         "The paper does not say what its average is over. Bold: the smallest mean.",
         "Per seed all methods see the same pictures, crops, VAE samples, noise and timesteps: the spread over seeds is "
         "mostly that of the timesteps and noise drawn. Minus LoRA: mean of the differences within a seed "
@@ -198,7 +197,7 @@ def _notes(target: Subjects, found: Mapping[str, Sequence[Record | None]]) -> li
         'The paper\'s text says "9.6 % smaller than LoRA and LoRA-P"; its printed means give '
         f"{_printed_share('nora', 'lora'):.1f} % against LoRA and {_printed_share('nora', 'lora_p'):.1f} % against "
         "LoRA-P.",
-        f'Base: {", ".join(words) or "?"}. LoRA and LoRA-P start "gaussian", as in the script.',
+        f'Base: {labels.model(spec["model"]["name"])}. LoRA and LoRA-P start "gaussian", as in the script.',
     ]
     counts = sorted({r.metrics["trainable_parameters"] for r in there})
     if counts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -22,12 +21,6 @@ _PROTOCOL = (
 _SUBJECT = ("subject", "instance_prompt", "prompt")
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) -> Document:
     """Per method, shared, and the subject's prompts."""
     del records
@@ -36,24 +29,29 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
     data = yaml.safe_load(files("nora.tables").joinpath("paper", "table6.yaml").read_text(encoding="utf-8"))
     theirs = data["rows"]
     methods = tuple(
-        Line(labels.method(name), tuple(Entry(_text(spec["method"].get(key))) for key, _ in _METHOD))
+        Line(labels.method(name), tuple(Entry(labels.value(spec["method"].get(key))) for key, _ in _METHOD))
         for name, spec in specs.items()
     )
-    printed = Line("printed in the paper", tuple(Entry(_text(theirs.get(key))) for key, _ in _METHOD), True)
+    printed = Line("printed in the paper", tuple(Entry(labels.value(theirs.get(key))) for key, _ in _METHOD), True)
     shared = [
-        Line("modules", (Entry(", ".join(first["model"]["targets"])), Entry(theirs["modules"]))),
-        *(Line(key, (Entry(_text(first["protocol"].get(key))), Entry(_text(theirs.get(key))))) for key in _PROTOCOL),
+        Line(labels.setting("modules"), (Entry(", ".join(first["model"]["targets"])), Entry(theirs["modules"]))),
+        *(
+            Line(labels.setting(k), (Entry(labels.value(first["protocol"].get(k))), Entry(labels.value(theirs.get(k)))))
+            for k in _PROTOCOL
+        ),
     ]
-    prompts = tuple(Line(key, (Entry(first["task"][key]),)) for key in _SUBJECT)
-    rows = [(target.scale, line.label, *(e.text for e in line.entries)) for line in shared]
+    prompts = tuple(Line(labels.setting(key), (Entry(first["task"][key]),)) for key in _SUBJECT)
+    keys = ("modules", *_PROTOCOL)
+    rows = [(target.scale, key, *(e.text for e in line.entries)) for key, line in zip(keys, shared, strict=True)]
+    base = labels.model(first["model"]["name"])
     return Document(
         name=f"{target.name}.{target.scale}",
         title=labels.heading(target.name, target.file.title),
         banner=labels.BANNERS[target.scale],
         blocks=(
             Block("Per method", tuple(heading for _, heading in _METHOD), (*methods, printed)),
-            Block(f"Shared ({first['model']['name']})", ("value", "printed"), tuple(shared)),
-            Block(f"Prompts ({target.subject})", ("text",), prompts),
+            Block(f"Shared by all methods ({base})", ("value", "printed in the paper"), tuple(shared)),
+            Block(f"Prompts ({labels.task(target.subject)})", ("text",), prompts),
         ),
         notes=(
             "What the paper does not print is the default of diffusers' DreamBooth LoRA script of 2024.",

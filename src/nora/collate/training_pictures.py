@@ -44,8 +44,9 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
     return Figure(
         name=f"{target.name}.{target.scale}",
         title=labels.heading(target.name, target.file.title),
-        size=(PAPER_WIDTH, PAPER_WIDTH / max(places, 4) + 0.3),
+        size=(PAPER_WIDTH, PAPER_WIDTH / max(places, 4) + 0.12),
         draw=draw,
+        photographs=True,
         csv_header=("file", "sha256", "licence", "source"),
         csv_rows=rows,
         notes=(

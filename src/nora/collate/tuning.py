@@ -19,6 +19,10 @@ def _spell(settings: Settings) -> str:
     return ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in settings.items())
 
 
+def _in_words(settings: Settings) -> str:
+    return ", ".join(f"{labels.setting(k.rsplit('.', 1)[-1])} {labels.value(value)}" for k, value in settings.items())
+
+
 def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
     """Every trial's dev outcome per task and method, the chosen one in bold, and the choice as a file."""
     book = SpecBook(checkout, table)
@@ -30,7 +34,9 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         for method in table.methods:
             stage_two = method != table.file.search.first
             if stage_two and reused is None:
-                lines.append(Line(labels.method(method), tuple(Entry("waits") for _ in range(4)), bool(lines)))
+                first = labels.method(table.file.search.first)
+                waiting = (Entry(f"waits for {first}"), *[Entry("–")] * 3)
+                lines.append(Line(labels.method(method), waiting, bool(lines)))
                 continue
             tried = trials(table, book, method, task, records, reused if stage_two else None)
             best = choose(tried)
@@ -61,7 +67,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
                 }
         blocks.append(
             Block(
-                f"{labels.task(task)}, dev {book.metric(task)}",
+                f"{labels.task(task)}, dev {labels.metric(book.metric(task))}",
                 ("settings", "dev, %", "dev loss", "runs"),
                 tuple(lines),
             )
@@ -78,7 +84,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         notes=(
             f"Averaged over the seeds {', '.join(map(str, table.seeds))}; chosen (bold): highest dev "
             "metric, ties by lower dev loss, lower learning rate, smaller ξ. The test set plays no part.",
-            "A setting with a diverged seed is not chosen.",
+            "Runs: those that are there; – where not all seeds are. A setting with a diverged seed is not chosen.",
         ),
         csv_header=("scale", "task", "method", "settings", "dev_metric", "dev_loss", "runs", "diverged", "chosen"),
         csv_rows=tuple(rows),
@@ -90,5 +96,5 @@ def _line(label: str, trial: Trial, best: bool, rule_above: bool) -> Line:
     metric = f"{100 * trial.metric:.1f}" if trial.complete and not trial.diverged else "–"
     loss = f"{trial.loss:.3f}" if trial.complete and not trial.diverged else "–"
     runs = f"{len(trial.ids)}" + (f" ({trial.diverged} diverged)" if trial.diverged else "")
-    entries = (Entry(_spell(trial.settings), best), Entry(metric, best, runs=trial.ids), Entry(loss), Entry(runs))
+    entries = (Entry(_in_words(trial.settings), best), Entry(metric, best, runs=trial.ids), Entry(loss), Entry(runs))
     return Line(label, entries, rule_above)

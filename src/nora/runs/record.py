@@ -83,6 +83,10 @@ def parse_record(text: str, *, where: Path | str) -> Record:
     unfit = [key for key in ("spec", "metrics", "proof", "files") if not isinstance(result.get(key), dict)]
     if not unfit and not isinstance(result["spec"].get("protocol"), dict):
         unfit = ["spec.protocol"]
+    if not unfit and not {"init", "passed"} <= set(result["proof"]):
+        unfit = ["proof"]
+    if not unfit and not _of_numbers(result["metrics"].get("test", {})):
+        unfit = ["test scores"]
     if unfit or not isinstance(body["run"], dict) or not isinstance(body["id"], str):
         raise DamagedRecord(f"{where}: no record of a run: its {', '.join(unfit) or 'run or id'} cannot be read")
     record = Record(body["id"], result, body["run"])
@@ -91,6 +95,13 @@ def parse_record(text: str, *, where: Path | str) -> Record:
     if record.status not in STATUSES:
         raise DamagedRecord(f"{where}: given status {record.status!r}, allowed {', '.join(STATUSES)}")
     return record
+
+
+def _of_numbers(scores: Any) -> bool:
+    """Whether every score is a number (or a list: answers, curves), however deep."""
+    if isinstance(scores, dict):
+        return all(map(_of_numbers, scores.values()))
+    return isinstance(scores, int | float | list)
 
 
 def read_record(path: Path) -> Record | None:

@@ -37,6 +37,10 @@ class Snapshot(Mapping[str, Record]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def records_alone(self) -> Snapshot:
+        """The same without what only this checkout knows of runs that have no record: what a clone of it sees."""
+        return Snapshot(self._records, damaged=self.damaged)
+
     @cached_property
     def _versions(self) -> dict[str, Record]:
         return {record.versionless_id: record for record in self._records.values()}
@@ -58,7 +62,7 @@ def take_snapshot(store: Store) -> Snapshot:
     records: dict[str, Record] = {}
     damaged: dict[str, str] = {}
     unfinished: dict[str, str] = {}
-    for folder in sorted(store.root.glob("runs/*/*")):
+    for folder in sorted(store.root.glob("runs/*/*/")):  # a stray file is no run
         try:
             record = read_record(folder / "record.json")
         except DamagedRecord as error:

@@ -171,8 +171,12 @@ def read_chosen(checkout: Path, table: str, scale: str) -> Mapping[str, Mapping[
     if not path.is_file():
         raise UserError(f"{path.relative_to(checkout)}: not there yet; `nora collate tuning` writes it from the search")
     content = _read_yaml(path)
-    chosen: Mapping[str, Mapping[str, Settings]] = {
-        task: {method: entry["settings"] for method, entry in methods.items()}
-        for task, methods in content["chosen"].items()
-    }
+    try:
+        chosen: Mapping[str, Mapping[str, Settings]] = {
+            task: {method: entry["settings"] for method, entry in methods.items()}
+            for task, methods in content["chosen"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        where = path.relative_to(checkout)
+        raise UserError(f"{where}: no choice ({error!r}); `nora collate tuning` writes it from the search") from None
     return chosen

@@ -94,14 +94,14 @@ def trace(options: Namespace) -> int:
 
     tables, settings, _ = read_targets([options.target, *options.overrides])
     if len(tables) != 1:
-        raise UserError(f"TARGET: given {options.target!r}, required one")
+        raise UserError(f"TARGET: given {options.target!r}, required a single one, such as table2")
     traced = trace(tables[0], options.cell, take_snapshot(open_store(settings)), checkout=find_checkout())
     print(json.dumps(traced, indent=1) if options.json else trace_text(traced))
     return 0
 
 
 def show(options: Namespace) -> int:
-    from nora.collate.trace import show_text
+    from nora.collate.shown import show_text
 
     store = open_store(exec_settings(options.overrides))
     record = _one_record(store, options.id)

@@ -1,5 +1,5 @@
 "use strict";
-const runs = JSON.parse(document.getElementById("runs").textContent);
+const known = JSON.parse(document.getElementById("runs").textContent);
 const panel = document.getElementById("panel");
 const body = document.getElementById("panel-body");
 const SHOWN = 60;
@@ -11,47 +11,64 @@ function element(name, text, className) {
   return made;
 }
 
-function describe(id) {
-  const run = runs[id];
+// The numbers behind "3-5 9".
+function numbers(ranges) {
+  return ranges.split(" ").flatMap(range => {
+    const [first, last = first] = range.split("-").map(Number);
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  });
+}
+
+function stateOf(number) {
+  const state = known.runs[number][1];
+  return state === undefined ? "in no table any more" : known.texts[state];
+}
+
+function describe(number) {
+  const [id, state, seed, command, difference, commit, dirty, seconds, proof, outcome] = known.runs[number];
   const box = element("div", undefined, "run");
+  box.tabIndex = -1;
   const head = element("p");
-  head.append(element("span", run ? run.state : "no longer listed", "state " + (run ? run.state : "")));
-  head.append(run ? ` · seed ${run.seed} · run ${id}` : ` · run ${id}`);
+  head.append(element("span", stateOf(number), "state " + stateOf(number)));
+  head.append(state === undefined ? ` · run ${id}` : ` · seed ${seed} · run ${id}`);
   box.append(head);
-  if (!run) return box;
-  if (run.test) box.append(element("p", "Test: " + run.test));
-  if (run.difference.length) {
-    box.append(element("p", "Unlike most runs of its table: " + run.difference.join(", ")));
+  if (state === undefined) return box;
+  if (outcome) box.append(element("p", "Outcome: " + outcome));
+  if (known.texts[difference]) {
+    box.append(element("p", "Unlike most runs of its table: " + known.texts[difference]));
   }
-  if (run.proof) box.append(element("p", "Init proof: " + run.proof));
-  if (run.commit) {
-    box.append(element("p", `Commit ${run.commit}${run.dirty ? " with uncommitted changes" : ""}, ${run.seconds} s`));
+  if (commit !== undefined) {
+    box.append(element("p", "Init proof: " + known.texts[proof]));
+    const changed = dirty ? " with uncommitted changes" : "";
+    box.append(element("p", `Commit ${known.texts[commit]}${changed}, ${seconds} s`));
   }
-  box.append(element("code", run.command));
+  box.append(element("code", known.texts[command].replace("{seed}", seed)));
   return box;
 }
 
-function more(ids, from) {
-  for (const id of ids.slice(from, from + SHOWN)) body.append(describe(id));
-  const left = ids.length - from - SHOWN;
+function more(runs, from) {
+  for (const run of runs.slice(from, from + SHOWN)) body.append(describe(run));
+  const left = runs.length - from - SHOWN;
   if (left <= 0) return;
   const button = element("button", `Show ${Math.min(left, SHOWN)} more of ${left}`, "all");
   button.type = "button";
-  button.addEventListener("click", () => { button.remove(); more(ids, from + SHOWN); });
+  button.addEventListener("click", () => {
+    const before = button.previousElementSibling;
+    button.remove();
+    more(runs, from + SHOWN);
+    before.nextElementSibling.focus();   // where the button was: a keyboard goes on from there
+  });
   body.append(button);
 }
 
 function open(button) {
-  const ids = button.dataset.runs.split(" ");
+  const runs = numbers(button.dataset.runs);
   const states = {};
-  for (const id of ids) {
-    const state = runs[id] ? runs[id].state : "no longer listed";
-    states[state] = (states[state] || 0) + 1;
-  }
+  for (const run of runs) states[stateOf(run)] = (states[stateOf(run)] || 0) + 1;
   const counts = Object.entries(states).map(([state, count]) => `${count} ${state}`).join(", ");
   document.getElementById("panel-title").textContent = `${button.dataset.label}: ${counts}`;
   body.replaceChildren();
-  more(ids, 0);
+  more(runs, 0);
   panel.showModal();
   panel.scrollTop = 0;
 }
