@@ -83,11 +83,12 @@ def test_the_released_code_starts_from_kaiming_and_says_so(run: Run, tmp_path: P
     assert nora.spec["method"]["init"] == "nystrom", "what was declared stays in the spec"
 
 
-def test_the_preconditioner_of_each_micro_batch_is_another_step(run: Run, tmp_path: Path) -> None:
-    released = [w.replace("llm_adapters", "llm_adapters_released") for w in COMMONSENSE]
-    whole, _ = run(*released, "method=nora_plus", task="commonsense", store=tmp_path / "a")
-    parts, _ = run(*released, "method=nora_plus", "exec.micro_batch_size=4", task="commonsense", store=tmp_path / "b")
-    assert whole.result["files"]["adapter"] != parts.result["files"]["adapter"]
+@pytest.mark.parametrize("split", ["exec.micro_batch_size=4", "exec.data_parallel=true"])
+def test_what_preconditions_every_part_of_a_batch_is_not_split(split: str, checkout: Path) -> None:
+    words = ["scale=smoke", "model=llama_smoke", "task=commonsense", "protocol=llm_adapters_released", split]
+    with pytest.raises(UserError, match="required null: llm_adapters_released preconditions every part of a batch"):
+        compose_run(checkout, [*words, "method=nora_plus"])
+    compose_run(checkout, [*words, "method=nora"])
 
 
 def test_modern_learns_the_answer_alone(run: Run, tmp_path: Path) -> None:

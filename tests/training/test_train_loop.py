@@ -183,6 +183,18 @@ class _Broken:
         return total * math.nan if self.kind == "loss" else total + (parameters[1] * 0).abs().sqrt().sum()
 
 
+@pytest.mark.parametrize(("each", "times"), [(False, 1), (True, 2)])
+def test_the_preconditioner_runs_once_a_step_or_after_every_micro_batch(
+    each: bool, times: int, objective: ClassificationObjective
+) -> None:
+    model = _model()
+    preconditioner = Preconditioner(lora_layers(model))
+    settings = _settings(micro_batch_size=2, precondition_each=each)
+    state = make_state(model, settings, num_examples=4, preconditioner=preconditioner)
+    train_step(model, objective, [0, 1, 2, 3], settings, state)
+    assert preconditioner.steps == times
+
+
 @pytest.mark.parametrize("kind, tensor", [("loss", "the loss"), ("gradient", "the gradient of .*lora_B")])
 @pytest.mark.parametrize("precondition", [False, True])
 def test_a_non_finite_loss_or_gradient_ends_the_run_before_anything_moves(

@@ -143,7 +143,21 @@ def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpe
         problems.append(str(error))
     if spec is None or settings is None:
         raise UserError("; ".join(problems))
+    _check_that_exec_is_neutral(spec, settings)
     return spec, settings, config["scale"]["name"]
+
+
+def _check_that_exec_is_neutral(spec: Spec, settings: ExecSpec) -> None:
+    """UserError where a setting of exec, which is no part of the id, would change a number."""
+    each = getattr(spec.protocol, "precondition", "step") == "micro_batch"
+    if not each or not isinstance(spec, FinetuneSpec) or spec.method.preconditioner is None:
+        return
+    for name in ("micro_batch_size", "data_parallel"):
+        if getattr(settings, name):
+            raise UserError(
+                f"exec.{name}: given {getattr(settings, name)}, required null: {spec.protocol.name} preconditions "
+                "every part of a batch, so a split would change the result"
+            )
 
 
 def describe(spec: Mapping[str, Any]) -> dict[str, str]:
