@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +30,10 @@ from nora.runs.execute import execute
 from nora.runs.files import canonical_json, sha256_file
 from nora.runs.kinds import dreambooth
 from nora.runs.record import Record
+from nora.runs.schema import DreamboothSpec
 from nora.runs.spec import compose_run, run_id
 from nora.runs.store import Store
+from nora.runs.subjects import picture_paths
 from nora.training.diffusion.pictures import draw_pictures, to_jpeg
 
 METHODS = {
@@ -52,6 +55,19 @@ def dream(checkout: Path, tmp_path: Path) -> Dream:
         return execute(spec, settings, checkout=checkout, store=Store(store or tmp_path / "results"), **extra)
 
     return run
+
+
+def test_a_pipeline_or_pictures_that_are_not_here_say_how_they_get_here(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    spec, _, _ = compose_run(checkout, ["kind=dreambooth", "scale=paper", "task=dog"])
+    assert isinstance(spec, DreamboothSpec)
+    model, task = (replace(part, revision="0" * 40) for part in (spec.model, spec.task))
+    with pytest.raises(RunFailed, match=f"{model.repo}: commit 0{{40}} cannot be loaded .*`nora prefetch`.*HF_TOKEN"):
+        diffusion.load_pipeline(model, checkout, torch.device("cpu"))
+    with pytest.raises(RunFailed, match=f"{task.repo}: commit 0{{40}} cannot be loaded .*`nora prefetch`.*HF_TOKEN"):
+        picture_paths(task, checkout)
 
 
 def _result(record: Record) -> str:

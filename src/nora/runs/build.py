@@ -20,7 +20,7 @@ from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_in
 from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.runs.errors import RunFailed
 from nora.runs.files import canonical_json, sha256_file
-from nora.runs.hub import how_to_unlock
+from nora.runs.hub import not_here
 from nora.runs.schema import MethodSpec, ModelSpec, TaskSpec
 from nora.training.pretrain import build_model
 
@@ -84,10 +84,7 @@ def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
             tokenizer = AutoTokenizer.from_pretrained(repo, revision=spec.revision)
             model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
         except OSError as error:
-            raise RunFailed(
-                f"{repo}: commit {spec.revision} cannot be loaded ({str(error).splitlines()[0]}); `nora prefetch` for "
-                f"its table, on a machine with network, brings it here. Where it is gated: {how_to_unlock(repo)}"
-            ) from error
+            raise RunFailed(not_here(repo, str(spec.revision), error)) from error
     else:
         folder = checkout / str(spec.repo)
         check_files(folder, spec.files or {})

@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer
 from nora.adapters import InitReport, initialize_, prove_init, save_diffusers_lora, snapshot_weights
 from nora.runs import build
 from nora.runs.errors import RunFailed
+from nora.runs.hub import not_here
 from nora.runs.schema import MethodSpec, ModelSpec
 from nora.training.diffusion import pretrain as parts
 
@@ -58,7 +59,10 @@ def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Any:
 def _snapshot(repo: str, revision: str) -> str:
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(repo, revision=revision, local_files_only=True)
+    try:
+        return snapshot_download(repo, revision=revision, local_files_only=True)
+    except OSError as error:  # LocalEntryNotFoundError is one
+        raise RunFailed(not_here(repo, revision, error)) from error
 
 
 def _random_pipeline(spec: ModelSpec, checkout: Path, plain: dict[str, Any]) -> Any:

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nora.runs.errors import UserError
+from nora.runs.errors import RunFailed, UserError
 from nora.runs.files import sha256_file
+from nora.runs.hub import not_here
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +42,11 @@ def picture_hashes(folder: Path) -> dict[str, str]:
 def _hub_folder(spec: SubjectSpec) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(spec.repo), repo_type="dataset", revision=spec.revision))
+    repo, revision = str(spec.repo), str(spec.revision)
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision))
+    except OSError as error:
+        raise RunFailed(not_here(repo, revision, error)) from error
 
 
 def picture_paths(spec: SubjectSpec, checkout: Path) -> list[Path]:
