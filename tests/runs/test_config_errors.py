@@ -17,7 +17,7 @@ from nora.runs.errors import UserError
 from nora.runs.spec import compose_run
 
 TABLE = [
-    (["protocol.learning_rate=1"], ["protocol.learning_rate: unknown key", "allowed here: name, version, lr"]),
+    (["protocol.learning_rate=1"], ["protocol.learning_rate: unknown key", "allowed here: version, lr, batch_size"]),
     (["method.rnk=4"], ["method.rnk: unknown key", "did you mean method.rank?"]),
     (["+method.rnk=4"], ["method.rnk: unknown key", "did you mean method.rank?"]),
     (["++protocol.lrr=4"], ["protocol.lrr: unknown key", "did you mean protocol.lr?"]),

@@ -112,43 +112,40 @@ class MethodSpec:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class FewShotProtocol:
-    """Training and evaluation rules of the few-shot tasks."""
+class _TrainingProtocol:
+    """AdamW with a schedule and clipping: what every protocol that trains has."""
 
-    name: Literal["mezo"]
     version: Count
     lr: Positive
     batch_size: Count
-    epochs: Size
     schedule: Literal["linear", "cosine", "constant"]
-    warmup_steps: Size
     optimizer: Literal["adamw"]
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     eps: Positive
     weight_decay: NonNegative
     max_grad_norm: Positive | None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FewShotProtocol(_TrainingProtocol):
+    """Training and evaluation rules of the few-shot tasks."""
+
+    name: Literal["mezo"]
+    epochs: Size
+    warmup_steps: Size
     precision: Literal["fp32", "bf16"]
     share_prompt: bool
     max_steps: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class InstructProtocol:
+class InstructProtocol(_TrainingProtocol):
     """Training on instructions and scoring generated answers (paper, Tables 4 and 9)."""
 
     name: Literal["llm_adapters", "llm_adapters_released", "llm_adapters_modern", "metamath"]
-    version: Count
-    lr: Positive
-    batch_size: Count
     epochs: Size
-    schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: Size | None
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None
-    optimizer: Literal["adamw"]
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    eps: Positive
-    weight_decay: NonNegative
-    max_grad_norm: Positive | None
     precision: Literal["fp32", "bf16", "fp16"]
     """fp16: autocast with a scaled loss, as the paper's scripts train (their base is model.dtype=float16)."""
     cutoff: Count
@@ -371,24 +368,15 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class DreamboothProtocol:
+class DreamboothProtocol(_TrainingProtocol):
     """Training and drawing rules of subject-driven generation."""
 
     name: Literal["dreambooth"]
-    version: Count
     steps: Count
-    batch_size: Count
-    lr: Positive
     resolution: Annotated[int, Field(ge=8, multiple_of=8)]
     crop: Literal["random", "center"]
     interpolation: Literal["bilinear", "lanczos"]
-    schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: Size
-    optimizer: Literal["adamw"]
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    eps: Positive
-    weight_decay: NonNegative
-    max_grad_norm: Positive | None
     precision: Literal["fp32", "bf16"]
     pictures: Count
     """Pictures drawn at the end, one per picture seed 0, 1, …"""
