@@ -23,6 +23,7 @@ from twins import OneLinear, one_linear_with_lora, randomize_factors, same_bytes
         ({"xi": math.inf}, "xi: given inf, required"),
         ({"xi": 0.1, "side": "C"}, "side: given 'C', required 'A' or 'B'"),
         ({"xi": 0.1, "seed": -1}, "seed: given -1, required"),
+        ({"xi": 0.1, "seed": 1.5}, "seed: given 1.5, required an integer"),
         ({"xi": 0.1, "seed": 2**32}, "seed: given 4294967296, required"),
         ({"xi": 0.1, "adapter_name": "other"}, "adapter 'other': the model has no LoRA layer"),
     ],
