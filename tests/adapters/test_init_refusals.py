@@ -65,6 +65,31 @@ def test_a_rank_above_the_weight() -> None:
     assert same_bytes(before, snapshot(model))
 
 
+@pytest.mark.parametrize("started", ["default", "other"])
+def test_a_merged_weight_is_not_the_pretrained_one(started: str) -> None:
+    """And a start of the merged adapter itself would leave its update in the base at unmerging."""
+    model = one_linear_with_lora()
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["proj"]))
+    randomize_factors(model)
+    pretrained = lora_layers(model)[0].weight.clone()
+    model.merge_adapter(adapter_names=["default"])
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="proj: given a weight with default merged into it, .*unmerge_adapter"):
+        nystrom_init_(model, xi=0.1, adapter_name=started, overwrite=True)
+    assert same_bytes(before, snapshot(model))
+    model.unmerge_adapter()
+    torch.testing.assert_close(lora_layers(model)[0].weight, pretrained)
+    assert nystrom_init_(model, xi=0.1, adapter_name=started, overwrite=True).passed
+
+
+def test_a_start_that_overflows_does_not_blame_the_base() -> None:
+    model = with_lora(tiny_opt())
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"given xi 1e\+300, .*the factors overflow float32"):
+        nystrom_init_(model, xi=1e300)
+    assert same_bytes(before, snapshot(model))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_broken_base_weight_in_the_last_layer(bad: float) -> None:
     """Checked before the first write: the layers before it are as they were."""
