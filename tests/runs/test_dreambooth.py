@@ -193,6 +193,30 @@ def test_stock_diffusers_loads_the_adapter_and_draws_the_recorded_picture(dream:
     assert np.abs(after - before).max() > 0
 
 
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_a_start_that_moves_the_base_is_saved_for_the_untouched_one(method: str, dream: Dream, tmp_path: Path) -> None:
+    """Killed on the way: the second attempt must find the factors at the start again."""
+
+    def show(update: Update) -> None:
+        if update.phase == "train" and update.step == 3:
+            raise _Killed
+
+    words = (f"method={method}", "exec.keep_adapter=true", "exec.checkpoint_every=1")
+    with pytest.raises(RunFailed, match="_Killed"):
+        dream(*words, show=show)
+    record, _ = dream(*words)
+    assert record.run["resumed_at_step"] == 2
+    folder = Store(tmp_path / "results").run_dir("dreambooth", record.id)
+    spec, _, _ = compose_run(ROOT, ["kind=dreambooth", "scale=smoke", f"method={method}"])
+    pipeline = diffusion.load_pipeline(spec.model, ROOT, torch.device("cpu"))
+    pipeline.load_lora_weights(folder, weight_name=record.result["files"]["adapter"]["name"])
+    (drawn,) = draw_pictures(pipeline, spec.task.prompt, seeds=[0], steps=25, guidance=2.0, side=8)
+    with Image.open(folder / record.result["files"]["picture_00"]["name"]) as recorded:
+        kept = np.asarray(recorded, dtype=float)
+    with Image.open(io.BytesIO(to_jpeg(drawn))) as again:
+        assert np.abs(np.asarray(again, dtype=float) - kept).max() <= 4
+
+
 def test_an_adapter_has_the_same_bytes_each_time_and_is_a_safetensors_file(tmp_path: Path) -> None:
     """safetensors' own metadata order is drawn anew for each file."""
     unet = tiny_unet()
