@@ -73,3 +73,8 @@ def peak_mib(method: Callable[[], object], device: torch.device) -> float:
 def devices() -> list[torch.device]:
     """The CPU and, where there is one, the GPU."""
     return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
+def aim(what: str, factor: float, found: float) -> str:
+    """The line of a table that says whether a ratio aimed at was reached."""
+    return f"aim {factor:g}x {what}: {'met' if found >= factor else 'NOT met'}, {found:.2f}x"

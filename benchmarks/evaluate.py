@@ -94,4 +94,6 @@ def table(result: dict[str, Any]) -> str:
             f"{r['batched']:9.3f}s {r['batched_ratio']:5.1f}x {r['shared']:9.3f}s {r['shared_ratio']:5.1f}x  "
             f"{r['worst_difference_float64']:.1e}"
         )
+    (record,) = (r["shared_ratio"] for r in result["rows"] if r["task"] == "record")
+    lines.append(f"aim 3x for shared prompts on ReCoRD: {'met' if record >= 3 else 'NOT met'}, {record:.2f}x")
     return "\n".join([*lines, f"{result['threads']} threads, interleaved, medians"])

@@ -7,13 +7,14 @@ changes another (the data order). Streams are drawn on the CPU, hence equal on e
 from __future__ import annotations
 
 import hashlib
+from numbers import Integral
 
 import torch
 
 
 def stream_seed(seed: int, stream: str, module: str = "") -> int:
     """63-bit seed of the stream: the first 8 bytes of SHA-256 over ``seed``, ``stream`` and ``module``."""
-    if not 0 <= seed < 2**32:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
         raise ValueError(f"seed: given {seed}, required an integer from 0 to 2**32 - 1")
     digest = hashlib.sha256(f"{seed}\0{stream}\0{module}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

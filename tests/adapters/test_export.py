@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
-from nora.adapters import factors_at_start, lora_layers, nystrom_init_, save_adapter
+from nora.adapters import factors_at_start, lora_layers, nystrom_init_, save_adapter, save_diffusers_lora
 from twins import same_bytes, snapshot, tiny_opt, with_lora
 
 IDS = torch.arange(3, 24)[None]
@@ -70,6 +70,37 @@ def test_a_moved_base_needs_the_factors_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapter_name: given 'x'"):
         save_adapter(model, tmp_path, adapter_name="x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("init", ["nystrom", "olora"])
+def test_stock_diffusers_reads_alpha(init: str, tmp_path: Path) -> None:
+    """α = 3 r, and other ones by pattern: without the file's metadata diffusers would take α = r."""
+    diffusers = pytest.importorskip("diffusers")
+    from diffusion_twins import TARGETS, tiny_unet
+    from nora.training.diffusion.pretrain import make_scheduler
+
+    unet = tiny_unet()
+    config: Any = LoraConfig(r=4, lora_alpha=12, alpha_pattern={"to_v": 5}, target_modules=TARGETS)
+    config.init_lora_weights = True if init == "nystrom" else init
+    unet.add_adapter(config)
+    if init == "nystrom":
+        assert nystrom_init_(unet, xi=0.1).passed
+    start = factors_at_start(unet)
+    draw = torch.Generator().manual_seed(0)
+    for layer in lora_layers(unet):
+        layer.B.data += 0.1 * torch.randn(layer.B.shape, generator=draw)
+    save_diffusers_lora(unet, tmp_path, at_start=start)
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=None, text_encoder=None, tokenizer=None, unet=tiny_unet(), scheduler=make_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.load_lora_weights(str(tmp_path))
+    sample = torch.randn(2, unet.config.in_channels, 8, 8, generator=draw)
+    text = torch.randn(2, 5, unet.config.cross_attention_dim, generator=draw)
+    with torch.no_grad():
+        trained, loaded, base = (u(sample, 10, text).sample for u in (unet, pipeline.unet, tiny_unet()))
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=1e-5 if init == "olora" else 0)
+    assert (trained - base).abs().max() > 0.01
 
 
 def test_the_live_adapter_is_not_changed_by_saving(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_of_a_factorisation_loss_it_is_the_sketch_of_the_target() -> None:
         (lambda m: _loss(m) * float("nan"), "required a finite scalar"),
         (lambda m: m.base_model.model.lm_head.weight.sum().requires_grad_(), "has no gradient here"),
         (lambda m: 1 / 0, "division by zero"),
+        (lambda m: torch.tensor(1.0), "loss: given tensor.*required a tensor that depends on the model's factors"),
+        (lambda m: _loss(m).item(), "loss: given .*required a tensor that depends on the model's factors"),
     ],
 )
 def test_a_bad_loss_leaves_the_model_as_it_was(loss: Any, message: str) -> None:

@@ -23,6 +23,7 @@ from twins import OneLinear, one_linear_with_lora, randomize_factors, same_bytes
         ({"xi": math.inf}, "xi: given inf, required"),
         ({"xi": 0.1, "side": "C"}, "side: given 'C', required 'A' or 'B'"),
         ({"xi": 0.1, "seed": -1}, "seed: given -1, required"),
+        ({"xi": 0.1, "seed": 1.5}, "seed: given 1.5, required an integer"),
         ({"xi": 0.1, "seed": 2**32}, "seed: given 4294967296, required"),
         ({"xi": 0.1, "adapter_name": "other"}, "adapter 'other': the model has no LoRA layer"),
     ],
@@ -61,6 +62,31 @@ def test_a_rank_above_the_weight() -> None:
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"given rank 33, required 1 to min\(32, 32\) = 32"):
         nystrom_init_(model, xi=0.1)
+    assert same_bytes(before, snapshot(model))
+
+
+@pytest.mark.parametrize("started", ["default", "other"])
+def test_a_merged_weight_is_not_the_pretrained_one(started: str) -> None:
+    """And a start of the merged adapter itself would leave its update in the base at unmerging."""
+    model = one_linear_with_lora()
+    model.add_adapter("other", LoraConfig(r=4, target_modules=["proj"]))
+    randomize_factors(model)
+    pretrained = lora_layers(model)[0].weight.clone()
+    model.merge_adapter(adapter_names=["default"])
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="proj: given a weight with default merged into it, .*unmerge_adapter"):
+        nystrom_init_(model, xi=0.1, adapter_name=started, overwrite=True)
+    assert same_bytes(before, snapshot(model))
+    model.unmerge_adapter()
+    torch.testing.assert_close(lora_layers(model)[0].weight, pretrained)
+    assert nystrom_init_(model, xi=0.1, adapter_name=started, overwrite=True).passed
+
+
+def test_a_start_that_overflows_does_not_blame_the_base() -> None:
+    model = with_lora(tiny_opt())
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"given xi 1e\+300, .*the factors overflow float32"):
+        nystrom_init_(model, xi=1e300)
     assert same_bytes(before, snapshot(model))
 
 

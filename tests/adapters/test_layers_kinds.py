@@ -144,6 +144,18 @@ def test_half_bases_keep_float32_adapters_and_float32_products(dtype: torch.dtyp
     assert prove_init(model, inputs={"input_ids": torch.arange(3, 9)[None]}).output_difference == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dora_on_a_half_base_is_proved_to_that_precision(dtype: torch.dtype) -> None:
+    """PEFT rescales a DoRA layer's output in half precision, whatever the start: that rounding is no failed start."""
+    model = with_lora(tiny_opt(dtype=dtype), use_dora=True)
+    nystrom_init_(model, xi=0.1)
+    inputs = {"input_ids": torch.arange(3, 15)[None]}
+    report = prove_init(model, inputs=inputs)
+    assert report.passed and 0 < (report.output_difference or 0) < 2 * torch.finfo(dtype).eps
+    lora_layers(model)[0].B.data.fill_(1.0)
+    assert any("the output differs" in problem for problem in prove_init(model, inputs=inputs).problems)
+
+
 def test_a_wide_half_weight_is_read_in_blocks() -> None:
     """More entries than one block; every block must reach the product, on both sides."""
     from nora.adapters.products import left_product, right_product

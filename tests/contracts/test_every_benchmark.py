@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ def _load(name: str) -> Any:
 def test_it_loads(name: str) -> None:
     module = _load(name)
     assert callable(module.run) and callable(module.table)
+
+
+@pytest.mark.parametrize("name", ["init", "preconditioner", "evaluate", "dreambooth", "factorization"])
+def test_the_table_of_the_committed_figures_says_what_was_aimed_at_and_reached(name: str) -> None:
+    committed = json.loads((FOLDER.parent / "results" / "bench" / f"{name}.json").read_text())
+    lines = _load(name).table(committed["result"]).splitlines()
+    verdicts = [line for line in lines if line.strip().startswith(("aim", "target"))]
+    assert verdicts and all(": met, " in line or ": NOT met, " in line for line in verdicts)
 
 
 @pytest.mark.slow

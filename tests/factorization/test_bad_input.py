@@ -75,6 +75,7 @@ BAD = {
     ),
     "factorize float16": (lambda: factorize(I5.half(), 2, generator=generator(0, "f")), "float16"),
     "factorize rank": (lambda: factorize(I5, 6, generator=generator(0, "f")), "rank: given 6"),
+    "factorize half a rank": (lambda: factorize(I5, 2.5, generator=generator(0, "f")), "rank: given 2.5.*an integer"),
     "factorize nan": (lambda: factorize(I5 / 0, 2, generator=generator(0, "f")), "non-finite"),
     "factorize generator": (lambda: factorize(I5, 2, generator=None), "generator: given None"),
     "factorize type": (lambda: factorize([[1.0]], 1, generator=generator(0, "f")), "given list without shape, dtype"),

@@ -48,6 +48,13 @@ def test_power_iterations_equal_the_subspace_iteration():
     assert float((X @ Y.mT - range_finder(A, 6, q=2)).abs().max()) <= 1e-9
 
 
+def test_power_iterations_keep_the_small_directions():
+    """kappa = 1e8: powers of A A^T that are not made orthonormal in between are of condition 1e40 and keep none."""
+    A = matrix(spectrum=geometric(10, 1e8))
+    X, Y = factorize(A, 10, generator=generator(0, "init"), power_iterations=2)
+    assert float(torch.linalg.matrix_norm(X @ Y.mT - A)) <= 1e-13
+
+
 @pytest.mark.parametrize("kappa", [1e2, 1e8, 1e12])
 @pytest.mark.parametrize("rank", [10, 17])
 def test_exact_at_any_conditioning(kappa, rank):

@@ -73,6 +73,18 @@ def test_altgd_uses_the_new_x_and_gd_the_old():
     close(solvers.load("gd")(eta=eta).step(ASYM, State(X, Y), 0).X, X1)
 
 
+@pytest.mark.parametrize("name", ["scaled_gd", "scaled_gd_pinv"])
+def test_scaled_steps_read_the_old_pair_and_the_first_leaves_x(name):
+    """Equation (6): Jacobi order, X_1 = X_0."""
+    X, Y = start("altgd", ASYM)
+    E, solver = X @ Y.mT - ASYM.dense(), solvers.load(name)(eta=0.4)
+    Y1 = Y - 0.4 * E.mT @ X @ torch.linalg.inv(X.mT @ X)
+    first, later = (solver.step(ASYM, State(X, Y), t) for t in (0, 1))
+    assert torch.equal(first.X, X)
+    for found, wanted in ((first.Y, Y1), (later.Y, Y1), (later.X, X - 0.4 * E @ Y @ torch.linalg.inv(Y.mT @ Y))):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+
+
 def test_damped_step_against_the_formula():
     X, Y = start("altgd", ASYM)
     A, E = ASYM.dense(), X @ Y.mT - ASYM.dense()

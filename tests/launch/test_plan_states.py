@@ -74,6 +74,19 @@ def test_cost_at_paper_scale_says_that_it_is_an_estimate(checkout: Path, tmp_pat
         assert planned.cost_source.startswith("estimate")
 
 
+def test_a_cell_that_waits_has_the_cost_of_the_largest_batch_it_may_get(checkout: Path, tmp_path: Path) -> None:
+    paper = load_table(checkout, "table2", ["scale=paper", "seed=0", "method=lora,nora", "task=sst2,record"])
+    planned = plan(cells(paper, {}, checkout=checkout), Store(tmp_path), {})
+    lora = {p.cell.column: p for p in planned if p.cell.row == "lora" and p.cell.settings["protocol.batch_size"] == 8}
+    waiting = [p for p in planned if p.state == "waits"]
+    assert len(waiting) == 2 * 3 * 3 and {p.cell.column for p in waiting} == {"sst2", "record"}
+    for cell in waiting:
+        like = lora[cell.cell.column].to_dict()
+        for key in ("hours", "cost_source", "memory_gib", "memory_source"):
+            assert cell.to_dict()[key] == like[key] is not None
+    assert "cells)" not in plan_text(paper, planned).splitlines()[1], "the whole is summed, not a part of it"
+
+
 def test_texts_show_states_and_reasons(table: Table, stage1: list[Cell], tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.new_attempt("finetune", str(stage1[1].id)).fail("RunFailed: full disk")

@@ -33,7 +33,7 @@ from nora.runs.record import Record
 from nora.runs.schema import DreamboothSpec
 from nora.runs.spec import compose_run, run_id
 from nora.runs.store import Store
-from nora.runs.subjects import picture_paths
+from nora.runs.subjects import load_pictures, picture_paths
 from nora.training.diffusion.pictures import draw_pictures, to_jpeg
 
 METHODS = {
@@ -90,6 +90,11 @@ def test_each_method_trains_draws_and_proves_its_start(method: str, dream: Dream
         with Image.open(folder / file["name"]) as picture:
             assert picture.size == (32, 32)
     assert record.run["encoded_crops"] <= 5, "square pictures have one crop each"
+
+
+def test_the_mean_losses_of_table_3_are_over_all_steps_and_over_the_last_hundred() -> None:
+    losses = [float(i) for i in range(150)]
+    assert dreambooth.loss_metrics(losses) == {"mean": 74.5, "last_100": 99.5, "steps": losses}
 
 
 def test_all_methods_see_the_same_draws_and_only_the_start_differs(
@@ -185,12 +190,36 @@ def test_stock_diffusers_loads_the_adapter_and_draws_the_recorded_picture(dream:
         pipeline = diffusion.load_pipeline(spec.model, ROOT, torch.device("cpu"))
         if loaded:
             pipeline.load_lora_weights(folder, weight_name=record.result["files"]["adapter"]["name"])
-            assert {m.alpha for m in pipeline.unet.peft_config.values() if hasattr(m, "alpha")} <= {4.0}
+            assert [(c.r, c.lora_alpha) for c in pipeline.unet.peft_config.values()] == [(4, 4)]
         drawn += draw_pictures(pipeline, spec.task.prompt, seeds=[0], steps=25, guidance=2.0, side=8)
     recorded = (folder / record.result["files"]["picture_00"]["name"]).read_bytes()
     before, after = (np.asarray(p, dtype=float) for p in drawn)
     assert to_jpeg(drawn[1]) == recorded, "the reloaded adapter draws what was drawn before saving"
     assert np.abs(after - before).max() > 0
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_a_start_that_moves_the_base_is_saved_for_the_untouched_one(method: str, dream: Dream, tmp_path: Path) -> None:
+    """Killed on the way: the second attempt must find the factors at the start again."""
+
+    def show(update: Update) -> None:
+        if update.phase == "train" and update.step == 3:
+            raise _Killed
+
+    words = (f"method={method}", "exec.keep_adapter=true", "exec.checkpoint_every=1")
+    with pytest.raises(RunFailed, match="_Killed"):
+        dream(*words, show=show)
+    record, _ = dream(*words)
+    assert record.run["resumed_at_step"] == 2
+    folder = Store(tmp_path / "results").run_dir("dreambooth", record.id)
+    spec, _, _ = compose_run(ROOT, ["kind=dreambooth", "scale=smoke", f"method={method}"])
+    pipeline = diffusion.load_pipeline(spec.model, ROOT, torch.device("cpu"))
+    pipeline.load_lora_weights(folder, weight_name=record.result["files"]["adapter"]["name"])
+    (drawn,) = draw_pictures(pipeline, spec.task.prompt, seeds=[0], steps=25, guidance=2.0, side=8)
+    with Image.open(folder / record.result["files"]["picture_00"]["name"]) as recorded:
+        kept = np.asarray(recorded, dtype=float)
+    with Image.open(io.BytesIO(to_jpeg(drawn))) as again:
+        assert np.abs(np.asarray(again, dtype=float) - kept).max() <= 4
 
 
 def test_an_adapter_has_the_same_bytes_each_time_and_is_a_safetensors_file(tmp_path: Path) -> None:
@@ -278,6 +307,17 @@ def test_a_folder_of_ones_own_is_trained_on_and_what_is_no_picture_is_named(
     noise_picture(40, 40, seed=9).save(pictures / "0.png")
     words = ["kind=dreambooth", "scale=smoke", "method=nora", *_own(pictures)]
     assert run_id(compose_run(checkout, words)[0]) != record.id, "other bytes, another run"
+
+
+def test_a_turned_photograph_stands_upright_and_every_picture_is_rgb(tmp_path: Path, checkout: Path) -> None:
+    """Telephones turn pictures by a note in the file; the trained picture is the one that is seen."""
+    tags = Image.Exif()
+    tags[0x0112] = 6  # turned by 90 degrees
+    noise_picture(48, 32).save(tmp_path / "a.jpg", exif=tags)
+    noise_picture(32, 32).convert("L").save(tmp_path / "b.png")
+    spec, _, _ = compose_run(checkout, ["kind=dreambooth", "scale=smoke", *_own(tmp_path)])
+    assert isinstance(spec, DreamboothSpec)
+    assert [(p.size, p.mode) for p in load_pictures(spec.task, checkout)] == [((32, 48), "RGB"), ((32, 32), "RGB")]
 
 
 def test_bad_pictures_are_one_clear_line_before_torch(pictures: Path, tmp_path: Path, capfd: Any) -> None:

@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from nora.runs import kinds
+from nora.runs import build, kinds
 from nora.runs.context import Update
 from nora.runs.errors import RunFailed
 from nora.runs.files import canonical_json, sha256_file
 from nora.runs.kinds import finetune
 from nora.runs.record import Record
+from nora.runs.schema import FinetuneSpec
+from nora.runs.spec import compose_run
 from nora.runs.store import Store, read_json_lines
 
 METHODS = ("lora", "lora_p", "pissa", "olora", "nora", "nora_plus", "prefix")
@@ -296,3 +300,16 @@ def test_each_step_has_dropout_masks_of_its_own() -> None:
         masks.append(torch.rand(8))
     assert torch.equal(masks[0], masks[3])
     assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+@pytest.mark.parametrize("method, parameters", [("nora", 1_572_864), ("prefix", 491_520)])
+def test_opt_1_3b_trains_the_papers_number_of_parameters(method: str, parameters: int, checkout: Path) -> None:
+    """On the meta device, from the files that a paper-scale run is composed of."""
+    spec, _, _ = compose_run(checkout, ["scale=paper", "task=sst2", f"method={method}", "model.weights=random"])
+    assert isinstance(spec, FinetuneSpec) and spec.model.name == "opt_1.3b"
+    fields = dict(spec.model.architecture or {})
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+        base.requires_grad_(False)
+        adapted = get_peft_model(base, build.peft_config(spec.method, spec.model.targets))
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == parameters

@@ -129,3 +129,4 @@ def test_timesteps_are_uniform_over_the_schedule() -> None:
     counts = torch.histc(torch.tensor(drawn, dtype=torch.float32), bins=10, min=0, max=1000)
     # chi-square with 9 degrees of freedom: 27.9 at 0.1 %
     assert float(((counts - 400) ** 2 / 400).sum()) < 27.9
+    assert {Draws(0).timestep(step, 0, 3) for step in range(50)} == {0, 1, 2}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PrefixTuningConfig, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoTokenizer
 
+from nora import tasks
 from nora.adapters import prefix_init_
 from nora.adapters.prefix import drawn_tokens, token_keys_values
+from nora.training import assess
 from nora.training.forward import hidden_states
 from nora.training.generation import greedy
 from twins import randomize_factors, tiny_opt, with_lora
@@ -62,3 +67,25 @@ def test_with_a_prefix_it_equals_recomputing_everything_at_each_token() -> None:
 
     with torch.no_grad():
         assert greedy(model, PROMPTS, stop=[], max_new_tokens=8, pad_id=0) == [slow(p) for p in PROMPTS]
+
+
+def test_squad_is_generated_up_to_the_newline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 50 new tokens after the bare prompt, ended by EOS or the newline that closes the training target."""
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "assets" / "opt_mini")
+    task = tasks.load("superglue", "squad")
+    example = task.build({"title": "T", "context": "C.", "question": "Q?", "answers": {"text": ["two words"]}})
+    seen: dict[str, Any] = {}
+
+    def greedy(model: Any, prompts: Any, **settings: Any) -> list[list[int]]:
+        seen.update(settings, prompts=prompts)
+        return [tokenizer(" two words")["input_ids"][1:]]
+
+    monkeypatch.setattr(assess, "greedy", greedy)
+    assessor = assess.Assessor(task, tokenizer, pad_id=1, share_prompt=True, max_length=128)
+    predictions = assessor._generate(nn.Module(), assess.Split.encode([example], tokenizer, max_length=128))
+    assert predictions == [{"prediction": "two words", "references": ["two words"]}]
+    (prompt,) = seen["prompts"]
+    assert list(prompt) == tokenizer("Title: T\nContext: C.\nQuestion: Q?\nAnswer:")["input_ids"]
+    newline = tokenizer(example.candidates[0])["input_ids"][-1]
+    assert tokenizer.decode([newline]) == "\n"
+    assert seen["stop"] == [tokenizer.eos_token_id, newline] and seen["max_new_tokens"] == 50

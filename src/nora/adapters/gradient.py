@@ -85,6 +85,8 @@ def _gradients_at_sketch(
                 write_factors(layer, Factors(omega, torch.zeros_like(layer.B)))
     with torch.enable_grad():
         value = loss(model)
+        if not (isinstance(value, Tensor) and value.requires_grad):
+            raise ValueError(f"loss: given {value!r}, required a tensor that depends on the model's factors")
         if value.numel() != 1 or not torch.isfinite(value).all():
             raise ValueError(f"loss: given {tuple(value.shape)} values or a non-finite one, required a finite scalar")
         sketched = [layer.A if side == "A" else layer.B for layer in layers]

@@ -47,7 +47,8 @@ def _check_options(mark: InitMark) -> None:
 
 
 def check_weight(layer: AdapterLayer) -> None:
-    """ValueError where the layer's frozen weight is not here, whole and of a floating dtype, or the rank too large."""
+    """ValueError where the layer's frozen weight is not here, whole, unmerged and of a floating dtype, or the rank too
+    large."""
     stored = layer.held_weight
     if stored.is_meta or layer.A.is_meta or layer.B.is_meta:
         raise ValueError(f"{layer.name}: the weight is on the meta device; load the pretrained weights first")
@@ -56,6 +57,12 @@ def check_weight(layer: AdapterLayer) -> None:
         raise ValueError(
             f"{layer.name}: given a sharded weight ({type(stored).__name__}), required a whole one; "
             "start the adapter before the model is sharded"
+        )
+    if layer.module.merged:
+        merged = ", ".join(layer.module.merged_adapters)
+        raise ValueError(
+            f"{layer.name}: given a weight with {merged} merged into it, required the pretrained one; "
+            "call model.unmerge_adapter() first"
         )
     W = layer.weight
     if not W.is_floating_point():
@@ -124,5 +131,8 @@ def _finite_factors(layer: AdapterLayer, mark: InitMark) -> Factors:
     """The expected factors; a sketch of a weight with one non-finite entry is itself not finite, so W is read once."""
     made = expected_factors(layer, layer.weight, mark)
     if not all(bool(torch.isfinite(factor).all()) for factor in made):
+        if bool(torch.isfinite(layer.weight).all()):
+            given = ", ".join(f"{key} {value}" for key, value in mark.options.items())
+            raise ValueError(f"{layer.name}: given {given}: the factors overflow float32, required a smaller start")
         raise ValueError(f"{layer.name}: the pretrained weight has non-finite entries; the base model is broken")
     return made

@@ -47,7 +47,7 @@ def nystrom_init_(
     Returns the proof (see ``prove_init``); look at ``report.passed``. Raises ValueError, the model left as it was, for
     an adapter that looks trained (the factor PEFT starts at zero is not) unless ``overwrite``, for ``xi``, ``side``,
     ``seed`` or a rank out of range, no LoRA layer, a weight that is not finite, not floating-point, not whole
-    (sharded) or on the meta device, a grouped convolution, factors shared by two layers.
+    (sharded), merged with an adapter or on the meta device, a grouped convolution, factors shared by two layers.
     """
     if side not in ("A", "B"):
         raise ValueError(f"side: given {side!r}, required 'A' or 'B'")

@@ -6,7 +6,7 @@ weight that is replaced afterwards. Nothing there notices. Here every run measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from nora.adapters.outputs import output_difference, relative
 _EXACT_WIDTH = 1024  # up to here ‖Wᵀ W‖ is computed; a larger Gram matrix would cost far more than the init it proves
 _PROBES = 64
 TOLERANCE = 1e-5  # relative difference between the factors read and the factors recomputed
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,14 @@ def measure_layer(layer: AdapterLayer, mark: InitMark, pretrained: Tensor | None
     )
 
 
+def _output_tolerance(layers: Sequence[AdapterLayer], moves_base: bool) -> float:
+    """How far the output may be off, relative: not at all, but where the arithmetic of the adapter itself rounds."""
+    # A DoRA layer scales its output by magnitude / ‖W‖: 1 at the start, which half precision does not keep to the bit.
+    dtypes = [layer.held_weight.dtype for layer in layers if layer.module.use_dora[layer.adapter]]
+    squares = [torch.finfo(dtype).eps ** 2 for dtype in dtypes if dtype in _HALF]
+    return max(TOLERANCE if moves_base else 0.0, sum(squares) ** 0.5)  # independent roundings, one a layer
+
+
 @torch.no_grad()
 def prove_init(
     model: nn.Module,
@@ -128,15 +137,17 @@ def prove_init(
 
     The settings (ξ, side, seed) are those ``nystrom_init_`` left on the live layers; a layer without them does not
     pass. ``inputs`` are the keyword arguments of one forward pass: the output must equal the base's, exactly where
-    the base is untouched and to 1e-5 relative where the init moves it. ``pretrained`` maps canonical module names to
-    the weights [out, in] before anything touched them; without it the layer's present weight is taken.
-    ``base_output`` is the untouched model's output, needed where the adapter moves the base. Only a model without
-    LoRA layers raises (ValueError); a failed proof is returned.
+    the base is untouched, to 1e-5 relative where the init moves it, and to √layers times the machine precision where
+    DoRA adapters are on a float16 or bfloat16 base (PEFT's own arithmetic rounds there). ``pretrained`` maps
+    canonical module names to the weights [out, in] before anything touched them; without it the layer's present
+    weight is taken. ``base_output`` is the untouched model's output, needed where the adapter moves the base. Only a
+    model without LoRA layers raises (ValueError); a failed proof is returned.
     """
     problems: list[str] = []
     modules: list[ModuleProof] = []
     moves_base = inits.load(init).MOVES_BASE
-    for layer in lora_layers(model, adapter_name):
+    layers = lora_layers(model, adapter_name)
+    for layer in layers:
         mark = init_mark(layer)
         if mark is None:
             problems.append(f"{layer.name}: nothing says how it was started (no init was applied to this live model)")
@@ -158,7 +169,7 @@ def prove_init(
     difference = None
     if inputs is not None:
         difference = output_difference(model, inputs, base_output)
-        allowed = TOLERANCE if moves_base else 0.0
+        allowed = _output_tolerance(layers, moves_base)
         if not difference <= allowed:
             problems.append(f"the output differs from the base model's by {difference:.2e} (allowed {allowed:.0e})")
     return InitReport(init, not problems, tuple(problems), tuple(modules), difference)

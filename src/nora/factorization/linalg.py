@@ -36,11 +36,11 @@ def require_float(tensor: Tensor, name: str) -> None:
 
 
 def require_rank(rank: int, m: int, n: int) -> None:
-    """1 <= rank <= min(m, n)."""
-    if not 1 <= rank <= min(m, n):
+    """An integer, 1 <= rank <= min(m, n)."""
+    if not isinstance(rank, int) or not 1 <= rank <= min(m, n):
         raise ValueError(
-            f"rank: given {rank}, required 1 <= rank <= min(m, n) = {min(m, n)} for a {m} x {n} matrix; choose a "
-            "rank in that range"
+            f"rank: given {rank}, required 1 <= rank <= min(m, n) = {min(m, n)} for a {m} x {n} matrix; choose an "
+            "integer in that range"
         )
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -168,6 +168,13 @@ def lora_config(method: MethodSpec, targets: list[str]) -> LoraConfig:
     )
 
 
+def peft_config(method: MethodSpec, targets: list[str]) -> PeftConfig:
+    """PEFT's config of a method: LoRA or prefix tuning."""
+    if method.adapter == "prefix":
+        return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=method.num_virtual_tokens or 0)
+    return lora_config(method, targets)
+
+
 def init_options(method: MethodSpec) -> dict[str, Any]:
     """The settings that the method's init knows."""
     options = inits.load(method.init).OPTIONS
@@ -190,10 +197,9 @@ def _add_lora(
 def _add_prefix(
     base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
 ) -> Adapted:
-    del targets, probe
-    count = method.num_virtual_tokens or 0
-    tokens = drawn_tokens(base.model.config.vocab_size, count, seed=seed)
+    del probe
+    tokens = drawn_tokens(base.model.config.vocab_size, method.num_virtual_tokens or 0, seed=seed)
     keys_values = token_keys_values(base.model, tokens)
-    model = get_peft_model(base.model, PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=count))
+    model = get_peft_model(base.model, peft_config(method, targets))
     prefix_init_(model, keys_values)
     return Adapted(model, prove_prefix(model, base.model, tokens), {})

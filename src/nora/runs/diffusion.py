@@ -16,7 +16,15 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from nora.adapters import InitReport, initialize_, prove_init, save_diffusers_lora, snapshot_weights
+from nora.adapters import (
+    InitReport,
+    factors_at_start,
+    initialize_,
+    inits,
+    prove_init,
+    save_diffusers_lora,
+    snapshot_weights,
+)
 from nora.runs import build
 from nora.runs.errors import RunFailed
 from nora.runs.hub import not_here
@@ -101,6 +109,8 @@ class AdaptedUnet:
     unet: Any
     proof: InitReport
     pretrained: Mapping[str, Tensor]
+    at_start: Mapping[str, Tensor] | None
+    """The adapter's tensors where the start moved the base (PiSSA, OLoRA): its file needs them."""
 
 
 def add_adapter(
@@ -120,13 +130,14 @@ def add_adapter(
     proof = prove_init(unet, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
     if not proof.passed:
         raise RunFailed("the init proof failed: " + "; ".join(proof.problems[:3]))
-    return AdaptedUnet(unet, proof, pretrained)
+    moved = bool(inits.load(method.init).MOVES_BASE)
+    return AdaptedUnet(unet, proof, pretrained, factors_at_start(unet) if moved else None)
 
 
-def adapter_bytes(unet: Any) -> bytes:
-    """The adapter in the file format of ``load_lora_weights``."""
+def adapter_bytes(unet: Any, at_start: Mapping[str, Tensor] | None = None) -> bytes:
+    """The adapter in the file format of ``load_lora_weights``, for the untouched base."""
     with tempfile.TemporaryDirectory() as folder:
-        return with_sorted_header(save_diffusers_lora(unet, folder).read_bytes())
+        return with_sorted_header(save_diffusers_lora(unet, folder, at_start=at_start).read_bytes())
 
 
 def with_sorted_header(data: bytes) -> bytes:

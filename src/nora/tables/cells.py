@@ -33,6 +33,8 @@ class Cell:
     spec: Mapping[str, Any] | None
     id: str | None
     waits_for: str | None = None
+    like: Mapping[str, Any] | None = None
+    """Of a cell that waits: its spec at the largest of the values it waits for, what it may cost."""
 
 
 class SpecBook:
@@ -188,11 +190,19 @@ def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: 
             if method == search.first:
                 continue
             for point in grid_points(table.file.grid(method, task)):
-                for seed in table.seeds:
-                    if reused is None:
-                        made.append(
-                            Cell(table.name, table.scale, method, task, seed, 2, point, (), None, None, search.first)
-                        )
-                    else:
-                        made.append(make_cell(table, book, method, task, seed, 2, {**reused, **point}))
+                if reused is None:
+                    made += _waiting_cells(table, book, method, task, point)
+                else:
+                    made += [make_cell(table, book, method, task, seed, 2, {**reused, **point}) for seed in table.seeds]
     return made
+
+
+def _waiting_cells(table: Table, book: SpecBook, method: str, task: str, point: Settings) -> list[Cell]:
+    """A grid point's cells over the seeds while what they reuse is not chosen."""
+    first = table.file.search.first
+    grid = table.file.grid(first, task)
+    largest = {key: max(grid[key]) for key in table.file.search.reuse}
+    like = book.spec(method, task, table.seeds[0], _measure(table, method), {**largest, **point})
+    return [
+        Cell(table.name, table.scale, method, task, seed, 2, point, (), None, None, first, like) for seed in table.seeds
+    ]

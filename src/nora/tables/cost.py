@@ -35,16 +35,17 @@ _SHAPE = {"opt_1.3b": (2048, 24), "llama_7b": (4096, 32), "llama2_7b": (4096, 32
 
 
 def memory_gib(cell: Cell) -> tuple[float | None, str]:
-    """Peak device memory of one run in GiB and where the figure comes from."""
-    if cell.spec is not None and cell.spec["kind"] == "dreambooth":
-        parameters = _PIPELINE_PARAMETERS.get(cell.spec["model"]["name"])
+    """Peak device memory of one run in GiB and where the figure comes from; the most where the cell waits."""
+    spec = cell.spec or cell.like
+    if spec is not None and spec["kind"] == "dreambooth":
+        parameters = _PIPELINE_PARAMETERS.get(spec["model"]["name"])
         if parameters is None:
             return None, "unknown"
         return 4 * parameters / 2**30 + 6.0, "estimate: fp32 weights + 6 GiB for activations and drawing"
-    if cell.spec is None or cell.spec["kind"] != "finetune":
+    if spec is None or spec["kind"] != "finetune":
         return None, "unknown"
-    model, protocol = cell.spec["model"], cell.spec["protocol"]
-    task = cell.spec["task"]["name"]
+    model, protocol = spec["model"], spec["protocol"]
+    task = spec["task"]["name"]
     if model["name"] not in _PARAMETERS or task not in _TOKENS | _TEXT_TOKENS:
         return None, "unknown"
     hidden, layers = _SHAPE[model["name"]]
@@ -78,17 +79,18 @@ def measured_hours(records: Iterable[Record]) -> Measured:
 
 def estimate(cell: Cell, measured: Measured) -> tuple[float | None, str]:
     """Hours of one run and where the figure comes from ("measured", "estimate: …" or "unknown")."""
-    if cell.spec is None:
+    spec = cell.spec or cell.like
+    if spec is None:
         return None, "unknown until the choice it waits for"
-    known = measured.get(_key(cell.spec))
+    known = measured.get(_key(spec))
     if known is not None:
         return known, "measured: mean of the records of like runs"
-    if cell.spec["kind"] == "dreambooth" and cell.spec["model"]["name"] in _UNET_FLOPS:
-        return _dreambooth_hours(cell.spec), "estimate: 0.8 TFLOP per UNet pass in fp32 at 30 % of an H100"
-    if cell.spec["kind"] != "finetune":
+    if spec["kind"] == "dreambooth" and spec["model"]["name"] in _UNET_FLOPS:
+        return _dreambooth_hours(spec), "estimate: 0.8 TFLOP per UNet pass in fp32 at 30 % of an H100"
+    if spec["kind"] != "finetune":
         return None, "unknown: no like run has a record yet"
-    parameters = _PARAMETERS.get(cell.spec["model"]["name"])
-    task, protocol = cell.spec["task"], cell.spec["protocol"]
+    parameters = _PARAMETERS.get(spec["model"]["name"])
+    task, protocol = spec["task"], spec["protocol"]
     if parameters is None or task["name"] not in _TOKENS | _TEXT_TOKENS:
         return None, "unknown: no like run has a record yet"
     if task["name"] in _TEXT_TOKENS:

@@ -143,7 +143,7 @@ def execute(spec: DreamboothSpec, context: RunContext) -> Outcome:
     files: dict[str, tuple[str, str, bytes, bool]] = {
         f"picture_{i:02d}": (f"picture_{i:02d}", ".jpg", to_jpeg(picture), True) for i, picture in enumerate(drawn)
     }
-    adapter = diffusion.adapter_bytes(adapted.unet)
+    adapter = diffusion.adapter_bytes(adapted.unet, adapted.at_start)
     files["adapter"] = ("pytorch_lora_weights", ".safetensors", adapter, context.settings.keep_adapter)
     timing["seconds"] = time.monotonic() - started
     return Outcome(metrics=metrics, proof=adapted.proof.to_dict(), files=files, run=timing)
