@@ -153,7 +153,7 @@ def test_the_plan_at_paper_scale(table: str, runs: int, checkout: Path) -> None:
     [
         (["protocol.warmup_ratio=0.1"], "give either warmup_steps or warmup_ratio"),
         (["protocol.beams=0"], "protocol.beams: given 0, input should be greater than or equal to 1"),
-        (["+protocol.share_prompt=true"], "protocol.share_prompt: unknown key, allowed here: name, version, lr"),
+        (["+protocol.share_prompt=true"], "protocol.share_prompt: unknown key, allowed here: version, lr"),
         (["protocol.name=llm_adapter"], "did you mean llm_adapters?"),
     ],
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-
 from nora import streams
 from nora.factorization import Asymmetric, Problem, Staircase, State, Symmetric, Trace, iterate, solvers, starts
 
@@ -14,6 +12,7 @@ from nora.factorization import geometric, plateau  # isort: skip
 from nora.runs.context import Outcome, RunContext, Update
 from nora.runs.errors import Interrupted, RunFailed
 from nora.runs.schema import FactorizeSpec, ProblemSpec, SolverSpec, StartSpec
+from nora.runs.start_proof import prove_start
 
 _REPORTS = 100  # lines of progress
 
@@ -45,21 +44,6 @@ def build_solver(spec: SolverSpec) -> Any:
     return solvers.load(spec.name)(eta=eta, **settings)  # type: ignore[call-arg]
 
 
-def _prove_start(spec: FactorizeSpec, problem: Problem, state: State) -> dict[str, Any]:
-    """That what the solver is given equals the start's formula on this problem."""
-    expected = build_start(spec.start, problem, spec.seed)
-    pairs = [(state.X, expected.X)] + (
-        [(state.Y, expected.Y)] if state.Y is not None and expected.Y is not None else []
-    )
-    difference = max(float(torch.linalg.norm(given - wanted)) for given, wanted in pairs)
-    relative = difference / float(torch.linalg.norm(expected.X))
-    problems = [] if relative <= 1e-12 else [f"the start differs from {spec.start.name} by {relative:.2e}"]
-    return {
-        "init": spec.start.name, "passed": not problems, "problems": problems, "modules": [],
-        "output_difference": relative,
-    }  # fmt: skip
-
-
 def execute(spec: FactorizeSpec, context: RunContext) -> Outcome:
     """Iterates and returns the metrics along the way (measure=[trace]), iterations to each ε, and the stop reason.
 
@@ -78,7 +62,7 @@ def execute(spec: FactorizeSpec, context: RunContext) -> Outcome:
         problem = build_problem(spec.problem, spec.seed)
         state = build_start(spec.start, problem, spec.seed)
         solver = build_solver(spec.solver)
-        proof = _prove_start(spec, problem, state)
+        proof = prove_start(spec.start, problem, state, spec.seed)
         if not proof["passed"]:
             raise RunFailed("; ".join(proof["problems"]))
         trace = iterate(
