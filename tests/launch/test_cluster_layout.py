@@ -18,6 +18,7 @@ from nora.launch.profile import Profile, load_profile
 from nora.launch.submission import create, load
 from nora.launch.submit import RunTask, script
 from nora.runs.errors import RunFailed, UserError
+from nora.runs.schema import KINDS
 from nora.runs.spec import compose_run
 from nora.runs.store import Store
 from nora.tables.cells import Cell, cells
@@ -37,7 +38,9 @@ def _cells(checkout: Path, *more: str) -> list[Cell]:
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.yaml")))
 def test_every_profile_is_valid(path: Path, checkout: Path) -> None:
-    assert _profile(checkout, f"exec.profile={path.stem}").setup[0] == "set -euo pipefail"
+    profile = _profile(checkout, f"exec.profile={path.stem}")
+    assert profile.setup[0] == "set -euo pipefail"
+    assert set(profile.resources) == set(KINDS), "every target can be launched"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,8 @@ def test_plan_prints_the_script_without_slurm(capsys: Out, monkeypatch: pytest.M
     assert cli.main(["launch", *words]) == 2
     assert "sbatch is not found" in capsys.readouterr().err
     assert cli.main(["plan", "table2", "scale=smoke", "--sbatch"]) == 2
+    assert cli.main(["plan", "table3", "scale=smoke", "exec=slurm", f"exec.results={tmp_path}"]) == 0
+    assert "array 0: dreambooth/sd_smoke" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
