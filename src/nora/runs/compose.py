@@ -42,16 +42,19 @@ def _permit_new_keys(conf: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
+    problems = []
     for override in overrides:
         key, _, value = override.partition("=")
         group = key.lstrip("+")
-        if key.startswith("hydra") or not (conf / group).is_dir() or value in ("null", ""):
+        if key.startswith("hydra") or not (conf / group).is_dir() or value == "null":
             continue
         allowed = choices(conf, group)
-        if re.fullmatch(r"[\w.\-]+", value) and value not in allowed:
+        if re.fullmatch(r"[\w.\-]*", value) and value not in allowed:
             near = difflib.get_close_matches(value, allowed, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{group}: given {value!r}, allowed {', '.join(allowed)}{hint}")
+            problems.append(f"{group}: given {value!r}, allowed {', '.join(allowed)}{hint}")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _first_line(error: BaseException) -> str:
@@ -83,9 +86,12 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
     limits.check_folder(conf)
     limits.check_overrides(overrides)
     try:
-        OverridesParser.create().parse_overrides(overrides=list(overrides))
+        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
     except (OverrideParseException, HydraException) as error:
         raise UserError(f"{_first_line(error)} (an override is key=value)") from None
+    several = [one.input_line for one in parsed if one.is_sweep_override()]
+    if several:
+        raise UserError(f"{', '.join(map(str, several))}: several values; `nora run -m` runs each, key=[a,b] is a list")
     _check_choices(conf, overrides)
     GlobalHydra.instance().clear()
     try:
