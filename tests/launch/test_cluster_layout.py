@@ -182,6 +182,8 @@ def test_canaries_are_one_short_run_per_class_with_ids_of_their_own(checkout: Pa
 
 def test_a_canary_here_prints_memory_and_step_time(capsys: Out, tmp_path: Path) -> None:
     words = ["table2", "scale=smoke", "task=cb", "seed=0", "method=lora", f"exec.results={tmp_path}"]
+    assert cli.main(["launch", *words, "--canary", "--dry-run"]) == 0
+    assert "protocol.max_steps=20" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
     assert cli.main(["launch", *words, "--canary"]) == 0
     out = capsys.readouterr().out
     assert "ms a step" in out and "GiB of memory" in out

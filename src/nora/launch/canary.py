@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -51,9 +52,9 @@ def _line(cell: Cell, record: Record | None, reason: str) -> str:
     return f"canary {name}: {record.status}: {speed}{run['wall_seconds']:.0f} s in all, {memory} ({run['cpu']})"
 
 
-def launch_canary(table: Target, cluster: Cluster, exec_overrides: Sequence[str]) -> int:
+def launch_canary(table: Target, cluster: Cluster, exec_overrides: Sequence[str], *, dry_run: bool = False) -> int:
     """Runs the canaries where the launch would run and waits for them; 1 where one fails. Their records stand apart
-    from the table's, below canary/."""
+    from the table's, below canary/. With ``dry_run`` says which would run, SLURM's word on them included."""
     store = Store(cluster.store.root / "canary")
     there = replace(cluster, store=store, settings=replace(cluster.settings, results=str(store.root)))
     cells = canary_cells(current_plan(table, cluster, None))
@@ -62,12 +63,19 @@ def launch_canary(table: Target, cluster: Cluster, exec_overrides: Sequence[str]
         return 0
     check_specs(cells)
     fresh = [c for c in cells if c.spec is not None and store.read(c.spec["kind"], str(c.id)) is None]
+    if dry_run and cluster.settings.name != "slurm":
+        for cell in fresh:
+            print(shlex.join(["nora", "run", *cell.overrides, f"exec.results={store.root}"]))
+        return 0
     if cluster.settings.name == "slurm":
         if not slurm.installed():
             raise UserError("exec=slurm: sbatch is not found; this is no machine of a SLURM cluster")
         profile = load_profile(cluster.checkout, cluster.settings)
         if fresh:
-            submit_cells(table.name, fresh, replace(profile, runs_per_task=1), there)
+            submit_cells(table.name, fresh, replace(profile, runs_per_task=1), there, dry_run=dry_run)
+        if dry_run:
+            return 0
+        if fresh:
             print("waiting for the canaries (Ctrl-C leaves them running)", file=sys.stderr, flush=True)
             while _unfinished(fresh, store):
                 time.sleep(_POLL_SECONDS)
