@@ -78,6 +78,16 @@ def test_cost_at_paper_scale_says_that_it_is_an_estimate(checkout: Path, tmp_pat
         assert planned.cost_source.startswith("estimate")
 
 
+def test_a_cell_that_waits_has_a_cost(checkout: Path, tmp_path: Path) -> None:
+    """Which batch size it will take over does not change how many tokens it trains on."""
+    paper = load_table(checkout, "table2", ["scale=paper", "seed=0"])
+    planned = plan(cells(paper, {}, checkout=checkout), Store(tmp_path), {})
+    hours = {(p.cell.row, p.cell.column): p.hours for p in planned}
+    assert {p.state for p in planned if p.cell.row == "nora"} == {"waits"}
+    assert all(hours["nora", task] == hours["lora", task] is not None for task in paper.columns)
+    assert "h on one device" in (text := plan_text(paper, planned)) and "(of " not in text
+
+
 def test_memory_is_the_largest_runs_with_its_own_source(checkout: Path, tmp_path: Path) -> None:
     paper = cells(load_table(checkout, "table2", ["scale=paper", "seed=0"]), {}, checkout=checkout)
     waiting_first = sorted(plan(paper, Store(tmp_path), {}), key=lambda p: p.state != "waits")

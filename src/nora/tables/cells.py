@@ -33,6 +33,8 @@ class Cell:
     spec: Mapping[str, Any] | None
     id: str | None
     waits_for: str | None = None
+    like: Mapping[str, Any] | None = None
+    """Where there is no spec yet: one of the same kind, model, task and method, for what the run will cost."""
 
 
 class SpecBook:
@@ -121,6 +123,20 @@ def make_cell(table: Table, book: SpecBook, method: str, task: str, seed: int, s
     return Cell(table.name, table.scale, method, task, seed, stage, settings, overrides, spec, identity)
 
 
+def _waiting(
+    table: Table, book: SpecBook, method: str, task: str, points: list[Settings], waits_for: str
+) -> list[Cell]:
+    """Stage-2 cells of one method and task whose settings are not all known."""
+    if not points:  # a grid with an empty axis
+        return []
+    like = book.spec(method, task, table.seeds[0], _measure(table, method), points[0])
+    return [
+        Cell(table.name, table.scale, method, task, seed, 2, point, (), None, None, waits_for, like)
+        for point in points
+        for seed in table.seeds
+    ]
+
+
 def trials(
     table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record], reused: Settings | None = None
 ) -> list[Trial]:
@@ -170,13 +186,10 @@ def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: 
         for task in table.columns:
             for method in table.methods:
                 settings = chosen.get(task, {}).get(method)
-                for seed in table.seeds:
-                    if settings is None:
-                        made.append(
-                            Cell(table.name, table.scale, method, task, seed, 2, {}, (), None, None, "a choice")
-                        )
-                    else:
-                        made.append(make_cell(table, book, method, task, seed, 1, settings))
+                if settings is None:
+                    made += _waiting(table, book, method, task, [{}], "a choice")
+                else:
+                    made += [make_cell(table, book, method, task, seed, 1, settings) for seed in table.seeds]
         return made
     for task in table.columns:
         if search.first in table.methods:
@@ -187,12 +200,10 @@ def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: 
         for method in table.methods:
             if method == search.first:
                 continue
-            for point in grid_points(table.file.grid(method, task)):
-                for seed in table.seeds:
-                    if reused is None:
-                        made.append(
-                            Cell(table.name, table.scale, method, task, seed, 2, point, (), None, None, search.first)
-                        )
-                    else:
-                        made.append(make_cell(table, book, method, task, seed, 2, {**reused, **point}))
+            points = grid_points(table.file.grid(method, task))
+            if reused is None:
+                made += _waiting(table, book, method, task, points, search.first)
+                continue
+            for point in points:
+                made += [make_cell(table, book, method, task, seed, 2, {**reused, **point}) for seed in table.seeds]
     return made

@@ -78,17 +78,18 @@ def measured_hours(records: Iterable[Record]) -> Measured:
 
 def estimate(cell: Cell, measured: Measured) -> tuple[float | None, str]:
     """Hours of one run and where the figure comes from ("measured", "estimate: …" or "unknown")."""
-    if cell.spec is None:
+    spec = cell.spec or cell.like
+    if spec is None:
         return None, "unknown until the choice it waits for"
-    known = measured.get(_key(cell.spec))
+    known = measured.get(_key(spec))
     if known is not None:
         return known, "measured: mean of the records of like runs"
-    if cell.spec["kind"] == "dreambooth" and cell.spec["model"]["name"] in _UNET_FLOPS:
-        return _dreambooth_hours(cell.spec), "estimate: 0.8 TFLOP per UNet pass in fp32 at 30 % of an H100"
-    if cell.spec["kind"] != "finetune":
+    if spec["kind"] == "dreambooth" and spec["model"]["name"] in _UNET_FLOPS:
+        return _dreambooth_hours(spec), "estimate: 0.8 TFLOP per UNet pass in fp32 at 30 % of an H100"
+    if spec["kind"] != "finetune":
         return None, "unknown: no like run has a record yet"
-    parameters = _PARAMETERS.get(cell.spec["model"]["name"])
-    task, protocol = cell.spec["task"], cell.spec["protocol"]
+    parameters = _PARAMETERS.get(spec["model"]["name"])
+    task, protocol = spec["task"], spec["protocol"]
     if parameters is None or task["name"] not in _TOKENS | _TEXT_TOKENS:
         return None, "unknown: no like run has a record yet"
     if task["name"] in _TEXT_TOKENS:
