@@ -22,6 +22,7 @@ from nora.runs.schema import KINDS
 from nora.runs.spec import compose_run
 from nora.runs.store import Store
 from nora.tables.cells import Cell, cells
+from nora.tables.cost import memory_gib
 from nora.tables.table import load_table
 
 Out = pytest.CaptureFixture[str]
@@ -178,6 +179,14 @@ def test_canaries_are_one_short_run_per_class_with_ids_of_their_own(checkout: Pa
     short = canary_cells(plan(made, Store(tmp_path), {}))
     assert len(short) == 1 and short[0].id not in {c.id for c in made}
     assert short[0].spec is not None and short[0].spec["protocol"]["max_steps"] == 20
+
+
+def test_a_canary_is_the_largest_run_of_its_class(checkout: Path, tmp_path: Path) -> None:
+    """SST-2 comes first and has short rows; memory is asked for the longest ones."""
+    table = load_table(checkout, "table2", ["scale=paper", "method=lora", "seed=0"])
+    planned = plan(cells(table, {}, checkout=checkout), Store(tmp_path), {})
+    (cell,) = canary_cells(planned)
+    assert memory_gib(cell)[0] == max(memory_gib(p.cell)[0] or 0 for p in planned)
 
 
 def test_a_canary_here_prints_memory_and_step_time(capsys: Out, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from nora.runs.record import Record
 from nora.runs.spec import run_id
 from nora.runs.store import Store
 from nora.tables.cells import Cell
+from nora.tables.cost import memory_gib
 from nora.tables.targets import Target
 
 STEPS = 20
@@ -27,11 +28,12 @@ _POLL_SECONDS = 2.0
 
 
 def canary_cells(planned: Sequence[PlannedCell]) -> list[Cell]:
-    """The first missing cell of each resource class, cut to twenty steps: another spec, hence another id."""
+    """Of each resource class the missing cell that needs the most memory, as far as that is known, cut to twenty steps:
+    another spec, hence another id."""
     made: dict[Any, Cell] = {}
-    for p in planned:
-        cell = p.cell
-        if p.state not in SUBMITTABLE or cell.spec is None or class_of(cell) in made:
+    missing = [p.cell for p in planned if p.state in SUBMITTABLE and p.cell.spec is not None]
+    for cell in sorted(missing, key=lambda cell: -(memory_gib(cell)[0] or 0.0)):  # stable: else the first one
+        if cell.spec is None or class_of(cell) in made:
             continue
         key = {"finetune": "max_steps", "dreambooth": "steps"}.get(cell.spec["kind"], "iterations")
         steps = min(STEPS, cell.spec["protocol"].get(key) or STEPS)
