@@ -85,7 +85,7 @@ def test_why_and_logs(store: Path, capsys: Out) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["id"] == path.name and json.loads(found["logs"][0]["tail"][0])["step"] == 1
     assert cli.main(["why", path.name, where]) == 0
-    assert "published its record" in capsys.readouterr().out
+    assert ", test 0/1: published its record" in capsys.readouterr().out, "the phase it was last in"
     assert cli.main(["why", path.name, where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "done"
 

@@ -91,6 +91,7 @@ def why(store: Store, beginning: str, queue: Queue | None) -> dict[str, Any]:
                 "attempt": attempt.number,
                 "host": owner.get("host"),
                 "job": owner.get("job"),
+                "phase": journal[-1]["phase"] if journal else "setup",
                 "step": journal[-1]["step"] if journal else 0,
                 "total": journal[-1]["total"] if journal else None,
                 "end": _ending(attempt),
@@ -110,7 +111,7 @@ def why_text(found: dict[str, Any]) -> str:
     lines = [f"run {found['id']}: {found['state']}{': ' if found['reason'] else ''}{found['reason']}"]
     for a in found["attempts"]:
         where = f"{a['host']}{', job ' + a['job'] if a['job'] else ''}"
-        lines.append(f"  attempt {a['attempt']} ({where}), step {a['step']}/{a['total'] or '?'}: {a['end']}")
+        lines.append(f"  attempt {a['attempt']} ({where}), {a['phase']} {a['step']}/{a['total'] or '?'}: {a['end']}")
     lines += [f"  job {j['job']} (submission {j['submission']}): {j['state']}" for j in found["jobs"]]
     for a in found["attempts"][-1:]:
         path = Path(a["folder"]) / "failed.json"
