@@ -118,7 +118,7 @@ def build_spec(config: Mapping[str, Any], pins: Pins) -> Spec:
     if absent:
         raise UserError("; ".join(f"{key}: required for kind={kind}" for key in absent))
     given = {key for key, value in config.items() if value is not None}
-    extra = given - set(SPEC_KEYS[kind]) - {"exec", "scale", "experiment"}
+    extra = given - set(SPEC_KEYS[kind]) - {"exec", "scale"}
     if extra:
         raise UserError("; ".join(unknown_key(key, [*SPEC_KEYS[kind], "exec", "scale"]) for key in sorted(extra)))
     plain = pins.apply({key: config[key] for key in SPEC_KEYS[kind]})
