@@ -82,8 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = verb(name, text, handler)
         sub.add_argument("id", metavar="ID")
         sub.add_argument("overrides", nargs="*", default=[], metavar="exec.results=…")
-        if name == "why":
-            sub.add_argument("--json", action="store_true")
+        sub.add_argument("--json", action="store_true")
     sub = verb("show", "one record: spec, metrics, init proof, provenance", results.show)
     sub.add_argument("id", metavar="ID")
     sub.add_argument("--json", action="store_true")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,8 +72,22 @@ def test_launch_dry_run_prints_commands_that_make_exactly_the_missing_runs(
     assert cli.main(["launch", *_words(store), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("nora run ") for line in lines)
-    assert {run_id(compose_run(checkout, line.split()[2:])[0]) for line in lines} == missing
+    assert {run_id(compose_run(checkout, shlex.split(line)[2:])[0]) for line in lines} == missing
     assert sorted(store.rglob("*")) == before
+
+
+def test_why_and_logs(store: Path, capsys: Out) -> None:
+    (path,) = store.glob("runs/finetune/*")
+    where = f"exec.results={store}"
+    assert cli.main(["logs", path.name, where]) == 0
+    assert str(path / "attempts" / "0001" / "journal.jsonl") in capsys.readouterr().out
+    assert cli.main(["logs", path.name, where, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["id"] == path.name and json.loads(found["logs"][0]["tail"][0])["step"] == 1
+    assert cli.main(["why", path.name, where]) == 0
+    assert ", test 0/1: published its record" in capsys.readouterr().out, "the phase it was last in"
+    assert cli.main(["why", path.name, where, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "done"
 
 
 def test_collate_writes_three_files_or_none(store: Path, capsys: Out) -> None:

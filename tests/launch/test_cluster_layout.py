@@ -18,9 +18,11 @@ from nora.launch.profile import Profile, load_profile
 from nora.launch.submission import create, load
 from nora.launch.submit import RunTask, script
 from nora.runs.errors import RunFailed, UserError
+from nora.runs.schema import KINDS
 from nora.runs.spec import compose_run
 from nora.runs.store import Store
 from nora.tables.cells import Cell, cells
+from nora.tables.cost import memory_gib
 from nora.tables.table import load_table
 
 Out = pytest.CaptureFixture[str]
@@ -37,7 +39,9 @@ def _cells(checkout: Path, *more: str) -> list[Cell]:
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.yaml")))
 def test_every_profile_is_valid(path: Path, checkout: Path) -> None:
-    assert _profile(checkout, f"exec.profile={path.stem}").setup[0] == "set -euo pipefail"
+    profile = _profile(checkout, f"exec.profile={path.stem}")
+    assert profile.setup[0] == "set -euo pipefail"
+    assert set(profile.resources) == set(KINDS), "every target can be launched"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,8 @@ def test_plan_prints_the_script_without_slurm(capsys: Out, monkeypatch: pytest.M
     assert cli.main(["launch", *words]) == 2
     assert "sbatch is not found" in capsys.readouterr().err
     assert cli.main(["plan", "table2", "scale=smoke", "--sbatch"]) == 2
+    assert cli.main(["plan", "table3", "scale=smoke", "exec=slurm", f"exec.results={tmp_path}"]) == 0
+    assert "array 0: dreambooth/sd_smoke" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,8 +181,18 @@ def test_canaries_are_one_short_run_per_class_with_ids_of_their_own(checkout: Pa
     assert short[0].spec is not None and short[0].spec["protocol"]["max_steps"] == 20
 
 
+def test_a_canary_is_the_largest_run_of_its_class(checkout: Path, tmp_path: Path) -> None:
+    """SST-2 comes first and has short rows; memory is asked for the longest ones."""
+    table = load_table(checkout, "table2", ["scale=paper", "method=lora", "seed=0"])
+    planned = plan(cells(table, {}, checkout=checkout), Store(tmp_path), {})
+    (cell,) = canary_cells(planned)
+    assert memory_gib(cell)[0] == max(memory_gib(p.cell)[0] or 0 for p in planned)
+
+
 def test_a_canary_here_prints_memory_and_step_time(capsys: Out, tmp_path: Path) -> None:
     words = ["table2", "scale=smoke", "task=cb", "seed=0", "method=lora", f"exec.results={tmp_path}"]
+    assert cli.main(["launch", *words, "--canary", "--dry-run"]) == 0
+    assert "protocol.max_steps=20" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
     assert cli.main(["launch", *words, "--canary"]) == 0
     out = capsys.readouterr().out
     assert "ms a step" in out and "GiB of memory" in out

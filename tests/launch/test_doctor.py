@@ -63,8 +63,12 @@ def test_a_laptop_without_anything_is_good_enough(site: Path, tmp_path: Path) ->
 
 
 def test_a_login_node_with_everything(site: Path, tmp_path: Path, monkeypatch: Patch) -> None:
-    lock = {"models": {"facebook/opt-1.3b": {}}, "tasks": {"cb": {}}}
+    lock = {"models": {"facebook/opt-1.3b": {"commit": "c0ffee"}}, "tasks": {"cb": {}}}
     (site / "conf" / "revisions.lock").write_text(json.dumps(lock))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    said = _found(tmp_path, site)["revisions.lock"]
+    assert said.verdict == "note" and "not in the Hub cache: facebook/opt-1.3b" in said.said
+    (tmp_path / "hub" / "models--facebook--opt-1.3b" / "snapshots" / "c0ffee").mkdir(parents=True)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 500 * 2**30))
     monkeypatch.setattr(socket, "create_connection", lambda *given, **more: socket.socket())

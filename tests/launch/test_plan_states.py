@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nora import cli
+from nora.launch import campaign
 from nora.launch.plan import SUBMITTABLE, counts, plan
 from nora.launch.show import plan_text, status_text
 from nora.runs.record import Record
@@ -15,6 +17,8 @@ from nora.runs.store import Store
 from nora.tables.cells import Cell, cells
 from nora.tables.table import Table, load_table
 from synthetic import record_of
+
+Out = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -85,6 +89,28 @@ def test_a_cell_that_waits_has_the_cost_of_the_largest_batch_it_may_get(checkout
         for key in ("hours", "cost_source", "memory_gib", "memory_source"):
             assert cell.to_dict()[key] == like[key] is not None
     assert "cells)" not in plan_text(paper, planned).splitlines()[1], "the whole is summed, not a part of it"
+
+
+def test_memory_is_the_largest_runs_with_its_own_source(checkout: Path, tmp_path: Path) -> None:
+    paper = cells(load_table(checkout, "table2", ["scale=paper", "seed=0"]), {}, checkout=checkout)
+    waiting_first = sorted(plan(paper, Store(tmp_path), {}), key=lambda p: p.state != "waits")
+    text = plan_text(load_table(checkout, "table2", ["scale=paper", "seed=0"]), waiting_first)
+    assert "GiB a run (estimate: weights + kept activations + 1 GiB)" in text
+
+
+def test_retry_runs_what_failed_and_nothing_else(
+    stage1: list[Cell], checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    given: list[str | None] = []
+    monkeypatch.setattr(campaign, "run_cells", lambda cells, **more: given.extend(c.id for c in cells))
+    words = ["retry", "table2", "scale=mini", "task=cb", "seed=0", f"exec.results={tmp_path}"]
+    assert cli.main(words) == 0 and given == [], "nothing has failed"
+    failed = str(stage1[1].id)
+    Store(tmp_path).new_attempt("finetune", failed).fail("RunFailed: full disk")
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("nora run ") == 1 and given == []
+    assert cli.main(words) == 1, "it has failed again"
+    assert given == [failed]
 
 
 def test_texts_show_states_and_reasons(table: Table, stage1: list[Cell], tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_gated_model_names_its_licence_page_and_the_token(
 ) -> None:
     request = httpx.Request("GET", f"https://huggingface.co/{LLAMA2}")
 
-    def shut(repo: str) -> dict[str, Any]:
+    def shut(repo: str, pinned: Any) -> dict[str, Any]:
         raise GatedRepoError("403 Client Error", response=httpx.Response(403, request=request))
 
     monkeypatch.setattr(prefetch, "_model_entry", shut)

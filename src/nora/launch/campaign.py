@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nora.launch.local import Finished, run_cells
-from nora.launch.plan import SUBMITTABLE, counts, plan
+from nora.launch.plan import RETRIED, SUBMITTABLE, counts, plan
 from nora.launch.queue import Queue
 from nora.runs.store import Store
 from nora.tables.cells import SpecBook
@@ -25,18 +25,21 @@ def launch_local(
     threads: int,
     exec_overrides: Sequence[str],
     queue: Queue | None = None,
+    retry: bool = False,
 ) -> int:
-    """0 when every cell is done or diverged, 1 otherwise. A run that failed is tried once per launch; one that SLURM
-    holds (``queue``) is left to it."""
+    """0 when every cell (with ``retry``: every one that had failed) is done or diverged, 1 otherwise. A run that failed
+    is tried once per launch; one that SLURM holds (``queue``) is left to it."""
+    states = RETRIED if retry else SUBMITTABLE
     book = SpecBook(checkout, table) if isinstance(table, Table) else None
     tried: set[str] = set()
     while True:
         records = {record.id: record for record in store.records()}
         planned = plan(target_cells(table, records, checkout=checkout, book=book), store, records, queue)
         # One record may serve two cells; it is run once.
-        missing = {p.cell.id: p.cell for p in planned if p.state in SUBMITTABLE and p.cell.id not in tried}
+        missing = {p.cell.id: p.cell for p in planned if p.state in states and p.cell.id not in tried}
         if not missing:
-            left = {state: n for state, n in counts(planned).items() if state not in ("done", "diverged")}
+            asked = [p for p in planned if not retry or p.cell.id in tried]
+            left = any(p.state not in ("done", "diverged") for p in asked)
             tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
             print(f"{table.headline}: {tally}", flush=True)
             return 1 if left else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from nora.runs.record import Record
 from nora.runs.spec import run_id
 from nora.runs.store import Store
 from nora.tables.cells import Cell
+from nora.tables.cost import memory_gib
 from nora.tables.targets import Target
 
 STEPS = 20
@@ -26,11 +28,12 @@ _POLL_SECONDS = 2.0
 
 
 def canary_cells(planned: Sequence[PlannedCell]) -> list[Cell]:
-    """The first missing cell of each resource class, cut to twenty steps: another spec, hence another id."""
+    """Of each resource class the missing cell that needs the most memory, as far as that is known, cut to twenty steps:
+    another spec, hence another id."""
     made: dict[Any, Cell] = {}
-    for p in planned:
-        cell = p.cell
-        if p.state not in SUBMITTABLE or cell.spec is None or class_of(cell) in made:
+    missing = [p.cell for p in planned if p.state in SUBMITTABLE and p.cell.spec is not None]
+    for cell in sorted(missing, key=lambda cell: -(memory_gib(cell)[0] or 0.0)):  # stable: else the first one
+        if cell.spec is None or class_of(cell) in made:
             continue
         key = {"finetune": "max_steps", "dreambooth": "steps"}.get(cell.spec["kind"], "iterations")
         steps = min(STEPS, cell.spec["protocol"].get(key) or STEPS)
@@ -51,9 +54,9 @@ def _line(cell: Cell, record: Record | None, reason: str) -> str:
     return f"canary {name}: {record.status}: {speed}{run['wall_seconds']:.0f} s in all, {memory} ({run['cpu']})"
 
 
-def launch_canary(table: Target, cluster: Cluster, exec_overrides: Sequence[str]) -> int:
+def launch_canary(table: Target, cluster: Cluster, exec_overrides: Sequence[str], *, dry_run: bool = False) -> int:
     """Runs the canaries where the launch would run and waits for them; 1 where one fails. Their records stand apart
-    from the table's, below canary/."""
+    from the table's, below canary/. With ``dry_run`` says which would run, SLURM's word on them included."""
     store = Store(cluster.store.root / "canary")
     there = replace(cluster, store=store, settings=replace(cluster.settings, results=str(store.root)))
     cells = canary_cells(current_plan(table, cluster, None))
@@ -62,12 +65,19 @@ def launch_canary(table: Target, cluster: Cluster, exec_overrides: Sequence[str]
         return 0
     check_specs(cells)
     fresh = [c for c in cells if c.spec is not None and store.read(c.spec["kind"], str(c.id)) is None]
+    if dry_run and cluster.settings.name != "slurm":
+        for cell in fresh:
+            print(shlex.join(["nora", "run", *cell.overrides, f"exec.results={store.root}"]))
+        return 0
     if cluster.settings.name == "slurm":
         if not slurm.installed():
             raise UserError("exec=slurm: sbatch is not found; this is no machine of a SLURM cluster")
         profile = load_profile(cluster.checkout, cluster.settings)
         if fresh:
-            submit_cells(table.name, fresh, replace(profile, runs_per_task=1), there)
+            submit_cells(table.name, fresh, replace(profile, runs_per_task=1), there, dry_run=dry_run)
+        if dry_run:
+            return 0
+        if fresh:
             print("waiting for the canaries (Ctrl-C leaves them running)", file=sys.stderr, flush=True)
             while _unfinished(fresh, store):
                 time.sleep(_POLL_SECONDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nora.launch import slurm
 from nora.launch.layout import Array, layout
-from nora.launch.plan import SUBMITTABLE, PlannedCell, counts, plan
+from nora.launch.plan import RETRIED, SUBMITTABLE, PlannedCell, counts, plan
 from nora.launch.profile import Profile, load_profile
 from nora.launch.queue import Queue, read_queue
 from nora.launch.submission import create, one_launch_at_a_time, submissions
@@ -19,8 +19,6 @@ from nora.runs.spec import check_ready
 from nora.runs.store import Store
 from nora.tables.cells import Cell, SpecBook
 from nora.tables.targets import Target, target_cells
-
-_RETRIED = ("failed", "interrupted", "damaged")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Cluster:
 
 def wanted(planned: list[PlannedCell], store: Store, *, max_attempts: int, retry: bool) -> tuple[list[Cell], list[str]]:
     """The cells to submit, and one line for each that has failed too often and is left alone."""
-    states = _RETRIED if retry else SUBMITTABLE
+    states = RETRIED if retry else SUBMITTABLE
     cells, left = [], []
     for p in planned:
         if p.state not in states or p.cell.id is None or p.cell.spec is None:

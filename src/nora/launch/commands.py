@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from typing import Any
 
 from nora.launch import slurm
 from nora.launch.cluster import Cluster, current_plan, launch_slurm, layout_lines, planned_scripts
-from nora.launch.inspect import cancel, logs_text, why, why_text
-from nora.launch.plan import SUBMITTABLE, PlannedCell, counts
+from nora.launch.inspect import cancel, logs, logs_text, why, why_text
+from nora.launch.plan import RETRIED, SUBMITTABLE, PlannedCell, counts
 from nora.launch.progress import eta_hours, progress
 from nora.launch.queue import Queue, read_queue
 from nora.launch.show import plan_text, status_text
@@ -61,11 +62,12 @@ def plan_command(tables: Sequence[Target], cluster: Cluster, *, as_json: bool, s
         return 0
     for table in tables:
         if sbatch:
-            print(planned_scripts(table, planned[table.name], cluster))
+            print(planned_scripts(table, planned[table.name], cluster) or f"# {table.headline}: nothing to submit")
             continue
         print(plan_text(table, planned[table.name]))
         if on_cluster:
-            print("\n".join(layout_lines(planned[table.name], cluster)))
+            for line in layout_lines(planned[table.name], cluster):
+                print(line)
     return 0
 
 
@@ -86,13 +88,13 @@ def launch_command(
         if canary:
             from nora.launch.canary import launch_canary
 
-            code |= launch_canary(table, cluster, exec_overrides)
+            code |= launch_canary(table, cluster, exec_overrides, dry_run=dry_run)
         elif cluster.settings.name == "slurm":
             code |= launch_slurm(table, cluster, retry=retry, dry_run=dry_run)
         elif dry_run:
             for p in _planned([table], cluster)[table.name]:
-                if p.state in (SUBMITTABLE if not retry else ("failed", "interrupted", "damaged")):
-                    print("nora run " + " ".join(p.cell.overrides))
+                if p.state in (RETRIED if retry else SUBMITTABLE):
+                    print(shlex.join(["nora", "run", *p.cell.overrides]))
         else:
             code |= launch_local(
                 table,
@@ -102,6 +104,7 @@ def launch_command(
                 threads=cluster.settings.threads,
                 exec_overrides=exec_overrides,
                 queue=queue_of(cluster),
+                retry=retry,
             )
     return code
 
@@ -140,9 +143,10 @@ def cancel_command(tables: Sequence[Target], cluster: Cluster, *, dry_run: bool)
     return 0
 
 
-def logs_command(identity: str, cluster: Cluster) -> int:
+def logs_command(identity: str, cluster: Cluster, *, as_json: bool) -> int:
     """Where a run's logs are and how they end."""
-    print(logs_text(cluster.store, identity))
+    found = logs(cluster.store, identity)
+    print(json.dumps(found, indent=1) if as_json else logs_text(found))
     return 0
 
 

@@ -19,6 +19,7 @@ _HUB = ("huggingface.co", 443)
 _SECONDS = 3.0
 _ROOM_GIB = 20
 _LIBRARIES = {"torch": True, "transformers": True, "peft": True, "submitit": False, "wandb": False}  # needed?
+_FOLDERS = {"models": "models--", "pictures": "datasets--"}  # of the lock, as the Hub's cache names them
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,7 @@ class Finding:
 
 def _libraries() -> list[Finding]:
     found = []
-    for name, needed in (
-        ("torch", True),
-        ("transformers", True),
-        ("peft", True),
-        ("submitit", False),
-        ("wandb", False),
-    ):
+    for name, needed in _LIBRARIES.items():
         try:
             found.append(Finding(name, "good", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
@@ -71,10 +66,23 @@ def _hub() -> list[Finding]:
 
 
 def _pins(checkout: Path) -> Finding:
+    """What is pinned, and which of it the Hub's cache does not have: a lock may come from another machine."""
+    from huggingface_hub import constants
+
     lock = json.loads((checkout / "conf" / "revisions.lock").read_text(encoding="utf-8"))
     models, sets = len(lock.get("models", {})), len(lock.get("tasks", {}))
-    verdict: Literal["good", "note"] = "good" if models and sets else "note"
-    return Finding("revisions.lock", verdict, f"{models} models, {sets} data sets pinned (`nora prefetch TARGET`)")
+    absent = [
+        repo
+        for group, prefix in _FOLDERS.items()
+        for repo, pinned in lock.get(group, {}).items()
+        if not (
+            Path(constants.HF_HUB_CACHE) / f"{prefix}{repo.replace('/', '--')}" / "snapshots" / pinned["commit"]
+        ).is_dir()
+    ]
+    said = f"{models} models, {sets} data sets pinned"
+    if absent:
+        return Finding("revisions.lock", "note", f"{said}; not in the Hub cache: {', '.join(absent)} (`nora prefetch`)")
+    return Finding("revisions.lock", "good" if models and sets else "note", f"{said} (`nora prefetch TARGET`)")
 
 
 def _slurm() -> Finding:

@@ -43,20 +43,26 @@ def _log_files(submission: Submission, task: str) -> list[Path]:
 
 
 def _tail(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [f"  {line}" for line in lines[-_TAIL:]]
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
 
 
-def logs_text(store: Store, beginning: str) -> str:
-    """Where a run's logs are and how they end."""
+def logs(store: Store, beginning: str) -> dict[str, Any]:
+    """Where a run's logs are (its newest attempt's journal, its newest job's output) and how they end."""
     kind, identity = find_run(store, beginning)
-    lines = []
-    for attempt in store.attempts(kind, identity)[-1:]:
-        lines += [f"{attempt.journal}:", *(_tail(attempt.journal) if attempt.journal.is_file() else ["  (empty)"])]
+    paths = [attempt.journal for attempt in store.attempts(kind, identity)[-1:]]
     for submission, task in _tasks_of(store, identity)[-1:]:
-        for path in _log_files(submission, task):
-            lines += [f"{path}:", *_tail(path)]
-    return "\n".join(lines) or f"run {identity}: nothing was logged yet"
+        paths += _log_files(submission, task)
+    return {"id": identity, "logs": [{"path": str(path), "tail": _tail(path)} for path in paths]}
+
+
+def logs_text(found: dict[str, Any]) -> str:
+    """``logs`` for a terminal."""
+    lines = []
+    for log in found["logs"]:
+        lines += [f"{log['path']}:", *(f"  {line}" for line in log["tail"] or ["(empty)"])]
+    return "\n".join(lines) or f"run {found['id']}: nothing was logged yet"
 
 
 def _ending(attempt: Attempt) -> str:
@@ -85,6 +91,7 @@ def why(store: Store, beginning: str, queue: Queue | None) -> dict[str, Any]:
                 "attempt": attempt.number,
                 "host": owner.get("host"),
                 "job": owner.get("job"),
+                "phase": journal[-1]["phase"] if journal else "setup",
                 "step": journal[-1]["step"] if journal else 0,
                 "total": journal[-1]["total"] if journal else None,
                 "end": _ending(attempt),
@@ -104,7 +111,7 @@ def why_text(found: dict[str, Any]) -> str:
     lines = [f"run {found['id']}: {found['state']}{': ' if found['reason'] else ''}{found['reason']}"]
     for a in found["attempts"]:
         where = f"{a['host']}{', job ' + a['job'] if a['job'] else ''}"
-        lines.append(f"  attempt {a['attempt']} ({where}), step {a['step']}/{a['total'] or '?'}: {a['end']}")
+        lines.append(f"  attempt {a['attempt']} ({where}), {a['phase']} {a['step']}/{a['total'] or '?'}: {a['end']}")
     lines += [f"  job {j['job']} (submission {j['submission']}): {j['state']}" for j in found["jobs"]]
     for a in found["attempts"][-1:]:
         path = Path(a["folder"]) / "failed.json"

@@ -15,6 +15,7 @@ from nora.tables.cost import estimate, measured_hours, memory_gib
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "diverged", "damaged", "stale", "missing", "waits")
 SUBMITTABLE = ("missing", "interrupted", "failed", "damaged", "stale")
+RETRIED = ("failed", "interrupted", "damaged")
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,10 @@ def plan_text(table: Target, planned: Sequence[PlannedCell]) -> str:
     lines.append(f"still to run: {len(rest)} cells, {_hours(rest)} on one device" if rest else "nothing to run")
     sources = sorted({p.cost_source for p in rest if p.hours is not None})
     lines += [f"  cost: {source}" for source in sources]
-    memory = [m for p in rest if (m := memory_gib(p.cell)[0]) is not None]
+    memory = [(gib, source) for gib, source in (memory_gib(p.cell) for p in rest) if gib is not None]
     if memory:
-        lines.append(f"  memory: up to {max(memory):.0f} GiB a run ({memory_gib(rest[0].cell)[1]})")
+        largest, source = max(memory)
+        lines.append(f"  memory: up to {largest:.0f} GiB a run ({source})")
     if len(rest) <= _LISTED:
         for p in rest:
             settings = " ".join(f"{k.split('.')[-1]}={v}" for k, v in p.cell.settings.items())

@@ -14,6 +14,7 @@ from pathlib import Path
 from nora.runs import provenance
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
+from nora.runs.hub import DOWNLOADS
 
 _LEFT_OUT = (":!results", ":!tests", ":!benchmarks")
 
@@ -40,6 +41,8 @@ def snapshot(checkout: Path, results: Path) -> tuple[Path, str]:
         ).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             files.extractall(made, filter="data")
+        (made / DOWNLOADS).parent.mkdir(exist_ok=True)
+        (made / DOWNLOADS).symlink_to(checkout / DOWNLOADS)  # in no commit; named by theirs, rows counted when read
         write_atomic(made / provenance.SNAPSHOT, json.dumps({"commit": commit}))
         try:
             os.rename(made, folder)

@@ -42,19 +42,23 @@ def _permit_new_keys(conf: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
+    problems = []
     for override in overrides:
         key, _, value = override.partition("=")
         group = key.lstrip("+")
-        if key.startswith("hydra") or not (conf / group).is_dir() or value in ("null", ""):
+        if key.startswith("hydra") or not (conf / group).is_dir() or value == "null":
             continue
         allowed = choices(conf, group)
-        if re.fullmatch(r"[\w.\-]+", value) and value not in allowed:
+        if re.fullmatch(r"[\w.\-]*", value) and value not in allowed:
             near = difflib.get_close_matches(value, allowed, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{group}: given {value!r}, allowed {', '.join(allowed)}{hint}")
+            problems.append(f"{group}: given {value!r}, allowed {', '.join(allowed)}{hint}")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of Hydra or OmegaConf says first, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
@@ -83,9 +87,12 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
     limits.check_folder(conf)
     limits.check_overrides(overrides)
     try:
-        OverridesParser.create().parse_overrides(overrides=list(overrides))
+        parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
     except (OverrideParseException, HydraException) as error:
-        raise UserError(f"{_first_line(error)} (an override is key=value)") from None
+        raise UserError(f"{first_line(error)} (an override is key=value)") from None
+    several = [one.input_line for one in parsed if one.is_sweep_override()]
+    if several:
+        raise UserError(f"{', '.join(map(str, several))}: several values; `nora run -m` runs each, key=[a,b] is a list")
     _check_choices(conf, overrides)
     GlobalHydra.instance().clear()
     try:
@@ -98,12 +105,12 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except ConfigCompositionException as error:
         cause = error.__cause__
-        detail = f" ({_first_line(cause)})" if cause is not None else ""
-        raise UserError(f"{_first_line(error)}{detail}") from None
+        detail = f" ({first_line(cause)})" if cause is not None else ""
+        raise UserError(f"{first_line(error)}{detail}") from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(first_line(error)) from None
     except (ValueError, TypeError) as error:  # what Hydra raises where a group is given something else than a name
-        raise UserError(f"{' '.join(overrides)}: {_first_line(error)}") from None
+        raise UserError(f"{' '.join(overrides)}: {first_line(error)}") from None
 
 
 def choices_side_by_side(conf: Path, groups: Sequence[str], group: str, choice: str) -> list[str]:
@@ -124,5 +131,5 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
-        raise UserError(_first_line(error)) from None
+        raise UserError(first_line(error)) from None
     return [list(job) for job in batch]

@@ -1,6 +1,10 @@
-"""What to say about a Hub repository that stays shut."""
+"""Where downloads lie, and what to say about a Hub repository that stays shut."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+DOWNLOADS = Path("data") / "hub"  # files that `nora prefetch` brings, below the checkout
 
 
 def how_to_unlock(repo: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from nora.runs.compose import expand_sweep
+from nora.runs.compose import expand_sweep, first_line
 from nora.runs.errors import RunFailed, UserError
 from nora.runs.record import Record
 from nora.runs.schema import ExecSpec, FinetuneSpec, InstructProtocol, Spec, validate
@@ -179,6 +182,9 @@ def run(arguments: Sequence[str], checkout: Path, launcher: Launcher | None = No
         check_ready(spec)
         check_inputs(spec, checkout)
         return 0 if run_once(spec, settings, checkout).status == "done" else 1
+    shows = {"--cfg", "-c", "--info", "-i"} & {flag.split("=")[0] for flag in flags}
+    if shows and {"-m", "--multirun"} & set(flags):
+        raise UserError(f"{', '.join(sorted(shows))}: given with -m; required without it: it shows one run's config")
     own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
     if {"-m", "--multirun"} & set(flags):
         jobs = expand_sweep(own)
@@ -192,5 +198,9 @@ def run(arguments: Sequence[str], checkout: Path, launcher: Launcher | None = No
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
         compose_run(checkout, own)
     sys.argv = ["nora run", *arguments]
-    hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(job)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print the error of a job with its traceback and exit itself
+    try:
+        hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(first_line(error)) from None
     return 0

@@ -14,10 +14,9 @@ from nora import streams, tasks
 from nora.runs.build import check_files, read_lines
 from nora.runs.errors import RunFailed
 from nora.runs.files import sha256_file
+from nora.runs.hub import DOWNLOADS
 from nora.runs.schema import TaskSpec
 from nora.tasks.instruction import Instruction
-
-DOWNLOADS = Path("data") / "hub"  # what `nora prefetch` brings, below the checkout
 
 
 @dataclass(frozen=True)

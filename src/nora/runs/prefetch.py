@@ -1,4 +1,6 @@
-"""``nora prefetch TARGET…``: names resolved once to commits, files and rows brought here, all written to the lock."""
+"""``nora prefetch TARGET…``: names resolved once to commits, files and rows brought here, all written to the lock.
+
+What the lock pins already is brought by its commit and compared: a colleague's clone, a cache that was cleared."""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any, NamedTuple
 
 from nora import tasks
 from nora.runs.errors import RunFailed, UserError
-from nora.runs.files import sha256_bytes, write_atomic
-from nora.runs.hub import how_to_unlock
+from nora.runs.files import sha256_bytes, sha256_file, write_atomic
+from nora.runs.hub import DOWNLOADS, how_to_unlock
 from nora.runs.subjects import picture_hashes
 
 LOCK = Path("conf") / "revisions.lock"
@@ -19,6 +21,10 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _PART_FILES = ("*.json", "merges.txt", "model.safetensors", "diffusion_pytorch_model.safetensors")
 _PIPELINE = ("model_index.json", *(f"{part}/{name}" for part in _PARTS for name in _PART_FILES))
+
+
+Pinned = Mapping[str, Any] | None
+"""What the lock says about an item, None where it does not."""
 
 
 class Wanted(NamedTuple):
@@ -50,6 +56,10 @@ def wanted(specs: Iterable[Mapping[str, Any]]) -> Wanted:
     return found
 
 
+def _commit(pinned: Pinned) -> str | None:
+    return str(pinned["commit"]) if pinned else None
+
+
 def _explain(error: Exception, what: str) -> Exception:
     name = type(error).__name__
     if name == "GatedRepoError":
@@ -59,39 +69,39 @@ def _explain(error: Exception, what: str) -> Exception:
     return RunFailed(f"{what}: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}")
 
 
-def _model_entry(repo: str) -> dict[str, Any]:
+def _model_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
     from huggingface_hub import HfApi, snapshot_download
 
-    info = HfApi().model_info(repo, files_metadata=True)
+    info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
     snapshot_download(repo, revision=info.sha, allow_patterns=list(_WEIGHTS))
     files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
     return {"commit": info.sha, "files": files}
 
 
-def _pipeline_entry(repo: str) -> dict[str, Any]:
+def _pipeline_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
     """A pipeline's parts in full precision, without its safety checker."""
     from huggingface_hub import HfApi, snapshot_download
 
-    info = HfApi().model_info(repo, files_metadata=True)
+    info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
     snapshot_download(repo, revision=info.sha, allow_patterns=list(_PIPELINE))
     files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
     return {"commit": info.sha, "files": files}
 
 
-def _pictures_entry(repo: str) -> dict[str, Any]:
+def _pictures_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
     from huggingface_hub import HfApi, snapshot_download
 
-    commit = HfApi().dataset_info(repo).sha
+    commit = HfApi().dataset_info(repo, revision=_commit(pinned)).sha
     folder = snapshot_download(repo, repo_type="dataset", revision=commit)
     return {"commit": commit, "files": picture_hashes(Path(folder))}
 
 
-def _task_entry(suite: str, name: str) -> dict[str, Any]:
+def _task_entry(suite: str, name: str, pinned: Pinned = None) -> dict[str, Any]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
     source = tasks.load(suite, name).SOURCE
-    commit = HfApi().dataset_info(source.path).sha
+    commit = HfApi().dataset_info(source.path, revision=_commit(pinned)).sha
     rows = {}
     for split, expected in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
         rows[split] = len(load_dataset(source.path, source.name, split=split, revision=commit))
@@ -100,17 +110,18 @@ def _task_entry(suite: str, name: str) -> dict[str, Any]:
     return {"path": source.path, "name": source.name, "commit": commit, "rows": rows}
 
 
-def _instruct_entry(name: str, checkout: Path) -> dict[str, Any]:
+def _instruct_entry(name: str, checkout: Path, pinned: Pinned = None) -> dict[str, Any]:
     """GitHub files at the task's own commit, or two Hub data sets joined by "+"; row counts checked."""
     task = tasks.load("instruct", name)
     if name == "commonsense":
-        return _github_files(task, checkout)
+        return _github_files(task, checkout, pinned)
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
-    commits = []
-    for source in task.SOURCES.values():
-        commits.append(str(HfApi().dataset_info(source.path).sha))
+    commits: list[str] = []
+    known = str(pinned["commit"]).split("+") if pinned else [None] * len(task.SOURCES)
+    for source, revision in zip(task.SOURCES.values(), known, strict=True):
+        commits.append(str(HfApi().dataset_info(source.path, revision=revision).sha))
         for split, expected in {source.train: source.num_train_rows, source.test: source.num_test_rows}.items():
             rows = len(load_dataset(source.path, source.name, split=split, revision=commits[-1]))
             if rows != expected:
@@ -118,10 +129,8 @@ def _instruct_entry(name: str, checkout: Path) -> dict[str, Any]:
     return {"path": " + ".join(s.path for s in task.SOURCES.values()), "commit": "+".join(commits)}
 
 
-def _github_files(task: Any, checkout: Path) -> dict[str, Any]:
+def _github_files(task: Any, checkout: Path, pinned: Pinned) -> dict[str, Any]:
     from urllib.request import urlopen
-
-    from nora.runs.instruct_rows import DOWNLOADS
 
     wanted = {task.TRAIN_FILE: task.NUM_TRAIN_ROWS}
     for name in task.SETS:
@@ -129,12 +138,15 @@ def _github_files(task: Any, checkout: Path) -> dict[str, Any]:
         wanted[task.TEST_FILE.format(folder=module.FOLDER)] = module.NUM_TEST_ROWS
     hashes = {}
     for path, rows in wanted.items():
+        target = checkout / DOWNLOADS / task.COMMIT / path
+        if pinned and target.is_file() and sha256_file(target) == pinned["files"].get(path):
+            hashes[path] = pinned["files"][path]
+            continue
         with urlopen(f"https://raw.githubusercontent.com/{task.REPOSITORY}/{task.COMMIT}/{path}", timeout=60) as answer:
             data = answer.read()
         found = len(json.loads(data))
         if found != rows:
             raise RunFailed(f"{path}: has {found} rows, the protocol expects {rows}")
-        target = checkout / DOWNLOADS / task.COMMIT / path
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, data)
         hashes[path] = sha256_bytes(data)
@@ -142,11 +154,12 @@ def _github_files(task: Any, checkout: Path) -> dict[str, Any]:
 
 
 def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: bool) -> list[str]:
-    """Resolves and downloads what is not in the lock yet; one line per item. Every item is written as it succeeds."""
+    """Resolves and downloads what is not in the lock yet, downloads by its commit what is; one line per item. Every
+    item is written as it succeeds."""
     path = checkout / LOCK
     lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     found = wanted(specs)
-    items: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
+    items: list[tuple[str, str, Callable[[Pinned], dict[str, Any]]]] = []
     items += [("models", repo, partial(_model_entry, repo)) for repo in sorted(found.models)]
     items += [("models", repo, partial(_pipeline_entry, repo)) for repo in sorted(found.pipelines)]
     items += [
@@ -160,19 +173,23 @@ def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: boo
     items += [("pictures", repo, partial(_pictures_entry, repo)) for repo in sorted(found.pictures)]
     lines = []
     for group, key, resolve in items:
-        if key in lock.get(group, {}):
-            lines.append(f"{key}: pinned to {lock[group][key]['commit']}")
+        pinned: Pinned = lock.get(group, {}).get(key)
+        if dry_run and pinned:
+            lines.append(f"{key}: pinned to {pinned['commit']}; what of it is not here would be downloaded")
             continue
         if dry_run:
             lines.append(f"{key}: would be resolved and downloaded")
             continue
         try:
-            entry = resolve()
+            entry = resolve(pinned)
         except (UserError, RunFailed):
             raise
         except Exception as error:  # the Hub's client raises many kinds; each becomes one line
             raise _explain(error, key) from None
-        lock.setdefault(group, {})[key] = entry
-        write_atomic(path, json.dumps(lock, indent=1, sort_keys=True) + "\n")
+        if pinned and entry != pinned:
+            raise RunFailed(f"{key}: commit {pinned['commit']} is not what {LOCK} says it is: given {entry}")
+        if not pinned:
+            lock.setdefault(group, {})[key] = entry
+            write_atomic(path, json.dumps(lock, indent=1, sort_keys=True) + "\n")
         lines.append(f"{key}: pinned to {entry['commit']}")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -472,6 +473,14 @@ def _keys_at(schema: Any, path: list[str], protocol: str | None) -> list[str]:
     return [f.name for f in fields(schema)] if is_dataclass(schema) else []
 
 
+def unknown_key(path: str, allowed: Sequence[str], prefix: str = "") -> str:
+    """What to say about a key that is not there: what is, and the nearest of it."""
+    *above, name = path.split(".")
+    near = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"; did you mean {prefix}{'.'.join([*above, *near])}?" if near else ""
+    return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
+
+
 def _sentence(error: Any, schema: type, prefix: str) -> str:
     location = [str(part) for part in error["loc"]]
     protocol = None
@@ -480,10 +489,7 @@ def _sentence(error: Any, schema: type, prefix: str) -> str:
     path = ".".join(location)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         allowed = _keys_at(schema, location[:-1], protocol)
-        near = difflib.get_close_matches(location[-1], allowed, n=1)
-        key = ".".join([*location[:-1], *near])
-        hint = f"; did you mean {prefix if prefix.endswith('.') else ''}{key}?" if near else ""  # not a file's name
-        return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
+        return unknown_key(path, allowed, prefix if prefix.endswith(".") else "")  # not a file's name
     if error["type"] == "union_tag_invalid":
         given = error["ctx"]["tag"]
         near = difflib.get_close_matches(given, _PROTOCOLS, n=1)

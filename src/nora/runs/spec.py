@@ -13,7 +13,7 @@ from typing import Any
 from nora.runs.compose import compose_config
 from nora.runs.errors import UserError
 from nora.runs.files import canonical_json
-from nora.runs.schema import KINDS, DreamboothSpec, ExecSpec, FinetuneSpec, Spec, validate
+from nora.runs.schema import KINDS, DreamboothSpec, ExecSpec, FinetuneSpec, Spec, unknown_key, validate
 from nora.runs.subjects import load_pictures, picture_hashes
 
 ID_LENGTH = 16  # hex digits: 64 bits
@@ -118,11 +118,9 @@ def build_spec(config: Mapping[str, Any], pins: Pins) -> Spec:
     if absent:
         raise UserError("; ".join(f"{key}: required for kind={kind}" for key in absent))
     given = {key for key, value in config.items() if value is not None}
-    extra = given - set(SPEC_KEYS[kind]) - {"exec", "scale", "experiment"}
+    extra = given - set(SPEC_KEYS[kind]) - {"exec", "scale"}
     if extra:
-        raise UserError(
-            "; ".join(f"{key}: unknown key, allowed here: {', '.join(SPEC_KEYS[kind])}" for key in sorted(extra))
-        )
+        raise UserError("; ".join(unknown_key(key, [*SPEC_KEYS[kind], "exec", "scale"]) for key in sorted(extra)))
     plain = pins.apply({key: config[key] for key in SPEC_KEYS[kind]})
     spec: Spec = validate(plain, KINDS[kind])
     return spec

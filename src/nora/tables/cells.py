@@ -172,13 +172,10 @@ def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: 
         for task in table.columns:
             for method in table.methods:
                 settings = chosen.get(task, {}).get(method)
-                for seed in table.seeds:
-                    if settings is None:
-                        made.append(
-                            Cell(table.name, table.scale, method, task, seed, 2, {}, (), None, None, "a choice")
-                        )
-                    else:
-                        made.append(make_cell(table, book, method, task, seed, 1, settings))
+                if settings is None:
+                    made += _waiting_cells(table, book, method, task, {}, "a choice")
+                else:
+                    made += [make_cell(table, book, method, task, seed, 1, settings) for seed in table.seeds]
         return made
     for task in table.columns:
         if search.first in table.methods:
@@ -191,18 +188,18 @@ def cells(table: Table, records: Mapping[str, Record], *, checkout: Path, book: 
                 continue
             for point in grid_points(table.file.grid(method, task)):
                 if reused is None:
-                    made += _waiting_cells(table, book, method, task, point)
+                    made += _waiting_cells(table, book, method, task, point, search.first)
                 else:
                     made += [make_cell(table, book, method, task, seed, 2, {**reused, **point}) for seed in table.seeds]
     return made
 
 
-def _waiting_cells(table: Table, book: SpecBook, method: str, task: str, point: Settings) -> list[Cell]:
+def _waiting_cells(table: Table, book: SpecBook, method: str, task: str, point: Settings, waits_for: str) -> list[Cell]:
     """A grid point's cells over the seeds while what they reuse is not chosen."""
-    first = table.file.search.first
-    grid = table.file.grid(first, task)
+    grid = table.file.grid(table.file.search.first, task)
     largest = {key: max(grid[key]) for key in table.file.search.reuse}
     like = book.spec(method, task, table.seeds[0], _measure(table, method), {**largest, **point})
     return [
-        Cell(table.name, table.scale, method, task, seed, 2, point, (), None, None, first, like) for seed in table.seeds
+        Cell(table.name, table.scale, method, task, seed, 2, point, (), None, None, waits_for, like)
+        for seed in table.seeds
     ]

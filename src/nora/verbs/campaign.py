@@ -46,7 +46,7 @@ def cancel(options: Namespace) -> int:
 def logs(options: Namespace) -> int:
     from nora.launch.commands import logs_command
 
-    return logs_command(options.id, cluster_of(exec_settings(options.overrides)))
+    return logs_command(options.id, cluster_of(exec_settings(options.overrides)), as_json=options.json)
 
 
 def why(options: Namespace) -> int:
