@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from nora.__main__ import leave
 from nora.cli import main
 from nora.runs.record import Record
 from nora.runs.store import Store
@@ -45,4 +46,4 @@ def test_two_processes_make_the_record_of_one(run: Run, checkout: Path, tmp_path
 
 
 if __name__ == "__main__":  # twice, in each process: the second time there is nothing to do, for both
-    sys.exit(main(sys.argv[1:]) or main(sys.argv[1:]))
+    leave(main(sys.argv[1:]) or main(sys.argv[1:]))
