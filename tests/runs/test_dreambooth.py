@@ -34,6 +34,7 @@ from nora.runs.schema import DreamboothSpec
 from nora.runs.spec import compose_run, run_id
 from nora.runs.store import Store
 from nora.runs.subjects import load_pictures, picture_paths
+from nora.tables.targets import load_target
 from nora.training.diffusion.pictures import draw_pictures, to_jpeg
 
 METHODS = {
@@ -365,9 +366,15 @@ def test_a_run_on_the_hub_waits_for_prefetch(capsys: pytest.CaptureFixture[str])
     assert "model, task, encoder dino_vits16" in err and "no commit in conf/revisions.lock" in err
 
 
+def test_a_subject_that_a_target_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match="task: given 'cb', this table has dog"):
+        load_target(ROOT, "table3", ["task=cb"])
+    assert load_target(ROOT, "table3", ["task=dog"]) == load_target(ROOT, "table3")
+
+
 def test_what_prefetch_would_fetch() -> None:
     from nora.runs.prefetch import wanted
-    from nora.tables.targets import load_target, target_cells
+    from nora.tables.targets import target_cells
 
     targets = [load_target(ROOT, name, ["scale=paper"]) for name in ("table3", "fig7")]
     specs = [c.spec for t in targets for c in target_cells(t, {}, checkout=ROOT)]

@@ -17,8 +17,9 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Size = Annotated[int, Field(ge=0)]
+_MOST = 10**9  # more steps, rows, tokens or bytes of a thing are a slip: such a run would never end
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+Size = Annotated[int, Field(ge=0, le=_MOST)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 

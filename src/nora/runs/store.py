@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nora.runs.attempt import ENDS, Attempt, process_started
+from nora.runs.errors import UserError
 from nora.runs.files import publish_once, sha256_bytes, sha256_file, write_atomic
 from nora.runs.record import DamagedRecord, Record, read_record
 
@@ -34,6 +35,8 @@ class Store:
     """Paths and states below one results folder."""
 
     def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"exec.results: given {root}, which is a file; required a folder, or a name for a new one")
         self.root = root
 
     def run_dir(self, kind: str, run_id: str) -> Path:

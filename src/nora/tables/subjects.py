@@ -51,7 +51,7 @@ class Subjects:
 
 def pick_subjects(checkout: Path, file: SubjectsFile, name: str, overrides: Sequence[str]) -> Subjects:
     """The target narrowed by ``key=value`` words; other overrides apply to every run."""
-    scale, methods, seeds, rest = "mini", tuple(file.methods), None, []
+    scale, methods, seeds, task, rest = "mini", tuple(file.methods), None, None, []
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "scale":
@@ -60,10 +60,14 @@ def pick_subjects(checkout: Path, file: SubjectsFile, name: str, overrides: Sequ
             methods = pick("method", value, methods)
         elif key == "seed":
             seeds = value
+        elif key == "task":
+            task = value
         elif key != "search":  # it has none; `all` may carry it for the other tables
             rest.append(override)
     if scale not in file.subjects:
         raise UserError(f"scale: given {scale!r}, {name} has {', '.join(file.subjects)}")
+    if task is not None:
+        pick("task", task, (file.subjects[scale],))
     chosen = tuple(file.seeds[scale]) if seeds is None else pick("seed", seeds, file.seeds[scale])
     return Subjects(name, file, scale, file.subjects[scale], methods, chosen, tuple(rest))
 
