@@ -31,7 +31,7 @@ from nora.runs.files import canonical_json, sha256_file
 from nora.runs.kinds import dreambooth
 from nora.runs.record import Record
 from nora.runs.schema import DreamboothSpec
-from nora.runs.spec import compose_run, run_id
+from nora.runs.spec import compose_run, describe, run_id
 from nora.runs.store import Store
 from nora.runs.subjects import load_pictures, picture_paths
 from nora.tables.targets import load_target
@@ -305,6 +305,10 @@ def test_a_folder_of_ones_own_is_trained_on_and_what_is_no_picture_is_named(
     assert record.metrics["pictures"] == 3
     assert set(record.spec["task"]["files"]) == {"0.png", "1.png", "2.png"}
     assert "notes.txt skipped" in caplog.text
+    assert (
+        describe(record.spec)["on"] == "V_dog, sd_smoke"
+        and describe({**record.spec, "task": {**record.spec["task"], "source": "slice"}})["on"] == "dog, sd_smoke"
+    )
     noise_picture(40, 40, seed=9).save(pictures / "0.png")
     words = ["kind=dreambooth", "scale=smoke", "method=nora", *_own(pictures)]
     assert run_id(compose_run(checkout, words)[0]) != record.id, "other bytes, another run"

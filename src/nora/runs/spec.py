@@ -167,7 +167,9 @@ def describe(spec: Mapping[str, Any]) -> dict[str, str]:
         names = [spec["adapter"]["init"], spec["model"]["name"]]
         what, on = names
     else:
-        names = [spec[part]["name"] for part in ("method", "task", "model")]
+        task = spec["task"]
+        own = task.get("source") == "folder" and "subject" in task  # pictures of one's own under another task's name
+        names = [spec["method"]["name"], task["subject"] if own else task["name"], spec["model"]["name"]]
         what, on = names[0], f"{names[1]}, {names[2]}"
     return {"what": what, "on": on, "group": f"{spec['protocol']['name']}/{on}", "tags": " ".join(names)}
 
