@@ -18,7 +18,6 @@ from nora.runs.errors import RunFailed, UserError
 from nora.tables.cells import Cell
 
 _WATCH_SECONDS = 1.0
-_MAX_CRASHES = 2  # a run that takes its process down this often is left alone
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,13 @@ def run_cells(
     exec_overrides: Sequence[str],
     on_finished: Callable[[Finished], None],
 ) -> list[Finished]:
-    """Runs every cell, ``processes`` at a time; a run that raises or kills its process leaves the others alone."""
+    """Runs every cell, ``processes`` at a time; a run that raises or kills its process leaves the others alone.
+
+    One process that dies takes the whole pool with it. So those that ran then are run again by themselves, one at a
+    time: which of them it was shows there.
+    """
     pending: list[Cell] = list(cells)
-    crashes: dict[str, int] = {}
+    suspects: list[Cell] = []
     finished: list[Finished] = []
     context = multiprocessing.get_context("spawn")
 
@@ -80,29 +83,28 @@ def run_cells(
         finished.append(outcome)
         on_finished(outcome)
 
-    while pending:
-        queue, pending = pending, []
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
+    while pending or suspects:
+        alone = bool(suspects)
+        queue = [suspects.pop(0)] if alone else pending
+        width = 1 if alone else processes
+        with ProcessPoolExecutor(width, mp_context=context, initializer=_start_worker, initargs=(threads,)) as pool:
             running: dict[Future[tuple[str, str]], Cell] = {}
             try:
                 while queue or running:
-                    while queue and len(running) < processes:  # no more than run now: the rest survives a broken pool
-                        cell = queue.pop(0)
+                    while queue and len(running) < width:  # no more than run now: the rest survives a broken pool
+                        cell = queue[0]
                         tags = (cell.table, cell.scale)
                         running[pool.submit(_run, str(checkout), cell, tuple(exec_overrides), tags)] = cell
+                        del queue[0]  # not before: a pool that has just broken takes nothing
                     ready, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in ready:
                         state, message = future.result()
                         done(Finished(running.pop(future), state, message))
             except BrokenProcessPool:
-                for cell in running.values():
-                    key = str(cell.id)
-                    crashes[key] = crashes.get(key, 0) + 1
-                    if crashes[key] >= _MAX_CRASHES:
-                        done(Finished(cell, "failed", "its process was killed, twice"))
-                    else:
-                        pending.append(cell)
-                pending += queue
+                if alone:
+                    done(Finished(cell, "failed", "its process was killed, twice"))
+                else:
+                    suspects = list(running.values())
             except KeyboardInterrupt:
                 for process in list((pool._processes or {}).values()):
                     process.terminate()
