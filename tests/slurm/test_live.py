@@ -118,9 +118,10 @@ def test_a_factorisation_told_to_stop_starts_again(slurm: Testbed, capsys: Out) 
     runs = slurm.results / "runs" / "factorize"
     slurm.wait(lambda: _long(slurm) is not None)
     identity = str(_long(slurm))
-    subprocess.run(["scancel", "--signal=USR2", job_of(slurm, "factorize", identity)], check=True)
+    # Unchecked: scancel repeats its signal while the job is in transition, as here on its way back, and fails where the
+    # job has ended meanwhile. So there are two starts, or three.
+    subprocess.run(["scancel", "--signal=USR2", job_of(slurm, "factorize", identity)], check=False)
     slurm.wait(slurm.idle, 240)
-    # Two starts, or three: scancel repeats its signal where the job is in transition, as here on its way back.
     *stopped, last = slurm.store.attempts("factorize", identity)
     assert stopped and all("it starts afresh" in str(a.interruption()) for a in stopped), slurm.logs()
     record = slurm.store.read("factorize", identity)
