@@ -78,8 +78,10 @@ def test_the_answers_are_those_of_transformers(merge: str, run: Run, tmp_path: P
         assert settings["max_model_len"] == theirs.spec["model"]["max_length"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="NO REFUSAL: vllm is installed")
-def test_missing_it_is_one_line_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_it_is_one_line_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as where it is not installed
     words = ["scale=smoke", "task=commonsense", *MODERN, VLLM, "exec.device=cpu", f"exec.results={tmp_path}"]
     assert main(["run", *words]) == 2
     said = capsys.readouterr().err

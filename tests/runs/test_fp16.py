@@ -57,7 +57,6 @@ def test_fp16_trains_as_fp32_does(run: Callable[..., Any], tmp_path: Path) -> No
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: fp16 was tried on the CPU alone")
 def test_a_gpu_trains_in_fp16_as_the_cpu_does(run: Callable[..., Any], tmp_path: Path) -> None:
     words = (*WORDS, "method.dropout=0.0", "model.dtype=float16")
     here, _ = run(*words, task="commonsense", store=tmp_path / "cpu")

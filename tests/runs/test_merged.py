@@ -63,8 +63,8 @@ def _script(checkout: Path) -> Any:
     return module
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="NO REFUSAL: lm_eval is installed")
-def test_without_the_harness_it_says_so(checkout: Path, tmp_path: Path) -> None:
+def test_without_the_harness_it_says_so(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
     with pytest.raises(UserError, match="lm_eval is not installed here"):
         _script(checkout).check("0" * 16, ["boolq"], [f"exec.results={tmp_path}"])
 
