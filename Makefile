@@ -14,6 +14,7 @@ setup:           ## .venv with everything (a torch of the outer Python is used w
 	test -d .venv || $(PY) -m venv $$($(PY) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') .venv
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev]'
+	test -d .venv/quantized || $(BIN)/pip install -q --no-deps --target .venv/quantized -c constraints.txt bitsandbytes
 
 demo:            ## three tasks × seven methods × two seeds, really trained on real rows: Table 2 at mini scale, < 10 min on 2 cores
 	rm -rf .demo

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT, diffusers and torch w
 
 
 def _run(checkout: Path, results: Path, init: str) -> Record:
-    pytest.importorskip("diffusers")
     overrides = ["kind=deployment", f"adapter.init={init}", "protocol.steps=3", f"exec.results={results}"]
     spec, settings, _ = compose_run(checkout, overrides)
     assert isinstance(spec, DeploymentSpec)
