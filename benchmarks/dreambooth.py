@@ -9,7 +9,6 @@ is a GPU also at the true shape of Stable Diffusion 1.4 with random weights (wal
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import statistics
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from nora import streams
 from nora.runs import diffusion
+from nora.runs.bench import load_program
 from nora.runs.kinds.dreambooth import make_objective, training_settings
 from nora.runs.schema import DreamboothSpec
 from nora.runs.spec import compose_run
@@ -32,15 +32,7 @@ from nora.training.loop import StepInfo, make_state, train
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def _sibling(name: str) -> Any:
-    source = importlib.util.spec_from_file_location(f"nora_bench_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert source is not None and source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module
-
-
-_timing = _sibling("_timing")
+_timing = load_program(Path(__file__).with_name("_timing.py"))
 
 
 def _spec(scale: str, steps: int, *extra: str) -> DreamboothSpec:

@@ -7,7 +7,6 @@ On a CPU only the reference and the smaller shapes are decomposed. Interleaved, 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,10 @@ from torch import Tensor, nn
 
 from nora import streams
 from nora.adapters import initialize_, lora_layers, nystrom_init_
+from nora.runs.bench import load_program
 
-
-def _sibling(name: str) -> Any:
-    source = importlib.util.spec_from_file_location(f"nora_bench_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert source is not None and source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module
-
-
-_timing, _shapes = _sibling("_timing"), _sibling("_shapes")
+_HERE = Path(__file__).parent
+_timing, _shapes = load_program(_HERE / "_timing.py"), load_program(_HERE / "_shapes.py")
 _LARGEST = 2048 * 2048  # entries of a weight that is decomposed on a CPU, the reference case aside
 
 

@@ -6,7 +6,6 @@ float64. The inverse part alone is timed apart. Random factors and gradients; in
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,19 +16,13 @@ from peft.optimizers.riemannian import _RiemannianPreconditioner
 from torch import Tensor, nn
 
 from nora.adapters.preconditioner import Preconditioner, damped_inverse
+from nora.runs.bench import load_program
 
 _DAMPING = 1e-2
 
 
-def _sibling(name: str) -> Any:
-    source = importlib.util.spec_from_file_location(f"nora_bench_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert source is not None and source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module
-
-
-_timing, _shapes = _sibling("_timing"), _sibling("_shapes")
+_HERE = Path(__file__).parent
+_timing, _shapes = load_program(_HERE / "_timing.py"), load_program(_HERE / "_shapes.py")
 
 _CASES: dict[str, tuple[dict[tuple[int, int], int], int]] = {
     "48 modules r=8 d=2048 (OPT-1.3B)": _shapes.MODELS["OPT-1.3B"],

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-
-def _load(checkout: Path, name: str) -> Any:
-    source = importlib.util.spec_from_file_location(f"bench_{name}", checkout / "benchmarks" / f"{name}.py")
-    assert source is not None and source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module
+from nora.runs.bench import load_program
 
 
 def test_the_shapes_are_the_papers(checkout: Path) -> None:
-    shapes = _load(checkout, "_shapes")
+    shapes = load_program(checkout / "benchmarks" / "_shapes.py")
     counts = {name: shapes.trainable(*model) for name, model in shapes.MODELS.items()}
     assert counts == {"OPT-1.3B": 1_572_864, "LLaMA-7B": 56_098_816, "Gemma-7B": 100_007_936, "SD 1.4": 797_184}
 
 
 @pytest.mark.slow
 def test_the_preconditioners_agree(checkout: Path) -> None:
-    benchmark = _load(checkout, "preconditioner")
+    benchmark = load_program(checkout / "benchmarks" / "preconditioner.py")
     result = benchmark.run(quick=True)
     assert all(m["error"] < 1e-5 for case in result["cases"] for m in case["methods"].values())
     assert "PEFT pinv loop" in benchmark.table(result)
@@ -33,7 +25,7 @@ def test_the_preconditioners_agree(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_the_init_measured_is_the_formula(checkout: Path) -> None:
-    benchmark = _load(checkout, "init")
+    benchmark = load_program(checkout / "benchmarks" / "init.py")
     result = benchmark.run(quick=True)
     assert all(case["methods"]["nora"]["error"] < 1e-5 for case in result["cases"])
     assert "drawing" in benchmark.table(result)

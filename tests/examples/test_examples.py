@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,15 @@ import pytest
 import torch
 from peft import PeftModel
 
+from nora.runs.bench import load_program
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, accelerate and diffusers
 
 
 def _load(checkout: Path, name: str) -> Any:
     path = checkout / "examples" / f"{name}.py"
     assert len(path.read_text().splitlines()) <= 60
-    source = importlib.util.spec_from_file_location(name, path)
-    assert source is not None and source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module
+    return load_program(path)
 
 
 def test_hf_trainer(checkout: Path, tmp_path: Path) -> None:

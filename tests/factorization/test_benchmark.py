@@ -1,19 +1,18 @@
 """The benchmark runs, its rows are JSON, and it compares like with like."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+
+from nora.runs.bench import load_program
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "factorization.py"
 
 
 @pytest.mark.slow
 def test_quick_benchmark():
-    spec = importlib.util.spec_from_file_location("bench_factorization", PATH)
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = load_program(PATH)
     result = json.loads(json.dumps(bench.run(quick=True)))
     rows = [row for row in result["rows"] if row["device"] == "cpu"]
     assert {row["method"] for row in rows} == {"factorize", "svd", "svd_lowrank", "randomized_svd", "svds"}

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 _FEW = """
-import importlib.util, json, random, sys, tempfile
+import json, random, tempfile
 from pathlib import Path
-source = importlib.util.spec_from_file_location("chaos", "benchmarks/chaos.py")
-chaos = importlib.util.module_from_spec(source)
-source.loader.exec_module(chaos)
+from nora.runs.bench import load_program
+chaos = load_program(Path("benchmarks/chaos.py"))
 draw = random.Random(1)
 subject = chaos.Subject(Path(tempfile.mkdtemp()))
 print(json.dumps({parts}))

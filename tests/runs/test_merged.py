@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.machinery
-import importlib.util
 import json
 import sys
 import types
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nora import tasks
 from nora.runs import instruct_rows
+from nora.runs.bench import load_program
 from nora.runs.build import load_base
 from nora.runs.errors import UserError
 from nora.runs.merged import write_merged
@@ -56,11 +56,7 @@ def test_an_adapter_that_was_not_kept_is_named(run: Run, checkout: Path, tmp_pat
 
 
 def _script(checkout: Path) -> Any:
-    source = importlib.util.spec_from_file_location("lm_eval_check", checkout / "scripts" / "lm_eval_check.py")
-    assert source is not None and source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module
+    return load_program(checkout / "scripts" / "lm_eval_check.py")
 
 
 def test_without_the_harness_it_says_so(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

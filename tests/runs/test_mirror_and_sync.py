@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from nora.runs import mirror
+from nora.runs.bench import load_program
 from nora.runs.errors import RunFailed
 from nora.runs.store import Store
 from nora.runs.sync import history, sync
@@ -64,10 +64,7 @@ def test_a_dead_server_delays_a_start_by_less_than_a_second(
 @pytest.mark.slow
 def test_a_real_dead_address(checkout: Path) -> None:
     """W&B itself, online, against a closed port and a socket that never answers (figures in results/bench)."""
-    source = importlib.util.spec_from_file_location("mirror_bench", checkout / "benchmarks" / "mirror.py")
-    assert source is not None and source.loader is not None
-    bench = importlib.util.module_from_spec(source)
-    source.loader.exec_module(bench)
+    bench = load_program(checkout / "benchmarks" / "mirror.py")
     for row in bench.run(quick=True)["rows"]:
         assert row["done"] and row["start_delay_seconds"] <= 1.0 and row["end_delay_seconds"] <= 31, row
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
+from nora.runs.bench import load_program
 from nora.training.answers import Decoding, answer, encode_prompts
 
 from test_instruct_batches import _model  # isort: skip
@@ -55,10 +55,7 @@ def test_a_long_prompt_keeps_its_first_token_and_its_end() -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_lists_what_differs(checkout: Path) -> None:
-    source = importlib.util.spec_from_file_location("bench_generate", checkout / "benchmarks" / "generate.py")
-    assert source is not None and source.loader is not None
-    benchmark = importlib.util.module_from_spec(source)
-    source.loader.exec_module(benchmark)
+    benchmark = load_program(checkout / "benchmarks" / "generate.py")
     result = benchmark.run(quick=True)
     assert [c["different"] for c in result["cases"] if c["dtype"] == "float64"] == [0, 0]
     for case in result["cases"]:

@@ -6,10 +6,20 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from nora.runs import provenance
 from nora.runs.errors import UserError
 from nora.runs.files import write_atomic
+
+
+def load_program(path: Path) -> Any:
+    """A Python file outside the package (a benchmark, a script, an example) as a module."""
+    source = importlib.util.spec_from_file_location(f"nora_program_{path.stem}", path)
+    assert source is not None and source.loader is not None
+    module = importlib.util.module_from_spec(source)
+    source.loader.exec_module(module)
+    return module
 
 
 def run_benchmark(name: str, *, checkout: Path, quick: bool) -> int:
@@ -19,10 +29,7 @@ def run_benchmark(name: str, *, checkout: Path, quick: bool) -> int:
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if name not in names:
         raise UserError(f"NAME: given {name!r}, allowed {', '.join(names)}")
-    source = importlib.util.spec_from_file_location(f"nora_bench_{name}", folder / f"{name}.py")
-    assert source is not None and source.loader is not None
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
+    module = load_program(folder / f"{name}.py")
     started = time.time()
     result = module.run(quick=quick)
     print(module.table(result))
