@@ -12,8 +12,8 @@ from nora.runs.bench import load_program
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
 TESTED_ELSEWHERE = {"chaos", "cluster", "factorization", "generate", "init", "mirror", "preconditioner"}
-"""By tests of their own, beside those of what they measure: the quick run and what must hold of its result. Of chaos a few
-trials (tests/runs/test_faults.py), of cluster each event by itself (tests/slurm)."""
+"""By tests of their own, beside those of what they measure: the quick run and what must hold of its result. Of chaos a
+few trials (tests/runs/test_faults.py), of cluster each event by itself (tests/slurm)."""
 
 
 @pytest.mark.parametrize("name", NAMES)
