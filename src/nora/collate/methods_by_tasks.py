@@ -10,7 +10,7 @@ from nora.collate import labels
 from nora.collate.answers import answer_notes
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.reported import MISSING, Reported, report
-from nora.collate.statistics import Summary
+from nora.collate.statistics import Summary, best_of
 from nora.runs.record import Record
 from nora.tables.cells import SpecBook
 from nora.tables.printed import PrintedValue, printed_grid
@@ -20,16 +20,6 @@ from nora.tables.table import Table
 def _percent(summary: Summary) -> str:
     spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
     return f"{100 * summary.mean:.1f}{spread}"
-
-
-def _best(cells: Mapping[str, Summary | None], methods: tuple[str, ...], *, lowest: bool = False) -> set[str]:
-    """The methods whose printed mean is the best of a column; empty unless all are there and not all alike."""
-    means = {m: s.mean for m in methods if (s := cells[m]) is not None}
-    if len(means) != len(methods) or not means:
-        return set()
-    top = min(means.values()) if lowest else max(means.values())
-    best = {m for m, value in means.items() if f"{value:.4f}" == f"{top:.4f}"}
-    return set() if len(best) == len(means) else best
 
 
 def _detail(entry: Reported, summary: Summary | None, printed: PrintedValue | None) -> str:
@@ -60,6 +50,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
+    best = {task: best_of({m: scores[task][m] for m in rows}, digits=1, scale=100) for task in table.columns}
     averaged = _averaged(table)
     columns = (*(labels.column(table.file.axis, t) for t in table.columns), *(("avg",) if averaged else ()))
     lines = []
@@ -69,8 +60,9 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
             summary = scores[task][method]
             entry = reported[method, task]
             text = _percent(summary) if summary is not None else entry.gap()
-            best = method in rows and method in _best(scores[task], rows)
-            entries.append(Entry(text, best, _detail(entry, summary, printed.get((method, task))), entry.behind))
+            entries.append(
+                Entry(text, method in best[task], _detail(entry, summary, printed.get((method, task))), entry.behind)
+            )
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
         whole = (method, "avg") in printed and len(table.columns) == len(table.file.columns)
@@ -158,6 +150,7 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
         for task in table.columns
     }
     rows = tuple(m for m in methods if m in table.file.rows)
+    best = {task: best_of({m: losses[task][m] for m in rows}, digits=3, lowest=True) for task in table.columns}
     lines = []
     for method in methods:
         entries = []
@@ -166,8 +159,7 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
             text = reported[method, task].gap()
             if summary is not None:
                 text = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
-            best = method in rows and method in _best(losses[task], rows, lowest=True)
-            entries.append(Entry(text, best, runs=reported[method, task].behind))
+            entries.append(Entry(text, method in best[task], runs=reported[method, task].behind))
         lines.append(Line(labels.method(method), tuple(entries), method in table.file.below_rule[:1]))
     zero = []
     for task in table.columns:

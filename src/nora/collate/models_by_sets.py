@@ -10,7 +10,7 @@ from nora.collate import labels
 from nora.collate.answers import answer_notes, binomial_error
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.reported import MISSING, Reported, report
-from nora.collate.statistics import Summary
+from nora.collate.statistics import Summary, best_of
 from nora.runs.record import Record
 from nora.tables.cells import SpecBook
 from nora.tables.printed import PrintedValue, printed_grid
@@ -44,19 +44,24 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
     for model in table.columns:
         printed = printed_grid(table.name, model) if table.scale == "paper" else {}
         found = {method: _summaries(reported[method, model], sets) for method in table.methods}
-        losses = _lowest({m: reported[m, model].values(lambda r: r.metrics["test"]["gold_nll"]) for m in table.methods})
+        best = {
+            name: best_of({m: found[m][name] for m in table.methods}, digits=1, scale=100) for name in (*sets, "avg")
+        }
+        losses = {m: reported[m, model].values(lambda r: r.metrics["test"]["gold_nll"]) for m in table.methods}
+        lowest = best_of(losses, digits=3, lowest=True)
         lines = []
         for method in table.methods:
             entry = reported[method, model]
             entries = []
             for name in (*sets, "avg"):
                 summary = found[method][name]
-                best = _is_best(found, method, name)
                 text = entry.gap() if summary is None else _text(summary)
-                entries.append(Entry(text, best, _detail(summary, printed.get((method, name))), entry.behind))
+                entries.append(
+                    Entry(text, method in best[name], _detail(summary, printed.get((method, name))), entry.behind)
+                )
             if table.scale != "paper":
-                loss = entry.values(lambda r: r.metrics["test"]["gold_nll"])
-                entries.append(Entry("–" if loss is None else f"{loss.mean:.3f}", losses[method], runs=entry.ids))
+                loss = losses[method]
+                entries.append(Entry("–" if loss is None else f"{loss.mean:.3f}", method in lowest, runs=entry.ids))
             lines.append(Line(labels.method(method), tuple(entries)))
             rows += _rows(table, method, model, entry, sets)
         lines += _references(reported[table.file.search.first, model], sets, with_loss=table.scale != "paper")
@@ -106,24 +111,6 @@ def _references(first: Reported, sets: tuple[str, ...], *, with_loss: bool) -> l
 
 def _measured(entry: Reported, key: str) -> bool:
     return all(r is not None and r.metrics.get(key) is not None for r in entry.records)
-
-
-def _is_best(found: Mapping[str, Mapping[str, Summary | None]], method: str, name: str) -> bool:
-    """Whether the printed mean is the column's best; never where a method is missing."""
-    means = [None if (s := entry[name]) is None else f"{100 * s.mean:.1f}" for entry in found.values()]
-    own = found[method][name]
-    if None in means or own is None or len(set(means)) == 1:
-        return False
-    return f"{100 * own.mean:.1f}" == max((m for m in means if m is not None), key=float)
-
-
-def _lowest(losses: Mapping[str, Summary | None]) -> dict[str, bool]:
-    """Whether a method's printed loss is the lowest; never where a method is missing."""
-    printed = {method: "" if s is None else f"{s.mean:.3f}" for method, s in losses.items()}
-    if "" in printed.values() or len(set(printed.values())) == 1:
-        return dict.fromkeys(printed, False)
-    least = min(printed.values(), key=float)
-    return {method: text == least for method, text in printed.items()}
 
 
 def _rows(table: Table, method: str, model: str, entry: Reported, sets: tuple[str, ...]) -> list[tuple[object, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -24,6 +24,18 @@ def summarize(values: Sequence[float]) -> Summary:
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
     return Summary(mean, std, n)
+
+
+def best_of(
+    summaries: Mapping[str, Summary | None], *, digits: int, scale: float = 1.0, lowest: bool = False
+) -> set[str]:
+    """The names whose mean is the best as it is printed (times ``scale``, to ``digits``); none where one is missing or
+    all print alike."""
+    printed = {name: round(scale * s.mean, digits) for name, s in summaries.items() if s is not None}
+    if len(printed) < len(summaries) or len(set(printed.values())) < 2:
+        return set()
+    top = min(printed.values()) if lowest else max(printed.values())
+    return {name for name, value in printed.items() if value == top}
 
 
 @dataclass(frozen=True)

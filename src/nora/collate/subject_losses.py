@@ -14,7 +14,7 @@ import yaml
 from nora.collate import labels
 from nora.collate.document import Block, Document, Entry, Line
 from nora.collate.reported import gap, states_of
-from nora.collate.statistics import Interval, Summary, paired_interval, summarize
+from nora.collate.statistics import Interval, Summary, best_of, paired_interval, summarize
 from nora.runs.record import Record
 from nora.tables.cells import Cell
 from nora.tables.subjects import Subjects, subject_cells
@@ -75,6 +75,13 @@ def printed() -> dict[str, Any]:
 
 def _main_block(losses: Mapping[str, Mapping[str, list[float] | None]], gaps: Mapping[str, str], paper: bool) -> Block:
     columns = [heading for _, heading in _MEASURES] + [f"minus LoRA, {heading}" for _, heading in _MEASURES]
+    best = {
+        measure: best_of(
+            {m: summarize(values) if (values := found[measure]) is not None else None for m, found in losses.items()},
+            digits=4, lowest=True,
+        )
+        for measure, _ in _MEASURES
+    }  # fmt: skip
     lines = []
     for method, found in losses.items():
         entries = []
@@ -87,9 +94,7 @@ def _main_block(losses: Mapping[str, Mapping[str, list[float] | None]], gaps: Ma
                 detail = f"paper {theirs['mean']} ± {theirs['std']}"
                 if values is not None:
                     detail += f", Δ {summarize(values).mean - theirs['mean']:+.4f}, n={len(values)}"
-            complete = {m: sum(v) / len(v) for m, f in losses.items() if (v := f[measure]) is not None}
-            best = len(complete) == len(losses) and complete[method] == min(complete.values())
-            entries.append(Entry(text, best, detail))
+            entries.append(Entry(text, method in best[measure], detail))
         for measure, _ in _MEASURES:
             values, base = found[measure], losses.get("lora", {}).get(measure)
             both = values is not None and base is not None and method != "lora"
