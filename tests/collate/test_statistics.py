@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from scipy.stats import t as student
 
-from nora.collate.statistics import Summary, best_of
+from nora.collate.statistics import Summary, best_of, student_quantile
 
 
 def _column(*means: float | None) -> dict[str, Summary | None]:
@@ -24,3 +25,8 @@ def _column(*means: float | None) -> dict[str, Summary | None]:
 )
 def test_the_best_is_what_prints_as_the_best(means: tuple[float | None, ...], lowest: bool, best: str) -> None:
     assert best_of(_column(*means), digits=1, scale=100, lowest=lowest) == set(best)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 9, 100])
+def test_an_interval_is_as_wide_as_students_t_says(freedom: int) -> None:
+    assert student_quantile(freedom) == pytest.approx(student.ppf(0.975, freedom), rel=1e-14)

@@ -43,11 +43,13 @@ def test_tables_that_share_their_cells_compose_nothing_more(capsys: pytest.Captu
 def test_one_composition_serves_a_choice_of_every_group(checkout: Path) -> None:
     """Each choice is met. That the parts are independent: tests/tables (random cells against ``nora run``)."""
     conf = checkout / "conf"
-    for groups in (("task", "method"), ("problem", "start", "solver")):
-        for group in groups:
-            for choice in choices(conf, group):
-                words = choices_side_by_side(conf, groups, group, choice)
+    for names in (("task", "method"), ("problem", "start", "solver")):
+        groups = {name: choices(conf, name) for name in names}
+        for group, listed in groups.items():
+            for choice in listed:
+                words = choices_side_by_side(groups, group, choice)
                 assert f"{group}={choice}" in words and len(words) == len(groups)
+    assert choices_side_by_side({"task": ["cb"], "method": ["lora"]}, "task", "sst2") == ["task=sst2"]
 
 
 def test_tables_of_other_tasks_do_not_share_their_specs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

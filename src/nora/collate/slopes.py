@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nora.collate.statistics import student_quantile
+
 
 @dataclass(frozen=True)
 class Count:
@@ -55,8 +57,6 @@ def slope_in_doublings(counts: Sequence[Count]) -> Slope:
 
 def _fit(rows: Sequence[Count], x_of: Callable[[Count], float], y_of: Callable[[int], float]) -> Slope:
     """Least squares with one intercept per seed (starts differ in luck, not in rate), Student's t interval."""
-    from scipy.stats import t as student
-
     reached = [(c, c.iterations) for c in rows if c.iterations is not None]
     seeds = np.array([c.seed for c, _ in reached])
     x = _centred(np.array([x_of(c) for c, _ in reached]), seeds)
@@ -67,7 +67,7 @@ def _fit(rows: Sequence[Count], x_of: Callable[[Count], float], y_of: Callable[[
         return Slope(math.nan, math.nan, math.nan, math.nan, len(x), censored)
     value = float(x @ y / (x @ x))
     rest = float(((y - value * x) ** 2).sum())
-    half = float(student.ppf(0.975, freedom)) * math.sqrt(rest / freedom / float(x @ x))
+    half = student_quantile(freedom) * math.sqrt(rest / freedom / float(x @ x))
     r2 = 1 - rest / float(y @ y) if float(y @ y) > 0 else math.nan
     return Slope(value, value - half, value + half, r2, len(x), censored)
 

@@ -47,12 +47,17 @@ class Interval:
     high: float
 
 
+def student_quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t: half the width of a 95 % interval, in standard errors."""
+    from scipy.special import stdtrit  # scipy.stats says the same and takes half a second more to import
+
+    return float(stdtrit(freedom, 0.975))
+
+
 def paired_interval(values: Sequence[float], others: Sequence[float]) -> Interval:
     """Of the differences values - others, pair by pair; ValueError where they are not as many."""
-    from scipy.stats import t as student
-
     summary = summarize([a - b for a, b in zip(values, others, strict=True)])
     if summary.std is None:
         return Interval(summary.mean, -math.inf, math.inf)
-    half = float(student.ppf(0.975, summary.n - 1)) * summary.std / math.sqrt(summary.n)
+    half = student_quantile(summary.n - 1) * summary.std / math.sqrt(summary.n)
     return Interval(summary.mean, summary.mean - half, summary.mean + half)

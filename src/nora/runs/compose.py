@@ -6,7 +6,7 @@ import copy
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,18 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Paths of the values that are still ???."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{path}.{key}".removeprefix("."))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _missing(value, f"{path}[{i}]")
+    elif node == "???":
+        yield path
+
+
 @lru_cache(maxsize=1024)
 def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> dict[str, Any]:
     del files  # part of the key
@@ -98,8 +110,9 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             config = compose("config", _permit_new_keys(conf, overrides))
-        limits.check_interpolations(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
-        missing = sorted(OmegaConf.missing_keys(config))
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+        limits.check_interpolations(plain)
+        missing = sorted(_missing(plain))
         if missing:
             raise UserError("; ".join(f"{key}: a value is required (???), give {key}=…" for key in missing))
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
@@ -113,14 +126,13 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
         raise UserError(f"{' '.join(overrides)}: {first_line(error)}") from None
 
 
-def choices_side_by_side(conf: Path, groups: Sequence[str], group: str, choice: str) -> list[str]:
-    """The overrides of one composition that serves a choice of every group at once: the i-th file of each, where
-    ``choice`` is the i-th of ``group``. For groups whose files do not refer to each other: composing is what costs."""
-    files = {name: choices(conf, name) for name in groups}
-    if choice not in files[group]:
-        return [f"{group}={choice}"]  # refused with the list of what is there
-    position = files[group].index(choice)
-    return [f"{name}={files[name][position % len(files[name])]}" for name in groups]
+def choices_side_by_side(groups: Mapping[str, Sequence[str]], group: str, choice: str) -> list[str]:
+    """The overrides of one composition that serves a choice of every group at once: the i-th of each, where ``choice``
+    is the i-th of ``group``. For groups whose files do not refer to each other: composing is what costs."""
+    if choice not in groups[group]:
+        return [f"{group}={choice}"]  # of another table that shares the book, or refused with the list of what is there
+    position = list(groups[group]).index(choice)
+    return [f"{name}={listed[position % len(listed)]}" for name, listed in groups.items()]
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:

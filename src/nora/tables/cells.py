@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nora import tasks
-from nora.runs.compose import choices_side_by_side, compose_config
+from nora.runs.compose import choices, choices_side_by_side, compose_config
 from nora.runs.record import Record
 from nora.runs.spec import Pins, build_spec, run_id, spec_dict
 from nora.tables.choice import Trial, choose, grid_points, summarize
@@ -51,15 +51,16 @@ class SpecBook:
         self._conf = checkout / "conf"
         self._pins = Pins(checkout)
         self._axis = table.file.axis
+        self._side_by_side = {self._axis: table.file.columns, "method": choices(self._conf, "method")}
         self._settings = table.file.settings
         self._fixed = [f"scale={table.scale}", *table.file.fixed, *table.overrides]
         self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
-        self._specs: dict[str, tuple[dict[str, Any], str]] = {}
+        self._specs: dict[str, dict[str, Any]] = {}
 
     def _config(self, group: str, choice: str) -> dict[str, Any]:
         key = (group, choice)
         if key not in self._nodes:
-            words = choices_side_by_side(self._conf, (self._axis, "method"), group, choice)
+            words = choices_side_by_side(self._side_by_side, group, choice)
             self._nodes[key] = compose_config(self._conf, [*self._fixed, *words])
         return self._nodes[key]
 
@@ -75,22 +76,28 @@ class SpecBook:
     def identified(
         self, method: str, column: str, seed: int, measure: list[str], settings: Settings
     ) -> tuple[dict[str, Any], str]:
-        """The resolved spec and its id."""
-        key = repr((method, column, seed, measure, sorted(settings.items())))
+        """The resolved spec and its id; that of another seed differs in the seed alone."""
+        key = repr((method, column, measure, sorted(settings.items())))
         if key not in self._specs:
-            spec = self._build(method, column, seed, measure, settings)
-            self._specs[key] = spec, run_id(spec)
-        return self._specs[key]
+            self._specs[key] = self._build(method, column, seed, measure, settings)
+        spec = {**self._specs[key], "seed": seed}
+        return spec, run_id(spec)
 
     def _build(self, method: str, column: str, seed: int, measure: list[str], settings: Settings) -> dict[str, Any]:
         config = dict(self._config(self._axis, column))
         config["method"] = self._config("method", method)["method"]
         config["seed"] = seed
         config["measure"] = measure
-        for path, value in {**self._settings, **settings}.items():
-            group, key = path.split(".", 1)
-            config[group] = {**config[group], key: value}
-        return spec_dict(build_spec(config, self._pins))
+        return spec_dict(build_spec(with_settings(config, {**self._settings, **settings}), self._pins))
+
+
+def with_settings(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The composed config with further values, each by its path: what composing it with these overrides would give."""
+    changed = dict(config)
+    for path, value in settings.items():
+        group, _, key = path.partition(".")
+        changed[group] = {**changed[group], key: value} if key else value
+    return changed
 
 
 def format_value(value: Any) -> str:

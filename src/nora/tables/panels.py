@@ -10,10 +10,10 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from nora.runs.compose import choices_side_by_side, compose_config
+from nora.runs.compose import choices, choices_side_by_side, compose_config
 from nora.runs.errors import UserError
 from nora.runs.spec import Pins, build_spec, run_id, spec_dict
-from nora.tables.cells import Cell, format_value
+from nora.tables.cells import Cell, format_value, with_settings
 from nora.tables.table import pick
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -114,13 +114,14 @@ class PanelSpecs:
         self._conf = checkout / "conf"
         self._pins = Pins(checkout)
         self._fixed = ["kind=factorize", *target.overrides]
+        self._side_by_side = {group: choices(self._conf, group) for group in ("problem", "start", "solver")}
         self._configs: dict[str, dict[str, Any]] = {}
         self._curves: dict[tuple[str, str], dict[str, Any]] = {}
 
     def _config(self, group: str, choice: str) -> dict[str, Any]:
         key = f"{group}={choice}"
         if key not in self._configs:
-            words = choices_side_by_side(self._conf, ("problem", "start", "solver"), group, choice)
+            words = choices_side_by_side(self._side_by_side, group, choice)
             self._configs[key] = compose_config(self._conf, [*self._fixed, *words])
         return self._configs[key]
 
@@ -130,13 +131,7 @@ class PanelSpecs:
         for group in ("problem", "start", "solver"):
             config[group] = dict(self._config(group, getattr(curve, group))[group])
         config["seed"] = seed
-        for path, value in curve.settings.items():
-            group, _, key = path.partition(".")
-            if key:
-                config[group] = {**config[group], key: value}
-            else:
-                config[group] = value
-        return spec_dict(build_spec(config, self._pins))
+        return spec_dict(build_spec(with_settings(config, curve.settings), self._pins))
 
     def cell(self, target: Panels, panel: str, key: str, curve: Curve, seed: int) -> Cell:
         """One run of one curve: its spec differs from that of another seed in the seed alone."""

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from nora.runs.compose import choices, compose_config
 from nora.runs.errors import UserError
 from nora.runs.spec import Pins, build_spec, run_id, spec_dict
-from nora.tables.cells import Cell, format_value
+from nora.tables.cells import Cell, format_value, with_settings
 from nora.tables.table import pick
 
 
@@ -72,11 +72,13 @@ def pick_subjects(checkout: Path, file: SubjectsFile, name: str, overrides: Sequ
     return Subjects(name, file, scale, file.subjects[scale], methods, chosen, tuple(rest))
 
 
+def _compose(checkout: Path, target: Subjects, choice: str) -> dict[str, Any]:
+    return compose_config(checkout / "conf", ["kind=dreambooth", f"scale={target.scale}", choice, *target.overrides])
+
+
 def subject_spec(checkout: Path, target: Subjects) -> dict[str, Any]:
     """The subject's own part of a spec at the target's scale: prompts, pictures, their hashes."""
-    config = compose_config(
-        checkout / "conf", ["kind=dreambooth", f"scale={target.scale}", f"task={target.subject}", *target.overrides]
-    )
+    config = _compose(checkout, target, f"task={target.subject}")
     subject: dict[str, Any] = spec_dict(build_spec(config, Pins(checkout)))["task"]
     return subject
 
@@ -84,6 +86,7 @@ def subject_spec(checkout: Path, target: Subjects) -> dict[str, Any]:
 def subject_cells(target: Subjects, *, checkout: Path) -> list[Cell]:
     """Every run of the target, seed by seed so that the methods of a seed come together."""
     pins, specs, words = Pins(checkout), {}, {}
+    base = _compose(checkout, target, f"task={target.subject}")
     for method in target.methods:
         settings = target.file.methods[method]
         words[method] = (
@@ -91,8 +94,12 @@ def subject_cells(target: Subjects, *, checkout: Path) -> list[Cell]:
             *(f"{key}={format_value(value)}" for key, value in settings.items()),
             f"measure={format_value(target.file.measure)}", *target.overrides,
         )  # fmt: skip
-        config = compose_config(checkout / "conf", words[method])
-        specs[method] = spec_dict(build_spec({**config, "seed": 0}, pins))
+        # A method's file refers to nothing else: targets on other subjects share what is composed for it.
+        config = {
+            **base, "method": _compose(checkout, target, f"method={method}")["method"],
+            "measure": target.file.measure, "seed": 0,
+        }  # fmt: skip
+        specs[method] = spec_dict(build_spec(with_settings(config, settings), pins))
     made = []
     for seed in target.seeds:
         for method in target.methods:

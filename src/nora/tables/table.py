@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +92,12 @@ def names(checkout: Path) -> list[str]:
 
 
 def _read_yaml(path: Path) -> Any:
+    return copy.deepcopy(_parse(path, path.stat().st_mtime_ns))
+
+
+@cache
+def _parse(path: Path, changed: int) -> Any:
+    del changed  # part of the key: several targets read one file, and each reading takes milliseconds
     limits.check_file(path)
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
