@@ -130,7 +130,7 @@ def choices_side_by_side(groups: Mapping[str, Sequence[str]], group: str, choice
     """The overrides of one composition that serves a choice of every group at once: the i-th of each, where ``choice``
     is the i-th of ``group``. For groups whose files do not refer to each other: composing is what costs."""
     if choice not in groups[group]:
-        return [f"{group}={choice}"]  # of another table that shares the book, or refused with the list of what is there
+        return [f"{group}={choice}"]  # refused with the list of what is there
     position = list(groups[group]).index(choice)
     return [f"{name}={listed[position % len(listed)]}" for name, listed in groups.items()]
 

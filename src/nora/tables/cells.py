@@ -51,17 +51,20 @@ class SpecBook:
         self._conf = checkout / "conf"
         self._pins = Pins(checkout)
         self._axis = table.file.axis
-        self._side_by_side = {self._axis: table.file.columns, "method": choices(self._conf, "method")}
         self._settings = table.file.settings
-        self._fixed = [f"scale={table.scale}", *table.file.fixed, *table.overrides]
+        self._scale, self._fixed, self._overrides = f"scale={table.scale}", table.file.fixed, table.overrides
+        self._side_by_side = {group: choices(self._conf, group) for group in ("task", "method")}
         self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
         self._specs: dict[str, dict[str, Any]] = {}
 
     def _config(self, group: str, choice: str) -> dict[str, Any]:
         key = (group, choice)
         if key not in self._nodes:
-            words = choices_side_by_side(self._side_by_side, group, choice)
-            self._nodes[key] = compose_config(self._conf, [*self._fixed, *words])
+            if group == "method" or (group == "task" and not self._fixed):  # the same for every table of the scale
+                words = choices_side_by_side(self._side_by_side, group, choice)
+            else:
+                words = [*self._fixed, f"{group}={choice}"]
+            self._nodes[key] = compose_config(self._conf, [self._scale, *words, *self._overrides])
         return self._nodes[key]
 
     def metric(self, column: str) -> str:
