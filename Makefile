@@ -28,7 +28,7 @@ test-all:        ## the slow tests too
 	$(BIN)/python -m pytest -q -m 'not gpu and not network'
 
 lint:            ## ruff, types, import contract
-	$(BIN)/ruff check src tests benchmarks scripts examples
+	$(BIN)/ruff check src tests tools benchmarks scripts examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

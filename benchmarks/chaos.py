@@ -22,15 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nora.runs.checkout import find_checkout
-from nora.runs.errors import AlreadyRunning, RunFailed
-from nora.runs.execute import execute
-from nora.runs.files import canonical_json
-from nora.runs.kinds import finetune  # noqa: F401  (imported before the forks: a start then costs half a second)
-from nora.runs.record import DamagedRecord
-from nora.runs.spec import compose_run, run_id
-from nora.runs.store import Store
-from nora.runs.verify import verify_record
+from nora.config.spec import compose_run, run_id
+from nora.errors import AlreadyRunning, RunFailed
+from nora.execution.execute import execute
+from nora.files import canonical_json
+from nora.store.record import DamagedRecord
+from nora.store.runs import Store
+from nora.store.verify import verify_record
+from nora.workspace import find_checkout
 
 _WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "protocol.epochs=8", "exec.device=cpu",
           "exec.checkpoint_every=2", "exec.keep_adapter=true", "exec.progress=false"]  # fmt: skip

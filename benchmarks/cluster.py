@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from nora import cli
+from nora.config.spec import compose_run, run_id, spec_dict
+from nora.errors import RunFailed
+from nora.files import canonical_json
 from nora.launch import slurm
 from nora.launch.cluster import Cluster, submit_cells
 from nora.launch.profile import load_profile
-from nora.runs.checkout import find_checkout
-from nora.runs.errors import RunFailed
-from nora.runs.files import canonical_json
-from nora.runs.spec import compose_run, run_id, spec_dict
-from nora.runs.store import Store
-from nora.tables.cells import Cell
+from nora.store.runs import Store
+from nora.tables.search import Cell
+from nora.workspace import find_checkout
 
 _PATIENCE_SECONDS = 480
 

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nora.runs.checkout import find_checkout
-from nora.runs.record import Record
-from nora.runs.spec import run_id
-from nora.runs.store import Store
+from nora.config.spec import run_id
+from nora.store.record import Record
+from nora.store.runs import Store
 from nora.tables.table import Table, names
-from nora.tables.targets import load_target
+from nora.tables.target import load_target
+from nora.workspace import find_checkout
 
 _RECORDS = 1500
 _DRAWN = ("beyond", "curves")  # figures that are not the paper's

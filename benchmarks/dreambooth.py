@@ -19,15 +19,14 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from nora import streams
-from nora.runs import diffusion
-from nora.runs.bench import load_program
-from nora.runs.kinds.dreambooth import make_objective, training_settings
-from nora.runs.schema import DreamboothSpec
-from nora.runs.spec import compose_run
-from nora.runs.subjects import load_pictures, picture_paths
-from nora.training.diffusion.crops import corner, resize, to_tensor
-from nora.training.diffusion.objective import Draws
+from nora.config.pins import load_pictures, picture_paths
+from nora.config.schema import DreamboothSpec
+from nora.config.spec import compose_run
+from nora.kinds import pipelines
+from nora.kinds.dreambooth import make_objective, training_settings
+from nora.training.diffusion.objective import Draws, corner, resize, to_tensor
 from nora.training.loop import StepInfo, make_state, train
+from nora.verbs.machine import load_program
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,7 +42,7 @@ def _spec(scale: str, steps: int, *extra: str) -> DreamboothSpec:
 
 
 def _adapted(spec: DreamboothSpec, device: torch.device) -> tuple[Any, Any]:
-    pipeline = diffusion.load_pipeline(spec.model, _ROOT, device)
+    pipeline = pipelines.load_pipeline(spec.model, _ROOT, device)
     objective = make_objective(spec, pipeline, load_pictures(spec.task, _ROOT))
     side = spec.protocol.resolution // pipeline.vae_scale_factor
     probe = {
@@ -51,7 +50,7 @@ def _adapted(spec: DreamboothSpec, device: torch.device) -> tuple[Any, Any]:
         "timestep": torch.tensor([1], device=device),
         "encoder_hidden_states": objective.text,
     }
-    diffusion.add_adapter(pipeline.unet, spec.method, spec.model.targets, seed=0, probe=probe)
+    pipelines.add_adapter(pipeline.unet, spec.method, spec.model.targets, seed=0, probe=probe)
     return pipeline, objective
 
 

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nora import tasks
-from nora.training.encoding import EncodedExample, encode_example
-from nora.training.evaluation import score_candidates
+from nora.training.batches import EncodedExample, encode_example
+from nora.training.scoring import score_candidates
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ROWS = {"record": 8, "cb": 32, "sst2": 64}

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nora import tasks
 from nora.tasks.instruction import Instruction
-from nora.training.answers import Decoding, answer, encode_prompts
+from nora.training.generation import Decoding, answer, encode_prompts
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}

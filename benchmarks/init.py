@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nora import streams
 from nora.adapters import initialize_, lora_layers, nystrom_init_
-from nora.runs.bench import load_program
+from nora.verbs.machine import load_program
 
 _HERE = Path(__file__).parent
 _timing, _shapes = load_program(_HERE / "_timing.py"), load_program(_HERE / "_shapes.py")

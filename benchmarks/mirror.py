@@ -16,15 +16,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nora.runs.checkout import find_checkout
+from nora.workspace import find_checkout
 
 _CODE = """
 import json, sys, time
 from pathlib import Path
-from nora.runs.execute import execute
-from nora.runs.kinds import finetune
-from nora.runs.spec import compose_run
-from nora.runs.store import Store
+from nora.execution.execute import execute
+from nora.kinds import few_shot as finetune
+from nora.config.spec import compose_run
+from nora.store.runs import Store
 mode, results = sys.argv[1:]
 words = ["scale=smoke", "task=cb", "method=nora", "protocol.epochs=20", "exec.device=cpu", f"exec.wandb={mode}"]
 spec, settings, _ = compose_run(Path.cwd(), words)

@@ -16,7 +16,7 @@ from peft.optimizers.riemannian import _RiemannianPreconditioner
 from torch import Tensor, nn
 
 from nora.adapters.preconditioner import Preconditioner, damped_inverse
-from nora.runs.bench import load_program
+from nora.verbs.machine import load_program
 
 _DAMPING = 1e-2
 

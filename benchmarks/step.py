@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 
 from nora import tasks
 from nora.adapters import initialize_
-from nora.training.encoding import EncodedExample, encode_example
+from nora.training.batches import EncodedExample, encode_example
 from nora.training.loop import LoopSettings, StepInfo, make_state, train
 from nora.training.objectives import OptionLMObjective
 

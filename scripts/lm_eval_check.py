@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from nora.runs.checkout import find_checkout
-from nora.runs.errors import UserError
+from nora.errors import UserError
 from nora.verbs.asked import exec_settings, open_store, read_records
+from nora.workspace import find_checkout
 
 
 def check(identity: str, tasks: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -27,7 +27,7 @@ def check(identity: str, tasks: Sequence[str], overrides: Sequence[str]) -> list
         raise UserError(f"ID: given {identity!r}, no record of it in {store.root}")
     import lm_eval
 
-    from nora.runs.merged import write_merged
+    from nora.kinds.merged import write_merged
 
     with tempfile.TemporaryDirectory() as folder:
         write_merged(record, store, find_checkout(), Path(folder))

@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from nora.training.diffusion import pretrain as parts
+from nora.kinds import pipelines
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE: dict[str, Any] = yaml.safe_load((ROOT / "conf/model/sd_smoke.yaml").read_text())["architecture"]
@@ -24,8 +24,8 @@ def noise_picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def tiny_unet(seed: int = 0) -> Any:
-    return parts.make_unet(SHAPE["unet"], seed=seed).eval().requires_grad_(False)
+    return pipelines.make_unet(SHAPE["unet"], seed=seed).eval().requires_grad_(False)
 
 
 def tiny_vae(seed: int = 0) -> Any:
-    return parts.make_vae(SHAPE["vae"], seed=seed).eval().requires_grad_(False)
+    return pipelines.make_vae(SHAPE["vae"], seed=seed).eval().requires_grad_(False)

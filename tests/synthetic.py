@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from nora.runs.record import Record
-from nora.tables.cells import Cell, SpecBook, cells
+from nora.store.record import Record
+from nora.tables.search import Cell, SpecBook, cells
 from nora.tables.table import Table
 
 

@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from nora.runs.errors import AlreadyRunning, RunFailed, UserError
+    from nora.errors import AlreadyRunning, RunFailed, UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -160,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _completion(options: argparse.Namespace) -> int:
-    from nora.runs.checkout import find_checkout
-    from nora.runs.completion import script
+    from nora.verbs.machine import script
+    from nora.workspace import find_checkout
 
     actions = _parser()._subparsers._group_actions  # type: ignore[union-attr]
     print(script(options.shell, sorted(actions[0].choices or ()), find_checkout()))

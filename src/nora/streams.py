@@ -7,6 +7,8 @@ changes another (the data order). Streams are drawn on the CPU, hence equal on e
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
 
 import torch
@@ -27,3 +29,11 @@ def generator(seed: int, stream: str, module: str = "") -> torch.Generator:
     module that draws (without any wrapper's prefix), empty where there is none.
     """
     return torch.Generator("cpu").manual_seed(stream_seed(seed, stream, module))
+
+
+@contextmanager
+def seeded(seed: int, stream: str, module: str = "") -> Iterator[None]:
+    """torch's global generator set to the stream for a block, for libraries that take no generator, and put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, stream, module))
+        yield

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nora.runs.bench import load_program
+from nora.verbs.machine import load_program
 
 
 def test_the_shapes_are_the_papers(checkout: Path) -> None:

@@ -158,7 +158,7 @@ def test_dora_on_a_half_base_is_proved_to_that_precision(dtype: torch.dtype) -> 
 
 def test_a_wide_half_weight_is_read_in_blocks() -> None:
     """More entries than one block; every block must reach the product, on both sides."""
-    from nora.adapters.products import left_product, right_product
+    from nora.adapters.layers import left_product, right_product
 
     W = torch.randn(2500, 2100, generator=_generator()).to(torch.bfloat16)
     G, omega = torch.randn(3, 2500, generator=_generator()), torch.randn(2100, 3, generator=_generator())

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from nora.adapters import prefix_init_, prove_prefix
 from nora.adapters.prefix import drawn_tokens, token_keys_values
-from nora.training.forward import hidden_states
+from nora.training.objectives import hidden_states
 from twins import tiny_opt
 
 P = 5

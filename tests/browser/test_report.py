@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from playwright import sync_api as playwright
 
-from nora.collate.collation import collate_all
-from nora.runs.store import Store
+from nora.reporting.collation import collate_all
+from nora.store.runs import Store
 from nora.tables.table import load_table
-from nora.tables.targets import load_target
+from nora.tables.target import load_target
 
 from synthetic import complete  # isort: skip
 

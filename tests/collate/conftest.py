@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nora.runs.store import Store
+from nora.store.runs import Store
 from nora.tables.table import Table, load_table
 
 from synthetic import complete  # isort: skip

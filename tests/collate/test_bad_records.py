@@ -11,23 +11,23 @@ import pytest
 import yaml
 
 from nora import cli
-from nora.collate.artefacts import build
-from nora.collate.document import Document, Entry, to_csv
-from nora.collate.ledger import read_rows
-from nora.runs.errors import UserError
-from nora.runs.files import canonical_json, sha256_bytes
-from nora.runs.record import Record
-from nora.runs.snapshot import take_snapshot
-from nora.runs.spec import run_id
-from nora.runs.store import Store
+from nora.config.spec import run_id
+from nora.errors import UserError
+from nora.files import canonical_json, sha256_bytes
+from nora.reporting.collation import build_artefact
+from nora.reporting.document import Document, Entry, to_csv
+from nora.reporting.ledger import read_rows
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.store.snapshot import take_snapshot
 from nora.tables.table import Table, load_table, read_chosen
-from nora.tables.targets import Target, load_target, target_cells
+from nora.tables.target import Target, load_target, target_cells
 
 from synthetic import record_of  # isort: skip
 
 
 def _entry(table: Target, store: Store, checkout: Path, row: str = "NoRA") -> Entry:
-    document = build(table, take_snapshot(store), checkout=checkout)
+    document = build_artefact(table, take_snapshot(store), checkout=checkout)
     assert isinstance(document, Document)
     return next(line.entries[0] for line in document.blocks[0].lines if line.label == row)
 
@@ -172,13 +172,13 @@ def test_a_run_that_cannot_be_counted_has_a_named_state(
     assert "±" in before.text
     # The choice is fixed, as a committed one is.
     settings = {t: {m: _settings(table, store, checkout, m) for m in table.methods} for t in table.columns}
-    monkeypatch.setattr("nora.tables.cells.read_chosen", lambda *_: settings)
+    monkeypatch.setattr("nora.tables.search.read_chosen", lambda *_: settings)
     table = load_table(checkout, "table2", ["scale=smoke", "task=cb", "seed=0,1", "search=chosen"])
     assert _entry(table, store, checkout).text == before.text
     break_it(_victim(table, store, checkout), store)
     after = _entry(table, store, checkout)
     assert after.text == state and not after.best
-    document = build(table, take_snapshot(store), checkout=checkout)
+    document = build_artefact(table, take_snapshot(store), checkout=checkout)
     assert isinstance(document, Document)
     assert f",{state.split()[0]}\n" in to_csv(document), "the csv names it too"
     others = [line.entries[0].text for line in document.blocks[0].lines[:6] if line.label != "NoRA"]
@@ -192,8 +192,8 @@ def test_a_run_that_cannot_be_counted_has_a_named_state(
 
 
 def _settings(table: Table, store: Store, checkout: Path, method: str) -> dict[str, object]:
-    from nora.collate.reported import report
-    from nora.tables.cells import SpecBook
+    from nora.reporting.reported import report
+    from nora.tables.search import SpecBook
 
     found = report(table, SpecBook(checkout, table), take_snapshot(store), checkout)[method, "cb"].settings
     assert found is not None
@@ -264,7 +264,7 @@ def test_a_record_that_holds_less_than_a_layout_reads(chosen: tuple[Table, Store
 
     _rewrite(folder / "record.json", forget, rehash=True)
     with pytest.raises(UserError, match="table2: a record behind it has no 'accuracy', which layout methods_by_tasks"):
-        build(table, take_snapshot(store), checkout=checkout)
+        build_artefact(table, take_snapshot(store), checkout=checkout)
 
 
 BAD_TABLES = {
@@ -290,7 +290,7 @@ def test_a_bad_table_file_is_one_clear_line(what: str, checkout: Path, tmp_path:
         content |= changes
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        build(load_target(tmp_path, name, []), {}, checkout=tmp_path)
+        build_artefact(load_target(tmp_path, name, []), {}, checkout=tmp_path)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from nora.collate.artefacts import artefact_texts, build
-from nora.runs.snapshot import Snapshot
-from nora.runs.store import Store
+from nora.reporting.collation import artefact_texts, build_artefact
+from nora.store.runs import Store
+from nora.store.snapshot import Snapshot
 from nora.tables.table import Table
 
 from synthetic import complete  # isort: skip
@@ -36,7 +36,7 @@ def test_every_file_is_the_table_of_one_snapshot(checkout: Path, tmp_path: Path)
     moments: list[dict[Path, str]] = []
     for count in range(len(records) + 1):
         snapshot = Snapshot({r.id: r for r in records[:count]})
-        moments.append(dict(artefact_texts(build(table, snapshot, checkout=checkout), results)))
+        moments.append(dict(artefact_texts(build_artefact(table, snapshot, checkout=checkout), results)))
     allowed = {path: {moment[path] for moment in moments} for path in moments[0]}
     assert all(len(texts) > 1 for texts in allowed.values()), "the records do change each file"
     end = tmp_path / "end"

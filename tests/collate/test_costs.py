@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from nora.collate.costs import build, cost
-from nora.collate.labels import papers_order
-from nora.runs.errors import UserError
-from nora.runs.record import Record
-from nora.tables.cost import measured_hours
-from nora.tables.costs import Costs, CostsFile, pick_costs
+from nora.errors import UserError
+from nora.reporting.labels import papers_order
+from nora.reporting.layouts.costs import build, cost
+from nora.store.record import Record
+from nora.tables.estimate import measured_hours
 from nora.tables.table import load_table
-from nora.tables.targets import load_target, target_cells
+from nora.tables.target import Costs, CostsFile, load_target, pick_costs, target_cells
 
 from synthetic import complete  # isort: skip
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from nora.collate.answers import answer_notes
-from nora.collate.artefacts import build
-from nora.collate.document import Document
-from nora.runs.record import Record
-from nora.tables.cells import cells
+from nora.reporting.collation import build_artefact
+from nora.reporting.document import Document
+from nora.reporting.reported import answer_notes
+from nora.store.record import Record
+from nora.tables.search import cells
 from nora.tables.table import Table, load_table
 
 from synthetic import complete, record_of  # isort: skip
@@ -25,7 +25,7 @@ def _records(checkout: Path, name: str, scores: dict[str, Any], **changes: Any) 
 
 
 def _document(checkout: Path, name: str, records: dict[str, Record], *words: str) -> Document:
-    return build(load_table(checkout, name, ["scale=mini", *words]), records, checkout=checkout)
+    return build_artefact(load_table(checkout, name, ["scale=mini", *words]), records, checkout=checkout)
 
 
 def _gsm8k(accuracy: float, unanswered: int) -> dict[str, Any]:

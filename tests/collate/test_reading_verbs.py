@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from nora import cli
-from nora.collate.differences import differences
-from nora.collate.exports import export, flat_record
-from nora.runs.files import sha256_bytes
-from nora.runs.record import Record
-from nora.runs.snapshot import take_snapshot
-from nora.runs.spec import run_id
-from nora.runs.store import Store
+from nora.config.spec import run_id
+from nora.files import sha256_bytes
+from nora.reporting.exports import export, flat_record
+from nora.reporting.provenance import differences
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.store.snapshot import take_snapshot
 
 Out = pytest.CaptureFixture[str]
 WORDS = ["scale=mini", "task=cb", "seed=0,1"]
@@ -173,7 +173,7 @@ def test_a_card_for_each_adapter_that_is_kept(store: Store, tmp_path: Path, caps
 
 
 def test_verify_compares_a_curve_with_the_value_reported_from_it(checkout: Path) -> None:
-    from nora.runs.verify import verify_record
+    from nora.store.verify import verify_record
 
     real = Store(checkout / "results")
     record = next(r for r in real.records() if r.spec["kind"] == "factorize" and "trace" in r.metrics)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nora.collate.report_runs import RunIndex
+from nora.reporting.report import RunIndex
 
 
 def _fact(seed: int, **other: Any) -> dict[str, Any]:

@@ -11,21 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from nora.collate.audit import audit_all
-from nora.collate.collation import collate, collate_all, with_paper_scale
-from nora.runs.files import sha256_file
-from nora.runs.snapshot import take_snapshot
-from nora.runs.store import Store
+from nora.files import sha256_file
+from nora.reporting.collation import audit_all, collate, collate_all, with_paper_scale
+from nora.store.runs import Store
+from nora.store.snapshot import take_snapshot
 from nora.tables.table import Table, names
-from nora.tables.targets import load_target
+from nora.tables.target import load_target
 
 CODE = """
 import sys
 from pathlib import Path
-import nora.collate.collation as collation
-from nora.runs.snapshot import Snapshot
-from nora.runs.store import Store
-from nora.tables.targets import load_target
+import nora.reporting.collation as collation
+from nora.store.snapshot import Snapshot
+from nora.store.runs import Store
+from nora.tables.target import load_target
 
 out, backwards = Path(sys.argv[1]), sys.argv[2] == "backwards"
 take = collation.take_snapshot

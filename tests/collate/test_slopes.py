@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from nora.collate.rates import shape
-from nora.collate.slopes import Count, slope_in_digits, slope_in_doublings, slope_in_kappa
+from nora.reporting.layouts.rates import shape
+from nora.reporting.statistics import Count, slope_in_digits, slope_in_doublings, slope_in_kappa
 
 EPSILONS = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 

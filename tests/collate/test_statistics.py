@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import t as student
 
-from nora.collate.statistics import Summary, best_of, student_quantile
+from nora.reporting.statistics import Summary, best_of, student_quantile
 
 
 def _column(*means: float | None) -> dict[str, Summary | None]:

@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from nora.collate.artefacts import build
-from nora.collate.document import Document, to_markdown
-from nora.collate.figures import Figure, render
-from nora.collate.latex import to_latex
-from nora.collate.loss_curves import moving_average
-from nora.collate.statistics import paired_interval
-from nora.runs.files import sha256_bytes
-from nora.runs.record import Record
-from nora.tables.cells import Cell
+from nora.files import sha256_bytes
+from nora.reporting.collation import build_artefact
+from nora.reporting.document import Document, to_markdown
+from nora.reporting.figures import Figure, render
+from nora.reporting.latex import to_latex
+from nora.reporting.layouts.loss_curves import moving_average
+from nora.reporting.statistics import paired_interval
+from nora.store.record import Record
+from nora.tables.search import Cell
 from nora.tables.subjects import Subjects, subject_cells
-from nora.tables.targets import load_target
+from nora.tables.target import load_target
 from nora.training.diffusion.pictures import to_jpeg
 
 SHIFT = {"lora": 0.0, "lora_p": 0.001, "nora": -0.01, "nora_plus": -0.012}
@@ -78,7 +78,7 @@ def test_44_runs_at_the_papers_scale(checkout: Path) -> None:
 
 
 def test_each_cells_command_makes_exactly_its_run(checkout: Path) -> None:
-    from nora.runs.spec import compose_run, run_id
+    from nora.config.spec import compose_run, run_id
 
     for scale in ("paper", "mini", "smoke"):
         for name in ("table3", "fig7"):
@@ -103,7 +103,7 @@ def _cells_of(document: Document, block: int) -> dict[str, list[str]]:
 
 
 def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str, Record], checkout: Path) -> None:
-    document = build(_target("table3", checkout), records, checkout=checkout)
+    document = build_artefact(_target("table3", checkout), records, checkout=checkout)
     assert isinstance(document, Document)
     values: dict[str, list[float]] = {}
     for record in records.values():
@@ -127,7 +127,7 @@ def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str,
 
 
 def test_fidelity_stands_beside_what_real_pictures_reach(records: dict[str, Record], checkout: Path) -> None:
-    document = build(_target("table3", checkout), records, checkout=checkout)
+    document = build_artefact(_target("table3", checkout), records, checkout=checkout)
     assert isinstance(document, Document)
     found = _cells_of(document, 2)
     assert document.blocks[2].columns == ("clip_x: picture", "clip_x: text")
@@ -143,14 +143,14 @@ def test_a_missing_and_a_diverged_run_are_shown_and_not_averaged_over(
     del records[str(next(c.id for c in cells if c.row == "nora"))]
     gone = next(c for c in cells if c.row == "lora_p")
     records[str(gone.id)] = _record(gone, status="diverged", metrics={"steps": 3}, diverged={"step": 3, "tensor": "x"})
-    document = build(_target("table3", checkout), records, checkout=checkout)
+    document = build_artefact(_target("table3", checkout), records, checkout=checkout)
     assert isinstance(document, Document)
     main, shares = _cells_of(document, 0), _cells_of(document, 1)
     assert main["NoRA"][0].startswith("missing (9/10)") and main["LoRA-P"][0].startswith("diverged 1/10")
     assert main["NoRA"][2] == "–" and shares["NoRA"][0] == "missing (paper +8.7)"
     assert shares["NoRA+"][2] == "missing (paper +9.7)"
     assert not any(e.best for line in document.blocks[0].lines for e in line.entries[:1])
-    assert build(_target("table3", checkout), {}, checkout=checkout).title
+    assert build_artefact(_target("table3", checkout), {}, checkout=checkout).title
 
 
 def test_the_moving_average_is_numpys() -> None:
@@ -160,7 +160,7 @@ def test_the_moving_average_is_numpys() -> None:
 
 
 def test_the_curves_end_at_the_mean_of_the_last_fifty(records: dict[str, Record], checkout: Path) -> None:
-    figure = build(_target("curves", checkout), records, checkout=checkout)
+    figure = build_artefact(_target("curves", checkout), records, checkout=checkout)
     assert isinstance(figure, Figure)
     last = [r for r in figure.csv_rows if r[:3] == ("loss", "nora", 500)]
     expected = np.mean([r.metrics["loss"]["steps"][-50:] for r in _of(records, "nora")])
@@ -188,7 +188,7 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
         for i in range(10):
             (folder / f"p{i}.jpg").write_bytes(data)
         records[str(cell.id)] = dataclasses.replace(_record(cell, files=files), folder=folder)
-    figure = build(target, records, checkout=checkout)
+    figure = build_artefact(target, records, checkout=checkout)
     assert isinstance(figure, Figure) and len(figure.csv_rows) == 40
     image = np.asarray(Image.open(io.BytesIO(render(figure)["png"])).convert("RGB"), dtype=int)
     for column in (0.3, 0.95):
@@ -199,27 +199,27 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
     (tmp_path / "lora" / "p3.jpg").unlink()
     for name in ("p1.jpg", "p2.jpg"):
         (tmp_path / "nora" / name).write_bytes(to_jpeg(Image.new("RGB", (8, 8), (1, 2, 3))))
-    spoilt = build(target, records, checkout=checkout)
+    spoilt = build_artefact(target, records, checkout=checkout)
     assert isinstance(spoilt, Figure) and render(spoilt)["png"] != render(figure)["png"]
     assert [note for note in spoilt.notes if note not in figure.notes] == [
         "2 of the pictures are damaged here.", "1 of the pictures are missing here.",
     ]  # fmt: skip
     records.pop(next(iter(records)))
-    assert set(render(build(target, records, checkout=checkout)))  # type: ignore[arg-type]
+    assert set(render(build_artefact(target, records, checkout=checkout)))  # type: ignore[arg-type]
 
 
 def test_training_pictures_name_licence_and_source(checkout: Path) -> None:
     for name, count, words in (("fig5", 5, "Unsplash License"), ("fig6", 4, "Nataniel Ruiz")):
-        figure = build(_target(name, checkout, "mini"), {}, checkout=checkout)
+        figure = build_artefact(_target(name, checkout, "mini"), {}, checkout=checkout)
         assert isinstance(figure, Figure) and len(figure.csv_rows) == count
         assert any(words in note for note in figure.notes)
         render(figure)
-    far = build(_target("fig6", checkout), {}, checkout=checkout)
+    far = build_artefact(_target("fig6", checkout), {}, checkout=checkout)
     assert isinstance(far, Figure) and not far.csv_rows and "cat_toy_example" in far.notes[0]
 
 
 def test_table6_agrees_with_what_the_paper_prints(checkout: Path) -> None:
-    document = build(_target("table6", checkout), {}, checkout=checkout)
+    document = build_artefact(_target("table6", checkout), {}, checkout=checkout)
     assert isinstance(document, Document)
     shared = _cells_of(document, 1)
     for key in ("steps", "batch size", "learning rate", "weight decay"):

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from nora.collate import labels
-from nora.collate.artefacts import build
-from nora.collate.document import Block, Document, Entry, Line
-from nora.collate.latex import to_latex
-from nora.collate.ledger import mathematics
-from nora.collate.marks import rendered
-from nora.collate.state_words import explained
-from nora.tables.targets import load_target
+from nora.reporting import labels
+from nora.reporting.collation import build_artefact
+from nora.reporting.document import Block, Document, Entry, Line, explained
+from nora.reporting.labels import rendered
+from nora.reporting.latex import to_latex
+from nora.reporting.ledger import mathematics
+from nora.tables.target import load_target
 
 
 def _marked(text: str) -> str:
@@ -53,7 +52,7 @@ def test_every_state_word_in_a_table_is_explained_and_no_other() -> None:
 
 
 def test_a_committed_table_with_gaps_explains_them(checkout: Path) -> None:
-    document = build(load_target(checkout, "table2", ["scale=paper"]), {}, checkout=checkout)
+    document = build_artefact(load_target(checkout, "table2", ["scale=paper"]), {}, checkout=checkout)
     assert isinstance(document, Document) and "“missing”" in document.notes[-1]
 
 

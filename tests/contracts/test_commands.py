@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from nora import cli
-from nora.runs.files import sha256_file
-from nora.runs.store import Store
+from nora.files import sha256_file
+from nora.store.runs import Store
 
 Out = pytest.CaptureFixture[str]
 
@@ -64,7 +64,7 @@ def test_plan_and_status(store: Path, capsys: Out) -> None:
 def test_launch_dry_run_prints_commands_that_make_exactly_the_missing_runs(
     store: Path, capsys: Out, checkout: Path
 ) -> None:
-    from nora.runs.spec import compose_run, run_id
+    from nora.config.spec import compose_run, run_id
 
     assert cli.main(["plan", *_words(store), "--json"]) == 0
     missing = {c["id"] for c in json.loads(capsys.readouterr().out)["table2"] if c["state"] == "missing"}
@@ -144,7 +144,7 @@ def test_verify_notices_what_was_tampered_with(store: Path, capsys: Out) -> None
 
 
 def test_verify_scores_the_stored_predictions_again(tmp_path: Path) -> None:
-    from nora.runs.verify import rescore
+    from nora.store.verify import rescore
 
     file = tmp_path / "p.gz"
     rows = [{"prediction": 0, "correct": [0]}, {"prediction": 1, "correct": [0, 1]}, {"prediction": 2, "correct": [0]}]
@@ -174,6 +174,6 @@ def test_wrong_names_are_the_users_error(capsys: Out, tmp_path: Path) -> None:
 
 
 def test_outside_a_checkout_the_package_installed_in_place_is_used_or_named(tmp_path: Path) -> None:
-    from nora.runs.checkout import find_checkout
+    from nora.workspace import find_checkout
 
     assert (find_checkout(tmp_path) / "conf" / "config.yaml").is_file()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nora.runs.bench import load_program
+from nora.verbs.machine import load_program
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))

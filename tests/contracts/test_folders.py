@@ -13,12 +13,10 @@ import yaml
 from nora import tasks
 from nora.adapters import inits
 from nora.factorization import starts
-from nora.tables.costs import Costs
-from nora.tables.deployments import Deployments
 from nora.tables.panels import Panels
 from nora.tables.subjects import Subjects, subject_cells
 from nora.tables.table import names
-from nora.tables.targets import load_target
+from nora.tables.target import Costs, Deployments, load_target
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIASES = {"sd_paper"}  # of sd14
@@ -62,7 +60,7 @@ def test_every_method_has_its_init() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_the_targets_it_names(name: str) -> None:
     """Real weights where shipped, the tiny twin from its config, or a twin of the Hub model's class."""
-    from nora.training.pretrain import build_model
+    from nora.kinds.bases import random_model
 
     config = _conf("model")[name]
     assert config["name"] == name
@@ -76,7 +74,7 @@ def test_every_model_has_the_targets_it_names(name: str) -> None:
     small = {k: v for k, v in smoke.items() if k != "model_type"}  # type: ignore[attr-defined]
     twin = {**twin, **small}  # type: ignore[dict-item]
     assert isinstance(twin, dict) and twin["model_type"] == config["family"]
-    model = build_model(twin, seed=0)
+    model = random_model(twin, seed=0)
     modules = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "weight")}
     assert set(config["targets"]) <= modules  # type: ignore[arg-type]
     assert config["max_length"] <= true_shape or config["source"] == "hub"  # type: ignore[operator]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from nora.runs.bench import load_program
+from nora.verbs.machine import load_program
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, accelerate and diffusers
 

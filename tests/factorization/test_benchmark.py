@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nora.runs.bench import load_program
+from nora.verbs.machine import load_program
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "factorization.py"
 

@@ -1,6 +1,7 @@
 """Every start with every solver on every problem: tables found in the folders, so a new file joins by itself."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,13 +73,12 @@ def test_every_combination(kind, regime, start, solver):
         assert end < 1e-2
 
 
-@pytest.mark.parametrize("folder", [starts, solvers])
-def test_the_folder_is_the_registry(folder):
-    from pathlib import Path
-
-    files = {path.stem for path in Path(folder.__path__[0]).glob("*.py") if not path.stem.startswith("_")}
-    assert set(folder.names()) == files
-    for name in files:
-        assert callable(folder.load(name))
+@pytest.mark.parametrize("page", [starts, solvers])
+def test_conf_and_page_name_the_same(page):
+    """conf/start and conf/solver are what people type; starts.py and solvers.py are what runs."""
+    conf = Path(__file__).resolve().parents[2] / "conf" / page.__name__.rsplit(".", 1)[-1].removesuffix("s")
+    assert set(page.names()) == {path.stem for path in conf.glob("*.yaml")}
+    for name in page.names():
+        assert callable(page.load(name))
     with pytest.raises(ValueError, match="given 'nothing', required one of altgd"):
-        folder.load("nothing")
+        page.load("nothing")

@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 
-from nora.factorization.solvers import scaled_gd, scaled_gd_pinv
-from nora.factorization.theory import Claim, Finding, Verdict, check_expectations, claims, exact, expected, run_ledger
-from nora.factorization.theory.claim import judge
-from nora.factorization.theory.search import worst_case
+from nora.factorization import solvers
+from nora.factorization.theory import Claim, Finding, Verdict, check_expectations, claims, exact, ledger, run_ledger
+from nora.factorization.theory.core import judge, worst_case
 from nora.streams import generator
 
 
@@ -40,7 +39,7 @@ def test_rows_are_plain_data_and_identities_had_a_thousand_instances(rows):
 
 def test_every_lemma_and_theorem_has_a_row():
     ids = [claim.id for claim in claims()]
-    assert ids == list(expected.EXPECTED)
+    assert ids == list(ledger.EXPECTED)
     required = {f"Lemma {i}" for i in range(1, 20)} | {f"Theorem {i}" for i in range(1, 7)}
     required |= {"Corollary 1", "Definition 1", "Definition 2", *(f"Appendix A.{i}" for i in range(2, 6))}
     assert required <= set(ids)
@@ -59,8 +58,8 @@ def test_unknown_id():
 @pytest.mark.parametrize("claim", ["Equation (12)", "Theorem 3", "Lemma 6", "Corollary 1"])
 def test_a_wrong_solver_breaks_its_rows(claim, monkeypatch):
     """A factor 1.001 on the preconditioner is not ScaledGD any more."""
-    right = scaled_gd.right_inverse_transposed
-    monkeypatch.setattr(scaled_gd, "right_inverse_transposed", lambda X: 1.001 * right(X) + 1e-6 * X)
+    right = solvers.right_inverse_transposed
+    monkeypatch.setattr(solvers, "right_inverse_transposed", lambda X: 1.001 * right(X) + 1e-6 * X)
     rows = run_ledger(only=[claim])
     problems = check_expectations(rows, complete=False)
     # Lemma 6 is about directions only, which a factor leaves alone: it must go on holding.
@@ -68,26 +67,26 @@ def test_a_wrong_solver_breaks_its_rows(claim, monkeypatch):
 
 
 def test_a_wrong_pinv_breaks_its_rows(monkeypatch):
-    right = scaled_gd_pinv.gram_pinv
-    monkeypatch.setattr(scaled_gd_pinv, "gram_pinv", lambda X, rcond: right(X, 1e-1))
+    right = solvers.gram_pinv
+    monkeypatch.setattr(solvers, "gram_pinv", lambda X, rcond: right(X, 1e-1))
     rows = run_ledger(only=["Lemma 12", "Theorem 5", "Theorem 6"])
     assert len(check_expectations(rows, complete=False)) == 3
 
 
 def test_missing_and_unexpected_rows_are_reported():
     rows = run_ledger(only=["Lemma 14"])
-    assert len(check_expectations(rows)) == len(expected.EXPECTED) - 1
+    assert len(check_expectations(rows)) == len(ledger.EXPECTED) - 1
     assert check_expectations(rows, complete=False) == []
 
 
 def test_a_changed_verdict_is_reported(monkeypatch):
-    monkeypatch.setitem(expected.EXPECTED, "Lemma 10", Verdict.HOLDS)
+    monkeypatch.setitem(ledger.EXPECTED, "Lemma 10", Verdict.HOLDS)
     (problem,) = check_expectations(run_ledger(only=["Lemma 10"]), complete=False)
     assert problem.startswith("Lemma 10: refuted (worst ") and problem.endswith("expected: holds")
 
 
 def test_a_changed_frequency_is_reported(monkeypatch):
-    monkeypatch.setitem(expected.FREQUENCIES, "Lemma 19", 0.5)
+    monkeypatch.setitem(ledger.FREQUENCIES, "Lemma 19", 0.5)
     (problem,) = check_expectations(run_ledger(only=["Lemma 19"]), complete=False)
     assert "frequency 0.970, expected 0.5" in problem
 

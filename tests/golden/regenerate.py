@@ -12,9 +12,9 @@ SUFFIXES = ("md", "tex", "csv")
 
 def golden_texts(checkout: Path) -> dict[str, str]:
     """suffix → text of Table 2 at mini scale: two tasks, two seeds, one method's record missing, ids replaced."""
-    from nora.collate.artefacts import build
-    from nora.collate.document import to_csv, to_markdown
-    from nora.collate.latex import to_latex
+    from nora.reporting.collation import build_artefact
+    from nora.reporting.document import to_csv, to_markdown
+    from nora.reporting.latex import to_latex
     from nora.tables.table import load_table
     from synthetic import complete
 
@@ -24,7 +24,7 @@ def golden_texts(checkout: Path) -> dict[str, str]:
         for k, r in complete(table, checkout).items()
         if (r.spec["method"]["name"], r.spec["task"]["name"]) != ("olora", "rte")
     }
-    document = build(table, records, checkout=checkout)
+    document = build_artefact(table, records, checkout=checkout)
     texts = (to_markdown(document), to_latex(document), to_csv(document))
     return {s: re.sub(r"\b[0-9a-f]{16}\b", "<id>", text) for s, text in zip(SUFFIXES, texts, strict=True)}
 

@@ -11,18 +11,17 @@ import pytest
 import yaml
 
 from nora import cli
+from nora.config.schema import KINDS
+from nora.config.spec import compose_run
+from nora.errors import RunFailed, UserError
 from nora.launch.canary import canary_cells
-from nora.launch.layout import layout
 from nora.launch.plan import plan
 from nora.launch.profile import Profile, load_profile
-from nora.launch.submission import create, load
+from nora.launch.submission import create, layout, load
 from nora.launch.submit import RunTask, script
-from nora.runs.errors import RunFailed, UserError
-from nora.runs.schema import KINDS
-from nora.runs.spec import compose_run
-from nora.runs.store import Store
-from nora.tables.cells import Cell, cells
-from nora.tables.cost import memory_gib
+from nora.store.runs import Store
+from nora.tables.estimate import memory_gib
+from nora.tables.search import Cell, cells
 from nora.tables.table import load_table
 
 Out = pytest.CaptureFixture[str]
@@ -77,7 +76,7 @@ def test_cluster_words_on_a_laptop_are_refused_and_an_unknown_site_is_named(caps
 
 
 def test_exec_never_changes_an_id(checkout: Path) -> None:
-    from nora.runs.spec import run_id
+    from nora.config.spec import run_id
 
     here = run_id(compose_run(checkout, ["scale=smoke"])[0])
     assert here == run_id(compose_run(checkout, ["scale=smoke", "exec=slurm", "exec.code=live"])[0])

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from nora import cli
+from nora.errors import RunFailed
 from nora.launch import doctor, slurm
 from nora.launch.doctor import Finding
-from nora.runs.errors import RunFailed
 
 Out = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch

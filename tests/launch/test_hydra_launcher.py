@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from nora import cli
-from nora.launch.multirun import _for_bash_alone, place
-from nora.runs.spec import compose_run
-from nora.runs.store import Store
+from nora.config.spec import compose_run
+from nora.launch.profile import _for_bash_alone, place
+from nora.store.runs import Store
 
 Out = pytest.CaptureFixture[str]
 

@@ -14,8 +14,8 @@ import pytest
 
 from nora import cli
 from nora.launch.local import Finished, run_cells
-from nora.runs.store import Store
-from nora.tables.cells import cells
+from nora.store.runs import Store
+from nora.tables.search import cells
 from nora.tables.table import load_table
 
 

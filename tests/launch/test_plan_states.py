@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from nora import cli
-from nora.launch import campaign
+from nora.config.spec import run_id
+from nora.launch import local
 from nora.launch.plan import SUBMITTABLE, counts, plan
-from nora.launch.show import plan_text, status_text
-from nora.runs.record import Record
-from nora.runs.spec import run_id
-from nora.runs.store import Store
-from nora.tables.cells import Cell, cells
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.tables.search import Cell, cells
 from nora.tables.table import Table, load_table
+from nora.verbs.campaign import plan_text, status_text
 from synthetic import record_of
 
 Out = pytest.CaptureFixture[str]
@@ -102,7 +102,7 @@ def test_retry_runs_what_failed_and_nothing_else(
     stage1: list[Cell], checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
 ) -> None:
     given: list[str | None] = []
-    monkeypatch.setattr(campaign, "run_cells", lambda cells, **more: given.extend(c.id for c in cells))
+    monkeypatch.setattr(local, "run_cells", lambda cells, **more: given.extend(c.id for c in cells))
     words = ["retry", "table2", "scale=mini", "task=cb", "seed=0", f"exec.results={tmp_path}"]
     assert cli.main(words) == 0 and given == [], "nothing has failed"
     failed = str(stage1[1].id)

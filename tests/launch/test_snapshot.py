@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from nora.launch.snapshot import snapshot
-from nora.runs.hub import DOWNLOADS
+from nora.config.pins import DOWNLOADS
+from nora.launch.submission import snapshot_code
 
 
 def test_a_job_reads_what_prefetch_has_brought(tmp_path: Path) -> None:
@@ -17,10 +17,10 @@ def test_a_job_reads_what_prefetch_has_brought(tmp_path: Path) -> None:
     (checkout / ".gitignore").write_text("data/hub/\n")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "t"]):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=checkout, check=True)
-    code, commit = snapshot(checkout, results)
+    code, commit = snapshot_code(checkout, results)
     assert code.name == commit[:16] and (code / "src" / "code.py").read_text() == "x = 1\n"
     assert not (code / DOWNLOADS).exists(), "nothing is there yet"
     (checkout / DOWNLOADS / "c0ffee").mkdir(parents=True)
     (checkout / DOWNLOADS / "c0ffee" / "rows.json").write_text("[]")
     assert (code / DOWNLOADS / "c0ffee" / "rows.json").read_text() == "[]"
-    assert snapshot(checkout, results) == (code, commit)
+    assert snapshot_code(checkout, results) == (code, commit)

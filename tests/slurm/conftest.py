@@ -15,8 +15,8 @@ import pytest
 from testbed import STAGE_1, Testbed
 
 from nora import cli
-from nora.runs.files import canonical_json
-from nora.runs.store import Store
+from nora.files import canonical_json
+from nora.store.runs import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "slurm" / "testbed"

@@ -13,8 +13,8 @@ import pytest
 from testbed import STAGE_1, Testbed, ends_identically, job_of, launch_and_wait_for_step, long_run
 
 from nora import cli
+from nora.config.spec import compose_run, run_id
 from nora.launch import slurm as client
-from nora.runs.spec import compose_run, run_id
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -131,7 +131,7 @@ def test_a_second_start_of_a_live_run_says_so_and_ends_well(
 ) -> None:
     """While SLURM runs it, a start by hand does nothing and exits 0."""
     kind, identity = launch_and_wait_for_step(slurm, 5)
-    from nora.tables.cells import cells
+    from nora.tables.search import cells
     from nora.tables.table import load_table
 
     table = load_table(checkout, "table2", ["scale=smoke", *STAGE_1])

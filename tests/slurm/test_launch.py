@@ -78,10 +78,10 @@ def test_two_hundred_runs_are_submitted_in_seconds(
     """Submission alone: one array, payloads of a few hundred bytes."""
     from dataclasses import replace
 
+    from nora.config.spec import compose_run, run_id, spec_dict
     from nora.launch.cluster import Cluster, submit_cells
     from nora.launch.profile import load_profile
-    from nora.runs.spec import compose_run, run_id, spec_dict
-    from nora.tables.cells import Cell
+    from nora.tables.search import Cell
 
     _hold(slurm)
     spec, settings, _ = compose_run(checkout, [*slurm.words()[1:], "task=cb", "method=lora"])

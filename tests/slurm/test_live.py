@@ -11,9 +11,9 @@ import pytest
 from testbed import STAGE_1, Testbed, ends_identically, job_of, launch_and_wait_for_step
 
 from nora import cli
-from nora.launch import commands
-from nora.runs.files import canonical_json
-from nora.runs.store import Store
+from nora.files import canonical_json
+from nora.store.runs import Store
+from nora.verbs import campaign
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -43,7 +43,7 @@ def test_status_of_a_live_array(slurm: Testbed, capsys: Out, monkeypatch: pytest
     shown = json.loads(capsys.readouterr().out)["table2"]
     assert shown["running"] == 1 and shown["progress"][identity]["phase"] == "train"
     assert 5 <= shown["progress"][identity]["step"] <= shown["progress"][identity]["total"] == 200
-    monkeypatch.setattr(commands, "_REFRESH_SECONDS", 0.5)
+    monkeypatch.setattr(campaign, "_REFRESH_SECONDS", 0.5)
     assert slurm.nora("status", *STAGE_1, "--watch") == 0
     frames = capsys.readouterr().out.split("table2 at scale=smoke")[1:]
     assert len(frames) >= 3 and f"{identity} running lora cb seed 0: train" in frames[0]

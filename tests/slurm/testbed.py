@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nora import cli
-from nora.runs.files import canonical_json
-from nora.runs.store import Store
+from nora.files import canonical_json
+from nora.store.runs import Store
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ STAGE_1 = ["task=cb", "seed=0", "method=lora", "protocol.epochs=100", "method.dr
 
 def long_run(slurm: Testbed) -> tuple[str, str]:
     """The only run of STAGE_1 as (kind, id)."""
-    from nora.tables.cells import cells
+    from nora.tables.search import cells
     from nora.tables.table import load_table
 
     root = Path(__file__).resolve().parents[2]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nora.runs.errors import UserError
-from nora.runs.spec import compose_run, run_id
-from nora.tables.cells import SpecBook, cells, chosen_settings
+from nora.config.spec import compose_run, run_id
+from nora.errors import UserError
+from nora.tables.search import SpecBook, cells, chosen_settings
 from nora.tables.table import load_table
-from nora.tables.targets import load_target
+from nora.tables.target import load_target
 from synthetic import complete, record_of
 
 

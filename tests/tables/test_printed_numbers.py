@@ -8,7 +8,7 @@ import pytest
 
 from nora.tables.printed import printed_grid, printed_settings
 from nora.tables.table import Table
-from nora.tables.targets import load_target
+from nora.tables.target import load_target
 
 METHODS = ("prefix", "lora", "olora", "pissa", "nora", "nora_plus")
 TASKS = ("sst2", "wsc", "boolq", "cb", "rte", "record", "multirc", "squad")

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from nora import tasks
 from nora.tasks import instruction
-from nora.tasks.instruct import commonsense
-from nora.tasks.math import gsm8k, metamath
+from nora.tasks.instruct import commonsense, gsm8k
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -52,13 +50,12 @@ def test_the_two_wrappers_to_the_byte() -> None:
 @pytest.mark.parametrize("name", commonsense.SETS)
 def test_every_shipped_row_gives_back_its_own_answer(name: str) -> None:
     """The right output, put where a generation would stand, is extracted as the gold answer."""
-    module = tasks.load("commonsense", name)
     rows = _rows(f"commonsense/{name}.test.jsonl") + _rows(f"commonsense/{name}.train.jsonl")
     assert len(rows) == 32 + 56
     for row in rows:
         made = commonsense.testing(row, name)
         assert row["output"] == f"the correct answer is {row['answer']}"
-        assert made.answer in module.ANSWERS
+        assert made.answer in commonsense.SETS[name].answers
         assert commonsense.extract(made.question + made.target, name) == made.answer
         # The question names every answer; only what follows the last marker may count.
         assert commonsense.extract(made.question + "I do not know", name) == ""
@@ -72,19 +69,19 @@ def test_an_answer_is_the_first_hit_and_case_counts() -> None:
 
 def test_the_counts_of_the_mixture_add_up() -> None:
     """8 training sets make the 170,420 rows of the joined file; 22,419 test rows (paper, Appendix E)."""
-    modules = [tasks.load("commonsense", name) for name in commonsense.SETS]
-    assert sum(m.NUM_TRAIN_ROWS for m in modules) == commonsense.NUM_TRAIN_ROWS == 170_420
-    assert sum(m.NUM_TEST_ROWS for m in modules) == 22_419
+    sets = commonsense.SETS.values()
+    assert sum(s.num_train_rows for s in sets) == commonsense.NUM_TRAIN_ROWS == 170_420
+    assert sum(s.num_test_rows for s in sets) == 22_419
 
 
 def test_pissas_template_to_the_byte() -> None:
-    made = metamath.build({"query": "What is 1+1?", "response": "It is 2.\nThe answer is: 2"})
+    made = gsm8k.training({"query": "What is 1+1?", "response": "It is 2.\nThe answer is: 2"}, "metamath")
     assert made.prompt == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nWhat is 1+1?\n\n### Response:"
     )
     assert made.target == "It is 2.\nThe answer is: 2" and made.answer == "2"
-    tested = gsm8k.build(_rows("gsm8k/test.jsonl")[0])
+    tested = gsm8k.testing(_rows("gsm8k/test.jsonl")[0], "gsm8k")
     assert tested.question.endswith("### Response: Let's think step by step.")
     assert tested.answer == "18"
 
@@ -124,10 +121,12 @@ def test_extraction_is_the_released_rule(text: str) -> None:
 def test_every_shipped_gold_is_an_integer_and_stand_in_rows_answer_themselves() -> None:
     for name in ("test", "train"):
         for row in _rows(f"gsm8k/{name}.jsonl"):
-            assert gsm8k.build(row).answer == str(int(row["answer"].split("####")[1].strip().replace(",", "")))
+            assert gsm8k.testing(row, "gsm8k").answer == str(
+                int(row["answer"].split("####")[1].strip().replace(",", ""))
+            )
     for row in _rows("gsm8k/standin.jsonl"):
-        made = metamath.build(metamath.from_llm_adapters(row))
-        assert made.target.count(metamath.MARKER) == 1
+        made = gsm8k.training(gsm8k.from_llm_adapters(row), "metamath")
+        assert made.target.count(gsm8k.MARKER) == 1
         assert made.answer == str(row["answer"]).removesuffix(".0")
 
 

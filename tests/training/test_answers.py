@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nora.runs.bench import load_program
-from nora.training.answers import Decoding, answer, encode_prompts
+from nora.training.generation import Decoding, answer, encode_prompts
+from nora.verbs.machine import load_program
 
 from test_instruct_batches import _model  # isort: skip
 

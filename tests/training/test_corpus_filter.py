@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nora.training.corpus import evaluation_texts, pack, read_corpus, train_tokenizer
+from make_base.corpus import evaluation_texts, pack, read_corpus, train_tokenizer
 
 ROW = "the quick brown fox jumps over the lazy dog while seven white geese look on in silence"
 WORDS = ROW.split()

@@ -10,9 +10,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from diffusion_twins import noise_picture, tiny_unet, tiny_vae
-from nora.training.diffusion import pretrain as parts
-from nora.training.diffusion.crops import LatentCache, corner, resize, to_tensor
-from nora.training.diffusion.objective import Draws, NoisePrediction
+from nora.kinds import pipelines
+from nora.training.diffusion.objective import Draws, LatentCache, NoisePrediction, corner, resize, to_tensor
 from nora.training.loop import LoopSettings, make_state, train_step
 
 SIDE = 32
@@ -20,7 +19,7 @@ SIDE = 32
 
 def _objective(vae: Any, pictures: list[Image.Image], crop: str = "random") -> NoisePrediction:
     text = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(3))
-    return NoisePrediction(LatentCache(vae, pictures, SIDE), text, parts.make_scheduler(), 0.5, crop, Draws(7))
+    return NoisePrediction(LatentCache(vae, pictures, SIDE), text, pipelines.make_scheduler(), 0.5, crop, Draws(7))
 
 
 def _script_loss(objective: NoisePrediction, unet: Any, vae: Any, picture: int, step: int) -> torch.Tensor:

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_twins import noise_picture
+from make_base import pictures as parts
+from make_base import scenes
 from nora import streams
-from nora.training.diffusion import pretrain as parts
-from nora.training.diffusion import scenes
-from nora.training.diffusion.fidelity import fidelity, square
-from nora.training.diffusion.pictures import MAX_BYTES, strip, to_jpeg
+from nora.training.diffusion.pictures import MAX_BYTES, fidelity, square, strip, to_jpeg
 
 
 def _dice(seed: int) -> scenes.Dice:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nora.tasks.example import Example
-from nora.training.encoding import collate, encode_example
+from nora.training.batches import collate, encode_example
 
 
 def test_equals_the_tokenizer_on_the_joined_string(tokenizer: Any, examples: list[Example]) -> None:

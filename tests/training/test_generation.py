@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 from nora import tasks
 from nora.adapters import prefix_init_
 from nora.adapters.prefix import drawn_tokens, token_keys_values
-from nora.training import assess
-from nora.training.forward import hidden_states
+from nora.training import scoring
 from nora.training.generation import greedy
+from nora.training.objectives import hidden_states
 from twins import randomize_factors, tiny_opt, with_lora
 
 PROMPTS = [[1, 7, 9], [1, 5], [1, 4, 8, 15, 16, 23, 42], [1, 60, 61, 62, 63]]
@@ -80,9 +80,9 @@ def test_squad_is_generated_up_to_the_newline(monkeypatch: pytest.MonkeyPatch) -
         seen.update(settings, prompts=prompts)
         return [tokenizer(" two words")["input_ids"][1:]]
 
-    monkeypatch.setattr(assess, "greedy", greedy)
-    assessor = assess.Assessor(task, tokenizer, pad_id=1, share_prompt=True, max_length=128)
-    predictions = assessor._generate(nn.Module(), assess.Split.encode([example], tokenizer, max_length=128))
+    monkeypatch.setattr(scoring, "greedy", greedy)
+    assessor = scoring.Assessor(task, tokenizer, pad_id=1, share_prompt=True, max_length=128)
+    predictions = assessor._generate(nn.Module(), scoring.Split.encode([example], tokenizer, max_length=128))
     assert predictions == [{"prediction": "two words", "references": ["two words"]}]
     (prompt,) = seen["prompts"]
     assert list(prompt) == tokenizer("Title: T\nContext: C.\nQuestion: Q?\nAnswer:")["input_ids"]

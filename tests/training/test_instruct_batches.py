@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nora.tasks.instruction import Instruction
-from nora.training.chunked_head import token_losses
-from nora.training.instruct import EncodedText, InstructObjective, encode_text, mean_loss, pack
+from nora.training.batches import EncodedText, encode_text, pack
 from nora.training.loop import LoopSettings, make_state, train_step
+from nora.training.objectives import InstructObjective, mean_loss, token_losses
 
 from twins import with_lora  # isort: skip
 

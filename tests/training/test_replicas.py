@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nora.training.instruct import InstructObjective
 from nora.training.loop import LoopSettings, make_state, train_step
+from nora.training.objectives import InstructObjective
 from nora.training.replicas import join_replicas
 
 from test_instruct_batches import _model, _texts  # isort: skip

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from nora.adapters import prefix_init_
 from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.tasks.example import Example
-from nora.training.encoding import EncodedExample, collate, encode_example
-from nora.training.evaluation import Scored, candidate_cross_entropy, score_candidates
-from nora.training.forward import option_scores
-from nora.training.objectives import ClassificationObjective, OptionLMObjective
+from nora.training.batches import EncodedExample, collate, encode_example
+from nora.training.objectives import ClassificationObjective, OptionLMObjective, option_scores
+from nora.training.scoring import Scored, candidate_cross_entropy, score_candidates
 from twins import randomize_factors, tiny_opt, with_lora
 
 

@@ -14,7 +14,7 @@ from transformers import get_linear_schedule_with_warmup
 from nora.adapters import Preconditioner, initialize_, lora_layers
 from nora.streams import generator
 from nora.tasks.example import Example
-from nora.training.encoding import encode_example
+from nora.training.batches import encode_example
 from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train, train_step
 from nora.training.objectives import ClassificationObjective
 from twins import same_bytes, snapshot, tiny_opt, with_lora

@@ -3,11 +3,11 @@
 from nora.adapters.export import factors_at_start as factors_at_start
 from nora.adapters.export import save_adapter as save_adapter
 from nora.adapters.export import save_diffusers_lora as save_diffusers_lora
-from nora.adapters.gradient import nystrom_gradient_init_ as nystrom_gradient_init_
 from nora.adapters.initialize import initialize_ as initialize_
 from nora.adapters.layers import AdapterLayer as AdapterLayer
 from nora.adapters.layers import lora_layers as lora_layers
 from nora.adapters.layers import snapshot_weights as snapshot_weights
+from nora.adapters.nystrom import nystrom_gradient_init_ as nystrom_gradient_init_
 from nora.adapters.nystrom import nystrom_init_ as nystrom_init_
 from nora.adapters.optimizer import create_nora_plus_optimizer as create_nora_plus_optimizer
 from nora.adapters.preconditioner import Preconditioner as Preconditioner

@@ -11,7 +11,7 @@ from torch import nn
 
 from nora import streams
 from nora.adapters import inits
-from nora.adapters.inits._factors import Factors
+from nora.adapters.inits import Factors
 from nora.adapters.layers import AdapterLayer, lora_layers
 
 _MARK = "_nora_init"  # attribute of a LoRA layer: adapter name → InitMark

@@ -1,15 +1,47 @@
-"""PEFT's LoRA layers of a model, read by module type, under canonical names."""
+"""PEFT's LoRA layers of a model, read by module type, under canonical names; products with their weights; outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+
+_CHUNK = 2**22  # entries of the weight that are widened at a time: 16 MiB in float32
+
+
+def left_product(G: Tensor, W: Tensor) -> Tensor:
+    """G W [r, in] in float32 for G [r, out] float32 and W [out, in]; a weight of another dtype goes by column blocks.
+
+    Every entry is one whole dot product, so the blocks change no order of summation.
+    """
+    if W.dtype == torch.float32:
+        return G @ W
+    product = torch.empty(G.shape[0], W.shape[1], dtype=torch.float32, device=W.device)
+    width = max(1, _CHUNK // W.shape[0])
+    for start in range(0, W.shape[1], width):
+        torch.mm(G, W[:, start : start + width].to(torch.float32), out=product[:, start : start + width])
+    return product
+
+
+def right_product(W: Tensor, omega: Tensor) -> Tensor:
+    """W Ω [out, r] in float32 for Ω [in, r] float32; as ``left_product``, by row blocks."""
+    if W.dtype == torch.float32:
+        return W @ omega
+    product = torch.empty(W.shape[0], omega.shape[1], dtype=torch.float32, device=W.device)
+    height = max(1, _CHUNK // W.shape[1])
+    for start in range(0, W.shape[0], height):
+        torch.mm(W[start : start + height].to(torch.float32), omega, out=product[start : start + height])
+    return product
+
 
 # What wrappers put before a module's own name: PEFT, DistributedDataParallel, torch.compile.
 _WRAPPER_PARTS = ("base_model.model.", "module.", "_orig_mod.")
@@ -145,3 +177,43 @@ def snapshot_weights(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
         if any(f".{name}".endswith(f".{wanted}") for wanted in names)
         and isinstance(getattr(module, "weight", None), Tensor)
     }
+
+
+def relative(difference: float, reference: float) -> float:
+    """difference / reference, 0 / 0 being 0."""
+    return difference / reference if reference > 0 else (0.0 if difference == 0 else float("inf"))
+
+
+@contextmanager
+def _without_adapters(model: nn.Module) -> Iterator[None]:
+    """The base model's forward, whether PEFT or diffusers put the adapters in; trainability is given back as it was."""
+    tuned = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    enabled = [module for module in tuned if not module.disable_adapters]
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for module in enabled:
+            module.enable_adapters(False)
+        yield
+    finally:
+        for module in enabled:
+            module.enable_adapters(True)
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)
+
+
+def output_difference(model: Any, inputs: Mapping[str, Any], reference: Tensor | None = None) -> float:
+    """Relative difference between the output with and without the adapter (or a given base output)."""
+    was_training = model.training
+    model.eval()
+    try:
+        output = _first_tensor(model(**inputs))
+        if reference is None:
+            with _without_adapters(model):
+                reference = _first_tensor(model(**inputs))
+    finally:
+        model.train(was_training)
+    return relative(torch.linalg.norm((output - reference).float()).item(), torch.linalg.norm(reference.float()).item())
+
+
+def _first_tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]

@@ -1,11 +1,16 @@
-"""The Nyström init for anybody's PEFT model, in one call."""
+"""The Nyström init for anybody's PEFT model, in one call: from the weight (NoRA), or from a gradient (Appendix A.4)."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import math
+from collections.abc import Callable
 
-from nora.adapters.initialize import check_weight, initialize_
+import torch
+from torch import Tensor, nn
+
+from nora import streams
+from nora.adapters.initialize import check_untied, check_weight, initialize_, write_factors
+from nora.adapters.inits import Factors
 from nora.adapters.layers import AdapterLayer, lora_layers
 from nora.adapters.proof import InitReport, prove_init
 
@@ -60,3 +65,82 @@ def nystrom_init_(
         model, "nystrom", seed=seed, adapter_name=adapter_name, xi=xi, side=side, divide_by_scaling=divide_by_scaling
     )
     return prove_init(model, init="nystrom", adapter_name=adapter_name)
+
+
+def nystrom_gradient_init_(
+    model: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    *,
+    xi: float,
+    side: str = "A",
+    divide_by_scaling: bool = True,
+    seed: int = 0,
+    adapter_name: str = "default",
+    overwrite: bool = False,
+) -> list[AdapterLayer]:
+    """Starts a LoRA adapter from a sketch of -∇f(W), where ``nystrom_init_`` takes one of W.
+
+    Appendix A.4: X0 = -∇_X f(X Yᵀ) at (X, Y) = (0, Ω), then Y0 = 0; for f = ½‖X Yᵀ - W‖² this is W Ω. Here, with f
+    = ``loss(model)`` (a scalar, one forward pass on data of yours) at the pretrained weights:
+    side "A": A = -(ξ/s) G ∇_W f with G ~ N(0, 1) [r, out], B = 0; side "B": B = -(ξ/s) ∇_W f Ω, A = 0; s = 1 where
+    ``divide_by_scaling`` is off. One backward pass through the factors: ∇_W f itself is never formed. The gradient's
+    scale is the loss's, so ``xi`` is not comparable with that of ``nystrom_init_``. The base and the output are
+    untouched, no ``.grad`` is. Raises ValueError, the model left as it was, as ``nystrom_init_`` does, and where the
+    loss is not a finite scalar or does not depend on a layer. It leaves no mark: ``prove_init`` cannot repeat it.
+    """
+    if side not in ("A", "B"):
+        raise ValueError(f"side: given {side!r}, required 'A' or 'B'")
+    if not (math.isfinite(xi) and xi > 0):
+        raise ValueError(f"xi: given {xi}, required a finite number > 0")
+    layers = lora_layers(model, adapter_name)
+    for layer in layers:
+        check_weight(layer)
+    check_untied(layers)
+    if not overwrite:
+        check_fresh(layers)
+    before = [Factors(layer.A.detach().clone(), layer.B.detach().clone()) for layer in layers]
+    try:
+        gradients = _gradients_at_sketch(model, loss, layers, side, seed)
+        made = []
+        for layer, gradient in zip(layers, gradients, strict=True):
+            if gradient is None or not torch.isfinite(gradient).all():
+                found = "no" if gradient is None else "a non-finite"
+                raise ValueError(f"{layer.name}: the loss has {found} gradient here, required a finite one")
+            # d/dA of f(W + s B A) is s Bᵀ ∇f: one s is the chain rule's, one the init's own.
+            scale = -xi / (layer.scaling**2 if divide_by_scaling else layer.scaling)
+            zero = torch.zeros_like(layer.B if side == "A" else layer.A)
+            made.append(Factors(scale * gradient, zero) if side == "A" else Factors(zero, scale * gradient))
+    except BaseException:
+        with torch.no_grad():
+            for layer, factors in zip(layers, before, strict=True):
+                write_factors(layer, factors)
+        raise
+    with torch.no_grad():
+        for layer, factors in zip(layers, made, strict=True):
+            write_factors(layer, factors)
+    return layers
+
+
+def _gradients_at_sketch(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], layers: list[AdapterLayer], side: str, seed: int
+) -> tuple[Tensor | None, ...]:
+    """The gradient of the sketched factor at zero, its partner being a standard Gaussian."""
+    with torch.no_grad():
+        for layer in layers:
+            draw = streams.generator(seed, "init", layer.name)
+            out_features, in_features = layer.B.shape[0], layer.A.flatten(1).shape[1]
+            if side == "A":  # drawn as the plain sketch draws it: G [r, out], Ω [in, r]
+                omega = torch.randn(layer.rank, out_features, generator=draw).T
+                write_factors(layer, Factors(torch.zeros_like(layer.A), omega))
+            else:
+                omega = torch.randn(in_features, layer.rank, generator=draw).T
+                write_factors(layer, Factors(omega, torch.zeros_like(layer.B)))
+    with torch.enable_grad():
+        value = loss(model)
+        if not (isinstance(value, Tensor) and value.requires_grad):
+            raise ValueError(f"loss: given {value!r}, required a tensor that depends on the model's factors")
+        if value.numel() != 1 or not torch.isfinite(value).all():
+            raise ValueError(f"loss: given {tuple(value.shape)} values or a non-finite one, required a finite scalar")
+        sketched = [layer.A if side == "A" else layer.B for layer in layers]
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(value, sketched, allow_unused=True)
+    return gradients

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from nora.adapters.pairs import trainable_pairs
-from nora.adapters.preconditioner import NORMALIZERS, Preconditioner
+from nora.adapters.preconditioner import NORMALIZERS, Preconditioner, trainable_pairs
 
 _STEPS = "nora_plus_steps"  # key of the first parameter group: what survives every way to save an optimiser
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from nora import streams
 from nora.adapters import inits
 from nora.adapters.initialize import InitMark, expected_factors, init_mark
-from nora.adapters.layers import AdapterLayer, lora_layers
-from nora.adapters.outputs import output_difference, relative
+from nora.adapters.layers import AdapterLayer, lora_layers, output_difference, relative
 
 _EXACT_WIDTH = 1024  # up to here ‖Wᵀ W‖ is computed; a larger Gram matrix would cost far more than the init it proves
 _PROBES = 64

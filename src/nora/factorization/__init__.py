@@ -24,16 +24,16 @@ of ScaledGD used as a factorisation (Appendix A.5).
 
 from nora.factorization import solvers as solvers
 from nora.factorization import starts as starts
+from nora.factorization.dense import DenseAsymmetric as DenseAsymmetric
+from nora.factorization.dense import DenseSymmetric as DenseSymmetric
 from nora.factorization.linalg import State as State
 from nora.factorization.loop import StopReason as StopReason
 from nora.factorization.loop import Trace as Trace
 from nora.factorization.loop import iterate as iterate
 from nora.factorization.one_step import factorize as factorize
 from nora.factorization.problems import Asymmetric as Asymmetric
-from nora.factorization.problems import DenseAsymmetric as DenseAsymmetric
-from nora.factorization.problems import DenseSymmetric as DenseSymmetric
 from nora.factorization.problems import Problem as Problem
 from nora.factorization.problems import Symmetric as Symmetric
 from nora.factorization.problems import geometric as geometric
 from nora.factorization.problems import plateau as plateau
-from nora.factorization.schedules import Staircase as Staircase
+from nora.factorization.solvers import Staircase as Staircase

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Chosen = TypeVar("Chosen")
 
 
 class State(NamedTuple):
@@ -115,20 +117,10 @@ def gram_pinv(X: Tensor, rcond: float) -> GramPinv:
     return GramPinv((V * keep.to(V)[..., None, :]) @ V.mT, (V * scaled[..., None, :]) @ V.mT)
 
 
-def modules(package: ModuleType) -> list[str]:
-    """Names of the public files in a package's folder: the folder is the registry."""
-    from pkgutil import iter_modules
-
-    return sorted(info.name for info in iter_modules(package.__path__) if not info.name.startswith("_"))
-
-
-def load(package: ModuleType, name: str, kind: str) -> ModuleType:
-    """The file ``name`` of ``package``."""
-    from importlib import import_module
-
-    known = modules(package)
+def pick(known: Mapping[str, Chosen], name: str, kind: str) -> Chosen:
+    """``known[name]``; ValueError that lists what there is."""
     if name not in known:
         raise ValueError(
-            f"{kind}: given {name!r}, required one of {', '.join(known)}; add {kind}s/{name}.py for a new one"
+            f"{kind}: given {name!r}, required one of {', '.join(sorted(known))}; a new one goes into {kind}s.py"
         )
-    return import_module(f"{package.__name__}.{name}")
+    return known[name]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nora.factorization.linalg import State
-from nora.factorization.problems.base import Problem
+from nora.factorization.problems import Problem
 from nora.factorization.solvers import Solver
 
 # Relative to ||A||_F. A Nystrom start's first step may overshoot by (kappa / xi)^2, 1e17 at kappa = 1e4, and come

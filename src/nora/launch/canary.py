@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from nora.config.spec import run_id
+from nora.errors import UserError
 from nora.launch import slurm
 from nora.launch.cluster import Cluster, check_specs, current_plan, submit_cells
-from nora.launch.layout import class_of
 from nora.launch.plan import SUBMITTABLE, PlannedCell
 from nora.launch.profile import load_profile
 from nora.launch.queue import read_queue, with_queue
-from nora.runs.errors import UserError
-from nora.runs.record import Record
-from nora.runs.spec import run_id
-from nora.runs.store import Store
-from nora.tables.cells import Cell
-from nora.tables.cost import memory_gib
-from nora.tables.targets import Target
+from nora.launch.submission import class_of
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.tables.estimate import memory_gib
+from nora.tables.search import Cell
+from nora.tables.target import Target
 
 STEPS = 20
 _POLL_SECONDS = 2.0

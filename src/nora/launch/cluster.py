@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nora.config.schema import KINDS, ExecSpec, Spec, validate
+from nora.config.spec import check_ready
+from nora.errors import UserError
 from nora.launch import slurm
-from nora.launch.layout import Array, layout
 from nora.launch.plan import RETRIED, SUBMITTABLE, PlannedCell, counts, plan
 from nora.launch.profile import Profile, load_profile
 from nora.launch.queue import Queue, read_queue
-from nora.launch.submission import create, one_launch_at_a_time, submissions
-from nora.runs.errors import UserError
-from nora.runs.record import Record
-from nora.runs.schema import KINDS, ExecSpec, Spec, validate
-from nora.runs.spec import check_ready
-from nora.runs.store import Store
-from nora.tables.cells import Cell, SpecBook
-from nora.tables.targets import Target, target_cells
+from nora.launch.submission import Array, create, layout, one_launch_at_a_time, submissions
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.tables.search import Cell, SpecBook
+from nora.tables.target import Target, target_cells
 
 
 @dataclass(frozen=True)
@@ -138,9 +137,9 @@ def launch_slurm(table: Target, cluster: Cluster, *, retry: bool = False, dry_ru
 
 def submit_cells(target: str, cells: list[Cell], profile: Profile, cluster: Cluster, *, dry_run: bool = False) -> None:
     """Asks SLURM about every array, then freezes and submits them."""
-    from nora.launch.snapshot import snapshot
+    from nora.execution import provenance
+    from nora.launch.submission import snapshot_code
     from nora.launch.submit import submit
-    from nora.runs import provenance
 
     arrays = layout(cells, profile)
     store = cluster.store
@@ -149,7 +148,7 @@ def submit_cells(target: str, cells: list[Cell], profile: Profile, cluster: Clus
         slurm.test_only(text)
     if not dry_run:
         if cluster.settings.code == "snapshot":
-            code, commit = snapshot(cluster.checkout, store.root)
+            code, commit = snapshot_code(cluster.checkout, store.root)
         else:
             code, commit = cluster.checkout, provenance.code_version(cluster.checkout)["commit"]
         unique = {str(cell.id): cell for cell in cells}

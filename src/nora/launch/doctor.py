@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nora.errors import RunFailed, UserError
+from nora.execution import provenance
 from nora.launch import slurm
-from nora.runs import provenance
-from nora.runs.errors import RunFailed, UserError
 
 _HUB = ("huggingface.co", 443)
 _SECONDS = 3.0

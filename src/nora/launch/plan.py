@@ -1,17 +1,18 @@
-"""The plan of a table: each cell's state, the reason for it and what it will cost."""
+"""The plan of a table: each cell's state, the reason for it, what it will cost and how far it is."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nora.launch.queue import Queue, with_queue
-from nora.runs.record import Record
-from nora.runs.store import RunState, Store
-from nora.tables.cells import Cell
-from nora.tables.cost import estimate, measured_hours, memory_gib
+from nora.store.record import Record
+from nora.store.runs import RunState, Store, read_json_lines
+from nora.tables.estimate import estimate, measured_hours, memory_gib
+from nora.tables.search import Cell
 
 STATES = ("done", "running", "queued", "interrupted", "failed", "diverged", "damaged", "stale", "missing", "waits")
 SUBMITTABLE = ("missing", "interrupted", "failed", "damaged", "stale")
@@ -60,7 +61,7 @@ def _state(cell: Cell, store: Store, records: Mapping[str, Record], versions: Ma
         return RunState("damaged", problems[0], record) if problems else RunState("done", "", record)
     state = store.state(cell.spec["kind"], cell.id)
     if state.state == "missing":
-        from nora.runs.spec import versionless_id
+        from nora.config.spec import versionless_id
 
         older = versions.get(versionless_id(cell.spec))
         if older is not None:
@@ -92,3 +93,40 @@ def counts(planned: Sequence[PlannedCell]) -> dict[str, int]:
     """Cells per state, in a fixed order, states without cells left out."""
     tally = Counter(p.state for p in planned)
     return {state: tally[state] for state in STATES if tally[state]}
+
+
+def run_progress(store: Store, kind: str, identity: str) -> dict[str, Any] | None:
+    """The last journalled step of a run's newest attempt and, at its own pace, the seconds its steps still take."""
+    attempts = store.attempts(kind, identity)
+    if not attempts:
+        return None
+    journal = read_json_lines(attempts[-1].journal)
+    if not journal:
+        return {"phase": "setup", "step": 0, "total": None, "seconds_left": None}
+    first, last = journal[0], journal[-1]
+    left = None
+    made = last["step"] - first["step"]
+    if last["phase"] == first["phase"] and made > 0:
+        elapsed = time.time() - (attempts[-1].path / "owner.json").stat().st_mtime
+        left = elapsed / (made + 1) * (last["total"] - last["step"])
+    return {"phase": last["phase"], "step": last["step"], "total": last["total"], "seconds_left": left}
+
+
+def progress(planned: Sequence[PlannedCell], store: Store) -> dict[str, dict[str, Any]]:
+    """Progress of every running cell, by run id."""
+    found = {}
+    for p in planned:
+        if p.state == "running" and p.cell.id is not None and p.cell.spec is not None:
+            one = run_progress(store, p.cell.spec["kind"], p.cell.id)
+            if one is not None:
+                found[p.cell.id] = one
+    return found
+
+
+def eta_hours(planned: Sequence[PlannedCell]) -> float | None:
+    """Hours until nothing is left, as many runs at once as run now; None where a cost is unknown or nothing runs."""
+    rest = [p for p in planned if p.state in ("running", "queued")]
+    running = sum(p.state == "running" for p in rest)
+    if not running or any(p.hours is None for p in rest):
+        return None
+    return sum(p.hours or 0.0 for p in rest) / running

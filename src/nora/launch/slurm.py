@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nora.runs.errors import RunFailed, UserError
+from nora.errors import RunFailed, UserError
 
 # States in which SLURM still has the job: it runs, will run, or will run again.
 ALIVE = frozenset(

@@ -1,22 +1,112 @@
-"""results/submissions/<id>/: what was submitted, frozen. Written before sbatch is called, read by the compute node."""
+"""results/submissions/<id>/: which runs go into which array, and what was submitted, frozen, its code beside it."""
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
+import os
 import secrets
+import shutil
+import subprocess
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nora.launch.layout import Array
-from nora.runs.errors import RunFailed
-from nora.runs.files import canonical_json, sha256_bytes, write_atomic
-from nora.runs.schema import KINDS, ExecSpec, Spec, validate
-from nora.runs.spec import run_id
-from nora.tables.cells import Cell
+from nora.config.pins import DOWNLOADS
+from nora.config.schema import KINDS, ExecSpec, Spec, validate
+from nora.config.spec import run_id
+from nora.errors import RunFailed, UserError
+from nora.execution import provenance
+from nora.files import canonical_json, sha256_bytes, write_atomic
+from nora.launch.profile import Profile, Resources
+from nora.tables.search import Cell
+
+
+@dataclass(frozen=True)
+class Array:
+    """One sbatch: tasks of equal resources, each a fixed list of run ids."""
+
+    label: str
+    """The resource class: kind and base model."""
+    resources: Resources
+    tasks: tuple[tuple[str, ...], ...]
+
+    @property
+    def num_runs(self) -> int:
+        return sum(len(ids) for ids in self.tasks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"label": self.label, "resources": vars(self.resources), "tasks": [list(ids) for ids in self.tasks]}
+
+
+def class_of(cell: Cell) -> tuple[str, str | None]:
+    """Kind and base model: runs that share them are given the same resources."""
+    assert cell.spec is not None
+    model = cell.spec.get("model")
+    return cell.spec["kind"], model["name"] if model else None
+
+
+def layout(cells: Sequence[Cell], profile: Profile) -> list[Array]:
+    """Arrays in the order of the cells: one per resource class, cut at ``max_array_size``; a run listed once."""
+    classes: dict[tuple[str, str | None], list[str]] = {}
+    seen: set[str] = set()
+    for cell in cells:
+        if cell.id is not None and cell.id not in seen:
+            seen.add(cell.id)
+            classes.setdefault(class_of(cell), []).append(cell.id)
+    arrays = []
+    for (kind, model), ids in classes.items():
+        resources = profile.resources_of(kind, model)
+        size = profile.runs_per_task
+        tasks = [tuple(ids[i : i + size]) for i in range(0, len(ids), size)]
+        for start in range(0, len(tasks), profile.max_array_size):
+            chunk = tuple(tasks[start : start + profile.max_array_size])
+            arrays.append(Array(f"{kind}/{model}" if model else kind, resources, chunk))
+    return arrays
+
+
+_LEFT_OUT = (":!results", ":!tests", ":!benchmarks")
+
+
+def snapshot_code(checkout: Path, results: Path) -> tuple[Path, str]:
+    """The folder with the checkout's commit and the commit; UserError where the checkout differs from any commit."""
+    version = provenance.code_version(checkout)
+    commit = version["commit"]
+    if commit is None:
+        raise UserError("exec.code=snapshot: this checkout has no git commit; use exec.code=live")
+    if version["dirty"]:
+        raise UserError(
+            "exec.code=snapshot: a tracked file differs from the last commit; commit it, or use exec.code=live "
+            "(jobs then run whatever the checkout holds when they start)"
+        )
+    folder = results / "snapshots" / commit[:16]
+    if (folder / provenance.SNAPSHOT).is_file():
+        return folder, commit
+    made = folder.parent / f".tmp-{secrets.token_hex(8)}"
+    made.mkdir(parents=True)
+    try:
+        archive = subprocess.run(
+            ["git", "-C", str(checkout), "archive", commit, "--", ".", *_LEFT_OUT], capture_output=True, check=True
+        ).stdout
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(made, filter="data")
+        (made / DOWNLOADS).parent.mkdir(exist_ok=True)
+        (made / DOWNLOADS).symlink_to(checkout / DOWNLOADS)  # in no commit; named by theirs, rows counted when read
+        write_atomic(made / provenance.SNAPSHOT, json.dumps({"commit": commit}))
+        try:
+            os.rename(made, folder)
+        except OSError:
+            if not (folder / provenance.SNAPSHOT).is_file():  # not another launch's, made meanwhile
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder, commit
+
 
 FOLDER = "submissions"
 

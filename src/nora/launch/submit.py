@@ -11,10 +11,9 @@ import submitit
 from submitit.core import utils
 from submitit.slurm.slurm import SlurmExecutor
 
-from nora.launch.layout import Array
 from nora.launch.profile import Profile
 from nora.launch.slurm import Task as QueuedTask
-from nora.launch.submission import Submission
+from nora.launch.submission import Array, Submission
 
 _UNBOUNDED = 1_000_000  # requeues; ours are counted by failures, not by starts
 logging.getLogger("submitit").setLevel(logging.WARNING)

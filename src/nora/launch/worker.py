@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import nora
+from nora.config.schema import ExecSpec
+from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.execution import provenance
 from nora.launch import slurm
 from nora.launch.submission import Submission, load
-from nora.runs import provenance
-from nora.runs.errors import AlreadyRunning, Interrupted, RunFailed, UserError
-from nora.runs.schema import ExecSpec
-from nora.runs.store import Store
+from nora.store.runs import Store
 
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: try again
 
@@ -101,7 +101,7 @@ def _one(
     *,
     keep_base: bool,
 ) -> None:
-    from nora.runs.execute import execute  # torch: after the signals are in place
+    from nora.execution.execute import execute
 
     entry: dict[str, Any] = submission.content["runs"][identity]
     spec = submission.spec(identity)

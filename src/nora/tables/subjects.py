@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from nora.runs.compose import choices, compose_config
-from nora.runs.errors import UserError
-from nora.runs.spec import Pins, build_spec, run_id, spec_dict
-from nora.tables.cells import Cell, format_value, with_settings
+from nora.config.compose import choices, compose_config
+from nora.config.spec import Pins, build_spec, run_id, spec_dict
+from nora.errors import UserError
+from nora.tables.search import Cell, format_value, with_settings
 from nora.tables.table import pick
 
 

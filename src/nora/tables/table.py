@@ -16,10 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from nora.runs import limits
-from nora.runs.compose import choices
-from nora.runs.errors import UserError
-from nora.runs.schema import validate
+from nora.config import limits
+from nora.config.compose import choices
+from nora.config.schema import validate
+from nora.errors import UserError
 
 Settings = dict[str, Any]
 """Hyper-parameter keys as typed on the command line → values."""

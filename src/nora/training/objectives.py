@@ -1,15 +1,109 @@
-"""A task's examples as something the loop can minimise."""
+"""A task's examples as something the loop can minimise: a forward pass, and losses only where tokens are scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from peft import PeftModel, PrefixTuningConfig
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nora.training.encoding import EncodedExample, collate
-from nora.training.losses import classification_loss, option_lm_loss
+from nora.training.batches import Batch, EncodedExample, EncodedText, collate, pack
+
+CHUNK_LOGITS = 2**24  # logits at a time: 64 MiB in float32
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk: int) -> Tensor:
+        wanted = torch.promote_types(hidden.dtype, torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=wanted)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            logits = torch.nn.functional.linear(hidden[part], weight, bias).to(wanted)
+            losses[part] = torch.nn.functional.cross_entropy(logits, targets[part], reduction="none")
+            if slopes is not None:
+                excess = torch.softmax(logits, dim=-1)
+                excess[torch.arange(len(excess), device=excess.device), targets[part]] -= 1
+                slopes[part] = (excess.to(weight.dtype) @ weight).to(hidden.dtype)
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None, None, None
+
+
+def token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, chunk: int | None = None
+) -> Tensor:
+    """Negative log-probability [t] (nats, float32 or better) of ``targets`` [t] under a frozen head [v, h].
+
+    ValueError where the head itself is to be trained: its gradient is not computed here.
+    """
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise ValueError("given a head that requires gradients, required a frozen one")
+    size = chunk or max(1, CHUNK_LOGITS // len(weight))
+    losses: Tensor = _TokenLosses.apply(hidden, weight, targets, bias, size)
+    return losses
+
+
+def hidden_states(model: Any, *, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states [b, n, h] under an explicit mask [b, 1, n, n] and explicit positions.
+
+    With prefix tuning every query also reads the prefix, and the first token keeps the position it has without one.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    past: Any = None
+    if isinstance(model, PeftModel) and isinstance(model.active_peft_config, PrefixTuningConfig):
+        past = model.get_prompt(len(input_ids))
+        prefix = mask.new_ones(*mask.shape[:3], past.get_seq_length())
+        mask = torch.cat([prefix, mask], dim=3)
+    return base.base_model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=past,
+        use_cache=past is not None,
+    ).last_hidden_state
+
+
+def token_log_probs(model: Any, batch: Batch) -> Tensor:
+    """Log-probability [t] (nats, float32 or better) of each scored token; the head runs on those positions alone."""
+    hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    logits = base.get_output_embeddings()(hidden[batch.row, batch.predict_from])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
+
+
+def option_scores(model: Any, batch: Batch) -> Tensor:
+    """Mean log-probability per token of each candidate, flat over the batch [sum(num_options)]."""
+    log_probs = token_log_probs(model, batch)
+    total = log_probs.new_zeros(sum(batch.num_options)).index_add(0, batch.option, log_probs)
+    count = log_probs.new_zeros(sum(batch.num_options)).index_add(0, batch.option, torch.ones_like(log_probs))
+    return total / count
+
+
+def classification_loss(model: Any, batch: Batch, gold: Tensor) -> Tensor:
+    """Sum over the examples of the cross-entropy over their candidates' mean log-probabilities; ``gold`` [examples]."""
+    scores = option_scores(model, batch)
+    losses = [
+        F.cross_entropy(example[None], label[None])
+        for example, label in zip(scores.split(batch.num_options), gold, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def option_lm_loss(model: Any, batch: Batch) -> Tensor:
+    """Sum over the scored tokens (those of the gold answers) of their negative log-probability."""
+    return -token_log_probs(model, batch).sum()
 
 
 @dataclass(frozen=True)
@@ -54,3 +148,43 @@ class OptionLMObjective:
         device = next(model.parameters()).device
         batch = collate([self.encoded[i] for i in indices], pad_id=self.pad_id, only=[self.gold[i] for i in indices])
         return option_lm_loss(model, batch.to(device))
+
+
+def summed_loss(model: Any, batch: Batch) -> Tensor:
+    """Sum over the scored tokens of their negative log-probability; logits exist for a few tokens at a time."""
+    hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    return token_losses(hidden[batch.row, batch.predict_from], head.weight, batch.targets, bias=head.bias).sum()
+
+
+@dataclass(frozen=True)
+class InstructObjective:
+    """Language-model loss averaged over the scored tokens of a batch."""
+
+    texts: Sequence[EncodedText]
+    pad_id: int
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.texts)
+
+    def count(self, indices: Sequence[int]) -> int:
+        return sum(self.texts[i].num_scored for i in indices)
+
+    def loss(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
+        device = next(model.parameters()).device
+        return summed_loss(model, pack([self.texts[i] for i in indices], pad_id=self.pad_id).to(device))
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, texts: Sequence[EncodedText], *, pad_id: int, batch_size: int = 16) -> float:
+    """Mean loss per scored token over held-out texts, nats."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total = 0.0
+    for start in range(0, len(texts), batch_size):
+        total += float(summed_loss(model, pack(texts[start : start + batch_size], pad_id=pad_id).to(device)))
+    model.train(was_training)
+    return total / sum(text.num_scored for text in texts)

@@ -6,20 +6,20 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nora.runs.checkout import find_checkout
-from nora.runs.errors import UserError
+from nora.errors import UserError
+from nora.workspace import find_checkout
 
 if TYPE_CHECKING:
     from nora.launch.cluster import Cluster
-    from nora.runs.record import Record
-    from nora.runs.store import Store
-    from nora.tables.targets import Target
+    from nora.store.record import Record
+    from nora.store.runs import Store
+    from nora.tables.target import Target
 
 
 def read_targets(words: Sequence[str]) -> tuple[list[Target], dict[str, Any], list[str]]:
     """Tables, exec settings and exec overrides of ``TARGET… key=value…``."""
     from nora.tables.table import names as table_names
-    from nora.tables.targets import load_target
+    from nora.tables.target import load_target
 
     checkout = find_checkout()
     names = [word for word in words if "=" not in word]
@@ -37,8 +37,8 @@ def exec_settings(exec_overrides: Sequence[str]) -> dict[str, Any]:
     """Where and how, as plain data."""
     from dataclasses import asdict
 
-    from nora.runs.compose import compose_config
-    from nora.runs.schema import ExecSpec, validate
+    from nora.config.compose import compose_config
+    from nora.config.schema import ExecSpec, validate
 
     config = compose_config(find_checkout() / "conf", exec_overrides)
     settings: ExecSpec = validate(config["exec"], ExecSpec, prefix="exec.")
@@ -47,7 +47,7 @@ def exec_settings(exec_overrides: Sequence[str]) -> dict[str, Any]:
 
 def open_store(settings: dict[str, Any]) -> Store:
     """The store of ``exec.results``."""
-    from nora.runs.store import Store
+    from nora.store.runs import Store
 
     return Store(find_checkout() / settings["results"])
 
@@ -62,7 +62,7 @@ def read_records(store: Store) -> dict[str, Record]:
 
 def cluster_of(settings: dict[str, Any]) -> Cluster:
     """Where a launch goes to."""
+    from nora.config.schema import ExecSpec
     from nora.launch.cluster import Cluster
-    from nora.runs.schema import ExecSpec
 
     return Cluster(find_checkout(), open_store(settings), ExecSpec(**settings))

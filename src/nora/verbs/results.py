@@ -8,21 +8,20 @@ from argparse import Namespace
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from nora.runs.checkout import find_checkout
-from nora.runs.errors import UserError
-from nora.runs.files import write_atomic
+from nora.errors import UserError
+from nora.files import write_atomic
 from nora.verbs.asked import exec_settings, open_store, read_targets
+from nora.workspace import find_checkout
 
 if TYPE_CHECKING:
-    from nora.runs.record import Record
-    from nora.runs.store import Store
+    from nora.store.record import Record
+    from nora.store.runs import Store
 
 
 def collate(options: Namespace) -> int:
-    from nora.collate.artefacts import build, summary
-    from nora.collate.collation import collate as write_some
-    from nora.collate.collation import collate_all, up_to_date, with_paper_scale
-    from nora.runs.snapshot import take_snapshot
+    from nora.reporting.collation import build_artefact, collate_all, summary, up_to_date, with_paper_scale
+    from nora.reporting.collation import collate as write_some
+    from nora.store.snapshot import take_snapshot
 
     checkout = find_checkout()
     tables, settings, _ = read_targets(options.targets)
@@ -44,7 +43,7 @@ def collate(options: Namespace) -> int:
         _warn(line)
     if options.dry_run:
         for table in tables:
-            print(summary(build(table, snapshot, checkout=checkout)))
+            print(summary(build_artefact(table, snapshot, checkout=checkout)))
         return 0
     for path in write_some(tables, snapshot, store.root, checkout=checkout, show=print):
         print(path)
@@ -56,11 +55,10 @@ def _warn(line: str) -> None:
 
 
 def verify(options: Namespace) -> int:
-    from nora.collate.audit import audit, audit_all
-    from nora.collate.collation import with_paper_scale
-    from nora.runs.snapshot import take_snapshot
-    from nora.runs.verify import verify_record
-    from nora.tables.targets import target_cells
+    from nora.reporting.collation import audit, audit_all, with_paper_scale
+    from nora.store.snapshot import take_snapshot
+    from nora.store.verify import verify_record
+    from nora.tables.target import target_cells
 
     checkout = find_checkout()
     tables, settings, _ = read_targets(options.targets)
@@ -89,8 +87,8 @@ def verify(options: Namespace) -> int:
 
 
 def trace(options: Namespace) -> int:
-    from nora.collate.trace import trace, trace_text
-    from nora.runs.snapshot import take_snapshot
+    from nora.reporting.provenance import trace, trace_text
+    from nora.store.snapshot import take_snapshot
 
     tables, settings, _ = read_targets([options.target, *options.overrides])
     if len(tables) != 1:
@@ -101,7 +99,7 @@ def trace(options: Namespace) -> int:
 
 
 def show(options: Namespace) -> int:
-    from nora.collate.shown import show_text
+    from nora.reporting.provenance import show_text
 
     store = open_store(exec_settings(options.overrides))
     record = _one_record(store, options.id)
@@ -120,7 +118,7 @@ def _one_record(store: Store, given: str) -> Record:
 
 
 def diff(options: Namespace) -> int:
-    from nora.collate.differences import differences, differences_text
+    from nora.reporting.provenance import differences, differences_text
 
     store = open_store(exec_settings(options.overrides))
     one, other = (_one_record(store, given) for given in (options.id, options.other))
@@ -129,8 +127,8 @@ def diff(options: Namespace) -> int:
 
 
 def export(options: Namespace) -> int:
-    from nora.collate.exports import export
-    from nora.runs.snapshot import take_snapshot
+    from nora.reporting.exports import export
+    from nora.store.snapshot import take_snapshot
 
     store = open_store(exec_settings(options.overrides))
     snapshot = take_snapshot(store)
@@ -151,16 +149,15 @@ def export(options: Namespace) -> int:
 def theory(options: Namespace) -> int:
     import torch
 
-    from nora.collate.artefacts import write
-    from nora.collate.collation import LEDGER
-    from nora.collate.ledger import build, line
     from nora.factorization.theory import check_expectations, run_ledger
+    from nora.reporting.collation import LEDGER, write_artefact
+    from nora.reporting.ledger import ledger_document, ledger_line
 
     torch.set_num_threads(1)
     quiet = options.json
     try:
         rows = run_ledger(
-            only=options.only, progress=lambda row: None if quiet else print(line(row.as_dict()), flush=True)
+            only=options.only, progress=lambda row: None if quiet else print(ledger_line(row.as_dict()), flush=True)
         )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -171,7 +168,7 @@ def theory(options: Namespace) -> int:
         results = find_checkout() / "results"
         body = {"rows": [row.as_dict() for row in rows]}
         write_atomic(results / LEDGER, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
-        for path in write(build(body["rows"]), results):
+        for path in write_artefact(ledger_document(body["rows"]), results):
             print(path, file=sys.stderr)
     for problem in problems:
         print(f"nora: {problem}", file=sys.stderr)

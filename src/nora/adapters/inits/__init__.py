@@ -15,6 +15,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Factors(NamedTuple):
+    """``A`` [rank, in] and ``B`` [out, rank] in float32; the layer adds scaling · B A to its weight."""
+
+    A: Tensor
+    B: Tensor
 
 
 def names() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nora.adapters.inits._factors import Factors
+from nora.adapters.inits import Factors
 
 PEFT_INIT = "gaussian"
 MOVES_BASE = False

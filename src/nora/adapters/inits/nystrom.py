@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nora.adapters.inits._factors import Factors
-from nora.adapters.products import left_product, right_product
+from nora.adapters.inits import Factors
+from nora.adapters.layers import left_product, right_product
 
 PEFT_INIT = True
 MOVES_BASE = False

@@ -8,14 +8,10 @@ from torch import Tensor
 from nora.factorization.linalg import State, frobenius
 from nora.factorization.loop import iterate
 from nora.factorization.one_step import factorize
-from nora.factorization.problems import Asymmetric, Problem, Symmetric, geometric
-from nora.factorization.problems.base import gradient
-from nora.factorization.solvers.altgd import Solver as AltGD
-from nora.factorization.solvers.gd import Solver as GD
+from nora.factorization.problems import Asymmetric, Problem, Symmetric, geometric, gradient
+from nora.factorization.solvers import GD, AltGD
 from nora.factorization.starts import nystrom, small
-from nora.factorization.theory.claim import Claim, Finding
-from nora.factorization.theory.instances import asymmetric, basis, core, core_size, symmetric
-from nora.factorization.theory.search import Ratio, over
+from nora.factorization.theory.core import Claim, Finding, Ratio, asymmetric, basis, core, core_size, over, symmetric
 
 
 def lora_on_a_linear_model(generator: torch.Generator) -> Finding:
@@ -83,8 +79,8 @@ def _races(generator: torch.Generator) -> list[tuple[GD | AltGD, Problem]]:
 
 def _starts(problem: Problem, generator: torch.Generator, seeds: int = 64) -> tuple[State, State, State]:
     """Nystrom, small, and Gaussian starts scaled to the Nystrom starts' norms (all of it in X and, if any, Y)."""
-    clean = [nystrom.start(problem, generator=generator, xi=0.1) for _ in range(seeds)]
-    tiny = [small.start(problem, generator=generator, zeta=1e-3) for _ in range(seeds)]
+    clean = [nystrom(problem, generator=generator, xi=0.1) for _ in range(seeds)]
+    tiny = [small(problem, generator=generator, zeta=1e-3) for _ in range(seeds)]
     same = []
     for a, b in zip(clean, tiny, strict=True):
         scale = float(frobenius(a.X) / frobenius(b.X))

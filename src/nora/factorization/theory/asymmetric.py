@@ -9,11 +9,22 @@ from torch import Tensor
 
 from nora.factorization.linalg import State, frobenius
 from nora.factorization.problems import Asymmetric
-from nora.factorization.solvers.scaled_gd import Solver
-from nora.factorization.solvers.scaled_gd_pinv import Solver as PinvSolver
-from nora.factorization.theory.claim import Claim, Finding
-from nora.factorization.theory.instances import CONDITION, asymmetric, basis, core, core_size, only, relative
-from nora.factorization.theory.search import Ratio, Worst, over, within
+from nora.factorization.solvers import ScaledGD, ScaledGDPinv
+from nora.factorization.theory.core import (
+    CONDITION,
+    Claim,
+    Finding,
+    Ratio,
+    Worst,
+    asymmetric,
+    basis,
+    core,
+    core_size,
+    only,
+    over,
+    relative,
+    within,
+)
 
 EXACT = ((1, 1), (2, 2), (4, 4))
 UNDER = ((2, 1), (3, 2), (5, 3))
@@ -39,7 +50,7 @@ def lemma_6(generator: torch.Generator) -> Finding:
             problem, state = asymmetric(only(c), U, V)
             worst = torch.zeros(len(state.X), dtype=torch.float64)
             for t in range(5):
-                X, Y = state = Solver(eta=eta).step(problem, state, t)
+                X, Y = state = ScaledGD(eta=eta).step(problem, state, t)
                 assert Y is not None
                 worst = torch.maximum(worst, relative(X - U @ (U.mT @ X), X))
                 worst = torch.maximum(worst, relative(Y - V @ (V.mT @ Y), Y))
@@ -56,7 +67,7 @@ def _one_step(shape: tuple[int, int], generator: torch.Generator, metric: str, p
     r_A, r = shape
     U, V = _bases(r_A + r, generator)
     U, V = U[:, :r_A], V[:, :r_A]
-    solver = PinvSolver(eta=1.0) if pinv else Solver(eta=1.0)
+    solver = ScaledGDPinv(eta=1.0) if pinv else ScaledGD(eta=1.0)
 
     def ratio(p: Tensor) -> Tensor:
         c = core(p, r_A, r)
@@ -91,7 +102,7 @@ def definition_2(generator: torch.Generator) -> Finding:
         def ratio(p: Tensor) -> Tensor:
             c = core(p, r_A, r)
             problem, state = asymmetric(only(c), U, V)
-            X, Y = Solver(eta=1.0).step(problem, state, 0)
+            X, Y = ScaledGD(eta=1.0).step(problem, state, 0)
             assert Y is not None
             G = c.W[c.valid][:, :r] + 3 * torch.eye(r, dtype=torch.float64)
             sigma = torch.linalg.svdvals(G)
@@ -137,7 +148,7 @@ def corollary_1(generator: torch.Generator) -> Finding:
             S, beta = torch.diag_embed(problem.s), eta
             worst = torch.zeros(len(S), dtype=torch.float64)
             for t in range(8):
-                state = Solver(eta=eta).step(problem, state, t)
+                state = ScaledGD(eta=eta).step(problem, state, t)
                 assert state.Y is not None
                 core_t = (U.mT @ state.X) @ (V.mT @ state.Y).mT
                 worst = torch.maximum(worst, frobenius(core_t - beta * S) / problem.norm)

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from nora import tasks
 from nora.tasks import instruction
 from nora.tasks.instruction import Instruction
 
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """One of the sets, as LLM-Adapters asks it (BoolQ without its passage)."""
+
+    label: str
+    folder: str
+    answers: tuple[str, ...]
+    num_train_rows: int
+    num_test_rows: int
+
+
+def _numbered(word: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{word}{i}" for i in range(1, count + 1))
+
+
+LABEL = "commonsense"
 METRIC = "mean_accuracy"
 READS_PROMPT = True
 """The extraction looks at prompt and answer together, after the last marker."""
 DEV_IS_SCORED = False
-SETS = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+TEXT_TOKENS, ANSWER_TOKENS = 110, 8
+"""Rough means of the real rows: tokens of a training text, tokens an answer takes."""
+SETS = {
+    "boolq": AnswerSet("BoolQ", "boolq", ("true", "false"), 9_427, 3_270),
+    "piqa": AnswerSet("PIQA", "piqa", _numbered("solution", 2), 16_113, 1_838),
+    "social_i_qa": AnswerSet("SIQA", "social_i_qa", _numbered("answer", 5), 33_410, 1_954),
+    "hellaswag": AnswerSet("HS", "hellaswag", _numbered("ending", 4), 39_905, 10_042),
+    "winogrande": AnswerSet("WG", "winogrande", _numbered("option", 2), 63_238, 1_267),
+    "arc_easy": AnswerSet("ARC-e", "ARC-Easy", _numbered("answer", 5), 2_251, 2_376),
+    "arc_challenge": AnswerSet("ARC-c", "ARC-Challenge", _numbered("answer", 5), 1_119, 1_172),
+    "openbookqa": AnswerSet("OBQA", "openbookqa", _numbered("answer", 5), 4_957, 500),
+}
 NUM_TRAIN_ROWS = 170_420
 # github.com/AGI-Edgerunners/LLM-Adapters: where the joined training set and each test set are.
 REPOSITORY = "AGI-Edgerunners/LLM-Adapters"
@@ -23,13 +51,15 @@ TEST_FILE = "dataset/{folder}/test.json"
 
 
 def training(row: Mapping[str, Any], set: str) -> Instruction:
+    """A row of the mixture."""
     return instruction.build(row, set=set)
 
 
 def testing(row: Mapping[str, Any], set: str) -> Instruction:
+    """A row of one of the sets."""
     return instruction.build(row, set=set)
 
 
 def extract(text: str, set: str) -> str:
-    """The answer in a generated text by the rule of its set; "" where there is none."""
-    return instruction.extract(text, tasks.load("commonsense", set).ANSWERS)
+    """The answer in a generated text by the rule of its set; "" if there is none."""
+    return instruction.extract(text, SETS[set].answers)

@@ -13,9 +13,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, labelled, require_fields
 
+LABEL = "BoolQ"
 SOURCE = HubSource("google/boolq", None, "train", "validation", 9427, 3270)
 FIELDS = ("question", "passage")
 LOSS = "classification"
+TOKENS, OPTIONS = 160, 2  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "accuracy"
 CANDIDATES = ("Yes", "No")
 

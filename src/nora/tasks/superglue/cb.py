@@ -13,9 +13,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, labelled, require_fields
 
+LABEL = "CB"
 SOURCE = HubSource("aps/super_glue", "cb", "train", "validation", 250, 56)
 FIELDS = ("premise", "hypothesis", "label")
 LOSS = "classification"
+TOKENS, OPTIONS = 110, 3  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "accuracy"
 CANDIDATES = ("Yes", "No", "Maybe")
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, labelled, require_fields
 
+LABEL = "MultiRC"
 SOURCE = HubSource("aps/super_glue", "multirc", "train", "validation", 27243, 4848)
 FIELDS = ("paragraph", "question", "answer", "label")
 LOSS = "classification"
+TOKENS, OPTIONS = 380, 2  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "accuracy"
 CANDIDATES = ("No", "Yes")
 

@@ -13,9 +13,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, require_fields
 
+LABEL = "ReCoRD"
 SOURCE = HubSource("aps/super_glue", "record", "train", "validation", 100730, 10000)
 FIELDS = ("passage", "query", "entities", "answers")
 LOSS = "option_lm"
+TOKENS, OPTIONS = 300, 20  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "accuracy"
 
 

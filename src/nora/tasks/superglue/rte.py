@@ -13,9 +13,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, labelled, require_fields
 
+LABEL = "RTE"
 SOURCE = HubSource("aps/super_glue", "rte", "train", "validation", 2490, 277)
 FIELDS = ("premise", "hypothesis", "label")
 LOSS = "classification"
+TOKENS, OPTIONS = 90, 2  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "accuracy"
 CANDIDATES = ("Yes", "No")
 

@@ -13,9 +13,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, require_fields
 
+LABEL = "SQuAD"
 SOURCE = HubSource("rajpurkar/squad", None, "train", "validation", 87599, 10570)
 FIELDS = ("title", "context", "question", "answers")
 LOSS = "option_lm"
+TOKENS, OPTIONS = 200, 1  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "f1"
 MAX_NEW_TOKENS = 50
 STOP = "\n"

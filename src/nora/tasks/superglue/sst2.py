@@ -13,9 +13,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, labelled, require_fields
 
+LABEL = "SST-2"
 SOURCE = HubSource("nyu-mll/glue", "sst2", "train", "validation", 67349, 872)
 FIELDS = ("sentence", "label")
 LOSS = "classification"
+TOKENS, OPTIONS = 30, 2  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "accuracy"
 CANDIDATES = (" terrible", " great")
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from nora.tasks.example import Example, HubSource, labelled, require_fields
 
+LABEL = "WSC"
 SOURCE = HubSource("aps/super_glue", "wsc.fixed", "train", "validation", 554, 104)
 FIELDS = ("text", "span1_text", "span2_text", "label")
 LOSS = "classification"
+TOKENS, OPTIONS = 70, 2  # rough means of the real rows: prompt and one candidate; candidates
 METRIC = "accuracy"
 CANDIDATES = ("No", "Yes")
 

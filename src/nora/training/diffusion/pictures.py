@@ -1,17 +1,19 @@
-"""Pictures from a pipeline: the same start for the same seed, whatever method trained the UNet."""
+"""Pictures from a pipeline, the same start for the same seed, and how near they are to the subject and the prompt."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from nora import streams
+from nora.training.diffusion.objective import to_tensor
 
 MAX_BYTES = 60_000
 _QUALITIES = (95, 90, 85, 80, 70, 60, 50, 40, 25, 10)
@@ -62,3 +64,78 @@ def to_jpeg(image: Image.Image) -> bytes:
         if buffer.tell() <= MAX_BYTES:
             break
     return buffer.getvalue()
+
+
+class Encoder(Protocol):
+    """Unit features [n, width] of pictures and, where it reads text, of texts."""
+
+    def pictures(self, images: Sequence[Image.Image]) -> Tensor: ...
+
+    def texts(self, texts: Sequence[str]) -> Tensor | None: ...
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The largest middle square at ``side``."""
+    edge = min(image.size)
+    left, top = ((length - edge) // 2 for length in image.size)
+    # Cut first: resizing a box reads a little beyond its edges.
+    return image.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BICUBIC)
+
+
+class ClipEncoder:
+    """A CLIP; ``processor`` None means pictures in [-1, 1] at the model's size, as this project's own was trained."""
+
+    def __init__(self, model: Any, tokenizer: Any, processor: Any = None) -> None:
+        self._model, self._tokenizer, self._processor = model.eval(), tokenizer, processor
+
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        if self._processor is not None:
+            pixels: Tensor = self._processor(images=list(images), return_tensors="pt").pixel_values
+            return pixels
+        side = self._model.config.vision_config.image_size
+        return torch.stack([to_tensor(square(image, side)) for image in images])
+
+    @torch.no_grad()
+    def pictures(self, images: Sequence[Image.Image]) -> Tensor:
+        hidden = self._model.vision_model(pixel_values=self._pixels(images).to(self._model.device)).pooler_output
+        return F.normalize(self._model.visual_projection(hidden), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        length = self._model.config.text_config.max_position_embeddings
+        ids = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids
+        hidden = self._model.text_model(input_ids=ids.to(self._model.device)).pooler_output
+        return F.normalize(self._model.text_projection(hidden), dim=-1)
+
+
+class DinoEncoder:
+    """A self-supervised vision transformer; the feature is that of its class token."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model.eval(), processor
+
+    @torch.no_grad()
+    def pictures(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = self._processor(images=list(images), return_tensors="pt").pixel_values.to(self._model.device)
+        return F.normalize(self._model(pixel_values=pixels).last_hidden_state[:, 0], dim=-1)
+
+    def texts(self, texts: Sequence[str]) -> None:
+        del texts
+
+
+def fidelity(
+    encoder: Encoder, drawn: Sequence[Image.Image], real: Sequence[Image.Image], prompt: str
+) -> dict[str, float]:
+    """Mean cosines: drawn × real (``subject``), pairs of different real pictures (``ceiling``, needs two), and, for
+    an encoder that reads text, drawn × prompt (``prompt``) and real × prompt (``prompt_of_real``)."""
+    ours, theirs = encoder.pictures(drawn), encoder.pictures(real)
+    found = {"subject": float((ours @ theirs.T).mean())}
+    if len(real) > 1:
+        between = theirs @ theirs.T
+        found["ceiling"] = float((between.sum() - between.diagonal().sum()) / (len(real) * (len(real) - 1)))
+    words = encoder.texts([prompt])
+    if words is not None:
+        found |= {"prompt": float((ours @ words.T).mean()), "prompt_of_real": float((theirs @ words.T).mean())}
+    return {key: float(f"{value:.6g}") for key, value in found.items()}

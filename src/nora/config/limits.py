@@ -1,0 +1,107 @@
+"""Quick refusal of configurations that would blow up: size, depth, aliases, interpolation growth."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nora.errors import UserError
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 10_000
+MAX_DEPTH = 32
+_REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _line(mark: Any) -> int | None:
+    return mark.line + 1 if mark is not None else None
+
+
+def check_file(path: Path) -> None:
+    """Refuses a YAML file over 1 MB, over 10,000 nodes, deeper than 32 or with aliases, without building it."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: {size} bytes, allowed {MAX_BYTES}")
+    check_text(path.read_text(encoding="utf-8"), str(path))
+
+
+def check_text(text: str, where: str) -> None:
+    """The checks of ``check_file`` on a text."""
+    depth = nodes = 0
+    try:
+        for event in yaml.parse(text, Loader=_LOADER):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(
+                    f"{where}, line {_line(event.start_mark)}: YAML aliases are not allowed; write the value out"
+                )
+            if isinstance(event, yaml.NodeEvent):
+                nodes += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if nodes > MAX_NODES:
+                raise UserError(f"{where}: more than {MAX_NODES} values")
+            if depth > MAX_DEPTH:
+                raise UserError(f"{where}: nested deeper than {MAX_DEPTH}")
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        at = f", line {line + 1}" if line is not None else ""
+        raise UserError(
+            f"{where}{at}: not valid YAML ({getattr(error, 'problem', None) or ' '.join(str(error).split())})"
+        ) from None
+
+
+@cache
+def check_folder(folder: Path) -> None:
+    """``check_file`` on every YAML file below ``folder``, once per process."""
+    for path in sorted(folder.rglob("*.yaml")):
+        check_file(path)
+
+
+def check_overrides(overrides: tuple[str, ...]) -> None:
+    """The same limits for what was typed."""
+    for override in overrides:
+        if len(override) > 10_000:
+            raise UserError(f"{override[:40]}…: {len(override)} characters, allowed 10000")
+        if sum(override.count(c) for c in "[{,") > 1_000 or override.count("[") + override.count("{") > MAX_DEPTH * 2:
+            raise UserError(f"{override[:40]}…: too many or too deeply nested values")
+
+
+def check_interpolations(config: dict[str, Any]) -> None:
+    """Refuses references that run in circles or grow past 10,000 values, before anything resolves them."""
+    sizes: dict[str, int] = {}
+
+    def look_up(path: str) -> Any:
+        node: Any = config
+        for part in path.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def size(node: Any, where: str, open_paths: tuple[str, ...], depth: int) -> int:
+        if depth > MAX_DEPTH:
+            raise UserError(f"{where}: nested deeper than {MAX_DEPTH}")
+        if isinstance(node, dict):
+            total = 1 + sum(size(v, f"{where}.{k}".strip("."), open_paths, depth + 1) for k, v in node.items())
+        elif isinstance(node, list):
+            total = 1 + sum(size(v, where, open_paths, depth + 1) for v in node)
+        elif isinstance(node, str):
+            total = 1
+            for path in _REFERENCE.findall(node):
+                if path in open_paths:
+                    raise UserError(f"{where}: ${{{path}}} refers to itself")
+                if path not in sizes:
+                    sizes[path] = size(look_up(path), path, (*open_paths, path), depth + 1)
+                total += sizes[path]
+        else:
+            total = 1
+        if total > MAX_NODES:
+            raise UserError(f"{where}: its references grow to more than {MAX_NODES} values")
+        return total
+
+    size(config, "", (), 0)

@@ -1,0 +1,39 @@
+"""Errors with an exit code of their own, and the one way to refuse a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """The user's input is wrong: one clear line (given, allowed, where), exit code 2."""
+
+
+class RunFailed(Exception):
+    """The work itself failed: exit code 1."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; a later attempt goes on from its saved state, or (``saved=False``) from the start."""
+
+    def __init__(self, step: int, *, saved: bool = True) -> None:
+        super().__init__(f"stopped at step {step}, {'its state is saved' if saved else 'it starts afresh'}")
+        self.step = step
+
+
+class AlreadyRunning(Exception):
+    """Another live attempt has this run: nothing is to be done here."""
+
+
+def nearest(given: str, allowed: Sequence[str], prefix: str = "") -> str:
+    """ "; did you mean X?" with the nearest of the allowed names, "" if none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(given, allowed, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def one_of(where: str, given: str, allowed: Sequence[str], said: str = "allowed") -> None:
+    """UserError that lists what is allowed, and the nearest of it, if ``given`` is none of them."""
+    if given not in allowed:
+        raise UserError(f"{where}: given {given!r}, {said} {', '.join(allowed)}{nearest(given, allowed)}")

@@ -1,0 +1,1 @@
+"""One run executed: attempt, checkpoints, progress, tracker, provenance."""

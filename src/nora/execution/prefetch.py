@@ -1,0 +1,192 @@
+"""``nora prefetch TARGET…``: names resolved once to commits, files and rows brought here, all written to the lock.
+
+What the lock pins already is brought by its commit and compared: a colleague's clone, a cache that was cleared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nora import tasks
+from nora.config.pins import DOWNLOADS, how_to_unlock, picture_hashes
+from nora.errors import RunFailed, UserError
+from nora.files import sha256_bytes, sha256_file, write_atomic
+
+LOCK = Path("conf") / "revisions.lock"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_PART_FILES = ("*.json", "merges.txt", "model.safetensors", "diffusion_pytorch_model.safetensors")
+_PIPELINE = ("model_index.json", *(f"{part}/{name}" for part in _PARTS for name in _PART_FILES))
+
+
+Pinned = Mapping[str, Any] | None
+"""What the lock says about an item, None where it does not."""
+
+
+class Wanted(NamedTuple):
+    """What some specs read of the Hub."""
+
+    models: set[str]
+    pipelines: set[str]
+    tasks: set[tuple[str, str]]
+    """Suite and name."""
+    pictures: set[str]
+    """Data sets of pictures."""
+
+
+def wanted(specs: Iterable[Mapping[str, Any]]) -> Wanted:
+    """Models, pipelines, tasks and pictures that some specs read of the Hub."""
+    found = Wanted(set(), set(), set(), set())
+    for spec in specs:
+        if spec["kind"] not in ("finetune", "dreambooth"):
+            continue
+        diffusion = spec["kind"] == "dreambooth"
+        if spec["model"]["source"] == "hub" and spec["model"]["weights"] == "pretrained":
+            (found.pipelines if diffusion else found.models).add(spec["model"]["repo"])
+        if diffusion and "fidelity" in spec["measure"]:
+            found.models.update(e["repo"] for e in spec["protocol"]["encoders"] if e["source"] == "hub")
+        if spec["task"]["source"] == "hub" and diffusion:
+            found.pictures.add(spec["task"]["repo"])
+        elif spec["task"]["source"] == "hub":
+            found.tasks.add((spec["task"]["suite"], spec["task"]["name"]))
+    return found
+
+
+def _commit(pinned: Pinned) -> str | None:
+    return str(pinned["commit"]) if pinned else None
+
+
+def _explain(error: Exception, what: str) -> Exception:
+    name = type(error).__name__
+    if name == "GatedRepoError":
+        return UserError(f"{what}: gated; {how_to_unlock(what)}")
+    if name == "RepositoryNotFoundError":
+        return UserError(f"{what}: no such repository on the Hub, or it is private and HF_TOKEN is not set")
+    return RunFailed(f"{what}: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+
+
+def _model_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
+    snapshot_download(repo, revision=info.sha, allow_patterns=list(_WEIGHTS))
+    files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
+    return {"commit": info.sha, "files": files}
+
+
+def _pipeline_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
+    """A pipeline's parts in full precision, without its safety checker."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
+    snapshot_download(repo, revision=info.sha, allow_patterns=list(_PIPELINE))
+    files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
+    return {"commit": info.sha, "files": files}
+
+
+def _pictures_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
+    from huggingface_hub import HfApi, snapshot_download
+
+    commit = HfApi().dataset_info(repo, revision=_commit(pinned)).sha
+    folder = snapshot_download(repo, repo_type="dataset", revision=commit)
+    return {"commit": commit, "files": picture_hashes(Path(folder))}
+
+
+def _task_entry(suite: str, name: str, pinned: Pinned = None) -> dict[str, Any]:
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    source = tasks.load(suite, name).SOURCE
+    commit = HfApi().dataset_info(source.path, revision=_commit(pinned)).sha
+    rows = {}
+    for split, expected in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
+        rows[split] = len(load_dataset(source.path, source.name, split=split, revision=commit))
+        if rows[split] != expected:
+            raise RunFailed(f"{name}: the split {split} has {rows[split]} rows, the protocol expects {expected}")
+    return {"path": source.path, "name": source.name, "commit": commit, "rows": rows}
+
+
+def _instruct_entry(name: str, checkout: Path, pinned: Pinned = None) -> dict[str, Any]:
+    """GitHub files at the task's own commit, or two Hub data sets joined by "+"; row counts checked."""
+    task = tasks.load("instruct", name)
+    if name == "commonsense":
+        return _github_files(task, checkout, pinned)
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    commits: list[str] = []
+    known = str(pinned["commit"]).split("+") if pinned else [None] * len(task.SOURCES)
+    for source, revision in zip(task.SOURCES.values(), known, strict=True):
+        commits.append(str(HfApi().dataset_info(source.path, revision=revision).sha))
+        for split, expected in {source.train: source.num_train_rows, source.test: source.num_test_rows}.items():
+            rows = len(load_dataset(source.path, source.name, split=split, revision=commits[-1]))
+            if rows != expected:
+                raise RunFailed(f"{source.path}: the split {split} has {rows} rows, the protocol expects {expected}")
+    return {"path": " + ".join(s.path for s in task.SOURCES.values()), "commit": "+".join(commits)}
+
+
+def _github_files(task: Any, checkout: Path, pinned: Pinned) -> dict[str, Any]:
+    from urllib.request import urlopen
+
+    wanted = {task.TRAIN_FILE: task.NUM_TRAIN_ROWS}
+    wanted |= {task.TEST_FILE.format(folder=one.folder): one.num_test_rows for one in task.SETS.values()}
+    hashes = {}
+    for path, rows in wanted.items():
+        target = checkout / DOWNLOADS / task.COMMIT / path
+        if pinned and target.is_file() and sha256_file(target) == pinned["files"].get(path):
+            hashes[path] = pinned["files"][path]
+            continue
+        with urlopen(f"https://raw.githubusercontent.com/{task.REPOSITORY}/{task.COMMIT}/{path}", timeout=60) as answer:
+            data = answer.read()
+        found = len(json.loads(data))
+        if found != rows:
+            raise RunFailed(f"{path}: has {found} rows, the protocol expects {rows}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, data)
+        hashes[path] = sha256_bytes(data)
+    return {"path": task.REPOSITORY, "commit": task.COMMIT, "files": hashes}
+
+
+def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: bool) -> list[str]:
+    """Resolves and downloads what is not in the lock yet, downloads by its commit what is; one line per item. Every
+    item is written as it succeeds."""
+    path = checkout / LOCK
+    lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found = wanted(specs)
+    items: list[tuple[str, str, Callable[[Pinned], dict[str, Any]]]] = []
+    items += [("models", repo, partial(_model_entry, repo)) for repo in sorted(found.models)]
+    items += [("models", repo, partial(_pipeline_entry, repo)) for repo in sorted(found.pipelines)]
+    items += [
+        (
+            "tasks",
+            name,
+            partial(_instruct_entry, name, checkout) if suite == "instruct" else partial(_task_entry, suite, name),
+        )
+        for suite, name in sorted(found.tasks)
+    ]
+    items += [("pictures", repo, partial(_pictures_entry, repo)) for repo in sorted(found.pictures)]
+    lines = []
+    for group, key, resolve in items:
+        pinned: Pinned = lock.get(group, {}).get(key)
+        if dry_run and pinned:
+            lines.append(f"{key}: pinned to {pinned['commit']}; what of it is not here would be downloaded")
+            continue
+        if dry_run:
+            lines.append(f"{key}: would be resolved and downloaded")
+            continue
+        try:
+            entry = resolve(pinned)
+        except (UserError, RunFailed):
+            raise
+        except Exception as error:  # the Hub's client raises many kinds; each becomes one line
+            raise _explain(error, key) from None
+        if pinned and entry != pinned:
+            raise RunFailed(f"{key}: commit {pinned['commit']} is not what {LOCK} says it is: given {entry}")
+        if not pinned:
+            lock.setdefault(group, {})[key] = entry
+            write_atomic(path, json.dumps(lock, indent=1, sort_keys=True) + "\n")
+        lines.append(f"{key}: pinned to {entry['commit']}")
+    return lines

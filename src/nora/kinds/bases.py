@@ -1,0 +1,213 @@
+"""Spec → objects: base model, tokenizer, rows, adapter."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from nora import streams
+from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
+from nora.adapters.prefix import drawn_tokens, token_keys_values
+from nora.config.pins import not_here
+from nora.config.schema import MethodSpec, ModelSpec, TaskSpec
+from nora.errors import RunFailed
+from nora.files import canonical_json, sha256_file
+
+# peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
+transformers_logging.disable_progress_bar()
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+_RANDOM_WEIGHTS_SEED = 0  # every run over a random-weight base shares one base
+
+
+def random_model(architecture: Mapping[str, Any], *, seed: int = _RANDOM_WEIGHTS_SEED) -> PreTrainedModel:
+    """A causal language model of the given architecture (``model_type`` and its config's fields), seeded."""
+    fields = dict(architecture)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with streams.seeded(seed, "weights"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else 0)
+
+
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """RunFailed where a file is missing or not what its hash says."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise RunFailed(f"{path}: missing; the checkout is incomplete")
+        given = sha256_file(path)
+        if given != expected:
+            raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
+
+
+_kept: dict[str, Base] = {}  # at most one
+
+
+def load_base(spec: ModelSpec, checkout: Path, device: torch.device, *, keep: bool = False) -> Base:
+    """The base of a spec, its files checked against their hashes, in evaluation mode on ``device``.
+
+    With ``keep`` an untouched copy stays in memory for the next run of this process on the same base.
+    """
+    if not keep:
+        return _load_base(spec, checkout, device)
+    key = canonical_json(asdict(spec))
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = _load_base(spec, checkout, torch.device("cpu"))
+    model: Any = copy.deepcopy(_kept[key].model)
+    return Base(model.to(device), _kept[key].tokenizer)
+
+
+def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
+    dtype = getattr(torch, spec.dtype)
+    if spec.weights == "random":  # the true shape without a download; ids come from a borrowed tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(checkout / str(spec.tokenizer))
+        model = random_model(spec.architecture or {}, seed=_RANDOM_WEIGHTS_SEED).to(dtype)
+    elif spec.source == "hub":
+        repo = str(spec.repo)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(repo, revision=spec.revision)
+            model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
+        except OSError as error:
+            raise RunFailed(not_here(repo, str(spec.revision), error)) from error
+    else:
+        folder = checkout / str(spec.repo)
+        check_files(folder, spec.files or {})
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model.requires_grad_(False)
+    return Base(model.to(device).eval(), tokenizer)
+
+
+def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Any], list[Any]]:
+    """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
+    if spec.source == "slice":
+        folder = checkout / "data"
+        check_files(folder, spec.files or {})
+        return (
+            read_lines(folder / spec.name / "train.jsonl"),
+            read_lines(folder / spec.name / "validation.jsonl"),
+        )
+    from datasets import load_dataset
+
+    source = task.SOURCE
+    splits = []
+    for split, rows in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
+        data = load_dataset(source.path, source.name, split=split, revision=spec.revision)
+        if len(data) != rows:
+            raise RunFailed(f"{spec.name}: the split {split} has {len(data)} rows, the protocol expects {rows}")
+        splits.append(list(data))
+    return splits[0], splits[1]
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The rows of a JSON-lines file; RunFailed naming the line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RunFailed(f"{path}, line {number}: not valid JSON ({error})") from None
+    return rows
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base with its adapter and the proof of the adapter's start."""
+
+    model: PeftModel
+    proof: InitReport
+    pretrained: Mapping[str, torch.Tensor]
+    """Weights [out, in] of the adapted modules before any adapter touched them ({} for prefix tuning)."""
+
+
+def add_adapter(
+    base: Base, method: MethodSpec, targets: list[str], *, seed: int, probe: Mapping[str, torch.Tensor]
+) -> Adapted:
+    """Wraps the base, starts the adapter from its own streams and proves the start on ``probe`` inputs.
+
+    Raises RunFailed where the proof fails: a run whose init is not what it says must not train.
+    """
+    adapted = (_add_prefix if method.adapter == "prefix" else _add_lora)(base, method, targets, seed, probe)
+    if not adapted.proof.passed:
+        raise RunFailed("the init proof failed: " + "; ".join(adapted.proof.problems[:3]))
+    return adapted
+
+
+def check_targets(found: Iterable[str], targets: list[str], model: str) -> None:
+    """RunFailed where a target name ends no module's name."""
+    absent = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in found)]
+    if absent:
+        raise RunFailed(f"model.targets: {', '.join(absent)} match no module of {model}")
+
+
+def lora_config(method: MethodSpec, targets: list[str]) -> LoraConfig:
+    """PEFT's config of a LoRA method."""
+    assert method.rank is not None and method.alpha is not None and method.dropout is not None  # the schema's promise
+    return LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        init_lora_weights=inits.load(method.init).PEFT_INIT,
+    )
+
+
+def peft_config(method: MethodSpec, targets: list[str]) -> PeftConfig:
+    """PEFT's config of a method: LoRA or prefix tuning."""
+    if method.adapter == "prefix":
+        return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=method.num_virtual_tokens or 0)
+    return lora_config(method, targets)
+
+
+def init_options(method: MethodSpec) -> dict[str, Any]:
+    """The settings that the method's init knows."""
+    options = inits.load(method.init).OPTIONS
+    return {key: value for key in options if (value := getattr(method, key)) is not None}
+
+
+def _add_lora(
+    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
+) -> Adapted:
+    pretrained = snapshot_weights(base.model, set(targets))
+    check_targets(pretrained, targets, type(base.model).__name__)
+    with torch.no_grad():
+        base_output = base.model(**probe).logits
+    model = get_peft_model(base.model, lora_config(method, targets))
+    initialize_(model, method.init, seed=seed, **init_options(method))
+    proof = prove_init(model, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
+    return Adapted(model, proof, pretrained)
+
+
+def _add_prefix(
+    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
+) -> Adapted:
+    del probe
+    tokens = drawn_tokens(base.model.config.vocab_size, method.num_virtual_tokens or 0, seed=seed)
+    keys_values = token_keys_values(base.model, tokens)
+    model = get_peft_model(base.model, peft_config(method, targets))
+    prefix_init_(model, keys_values)
+    return Adapted(model, prove_prefix(model, base.model, tokens), {})

@@ -1,0 +1,112 @@
+"""The rows of an instruct task: from data/ at mini scale, from the pinned downloads at paper scale."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from nora import streams
+from nora.config.pins import DOWNLOADS
+from nora.config.schema import TaskSpec
+from nora.errors import RunFailed
+from nora.files import sha256_file
+from nora.kinds.bases import check_files, read_lines
+from nora.tasks.instruction import Instruction
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is trained on, what the dev loss is taken of, what is answered; ``dev_questions`` where dev is answered."""
+
+    train: list[Instruction]
+    dev: list[Instruction]
+    test: list[Instruction]
+    dev_questions: list[Instruction]
+
+
+def load_instruct_rows(spec: TaskSpec, task: ModuleType, checkout: Path, *, seed: int) -> Rows:
+    """The seed's rows. RunFailed where a file is missing or has not the rows the protocol names."""
+    read = _commonsense if spec.name == "commonsense" else _math
+    try:
+        return read(spec, task, checkout, seed)
+    except ValueError as error:
+        raise RunFailed(str(error)) from None
+
+
+def _shuffled(rows: list[Any], seed: int) -> list[Any]:
+    order = torch.randperm(len(rows), generator=streams.generator(seed, "rows"))
+    return [rows[i] for i in order.tolist()]
+
+
+def _take(rows: list[Any], count: int, what: str) -> list[Any]:
+    if len(rows) < count:
+        raise RunFailed(f"{what}: {count} rows are asked for, {len(rows)} are there")
+    return rows[:count]
+
+
+def _commonsense(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:
+    """The mixture shuffled by the seed; its first rows are dev, the next ones training. Tests are each set's first."""
+    pool: list[tuple[dict[str, Any], str]] = []
+    test: list[Instruction] = []
+    if spec.source == "slice":
+        folder = checkout / "data"
+        check_files(folder, spec.files or {})
+        for name in task.SETS:
+            pool += [(row, name) for row in read_lines(folder / spec.name / f"{name}.train.jsonl")]
+            rows = read_lines(folder / spec.name / f"{name}.test.jsonl")
+            test += [task.testing(row, name) for row in rows[: spec.num_test]]
+    else:
+        root = checkout / DOWNLOADS / str(spec.revision)
+        pool = [(row, "mixture") for row in _counted(root / task.TRAIN_FILE, task.NUM_TRAIN_ROWS)]
+        for name, own in task.SETS.items():
+            rows = _counted(root / task.TEST_FILE.format(folder=own.folder), own.num_test_rows)
+            test += [task.testing(row, name) for row in rows[: spec.num_test]]
+    mixed = _take(_shuffled(pool, seed), spec.num_dev + spec.num_train, spec.name)
+    made = [task.training(row, name) for row, name in mixed]
+    return Rows(made[spec.num_dev :], made[: spec.num_dev], test, [])
+
+
+def _math(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:
+    """MetaMathQA's first rows; dev is drawn from GSM8K's training set, trained on by nobody."""
+    if spec.source == "slice":
+        folder = checkout / "data"
+        check_files(folder, spec.files or {})
+        train, held, test = (read_lines(folder / spec.name / f"{n}.jsonl") for n in ("standin", "train", "test"))
+    else:
+        train, held, test = _from_hub(spec, task)
+    train = _take(train, spec.num_train, "MetaMathQA")
+    questions = [task.testing(row, "gsm8k") for row in _take(_shuffled(held, seed), spec.num_dev, "GSM8K train")]
+    tests = [task.testing(row, "gsm8k") for row in test[: spec.num_test]]
+    return Rows([task.training(row, "metamath") for row in train], questions, tests, questions)
+
+
+def _from_hub(spec: TaskSpec, task: ModuleType) -> tuple[list[Any], list[Any], list[Any]]:
+    from datasets import load_dataset
+
+    commits = dict(zip(task.SOURCES, str(spec.revision).split("+"), strict=True))
+    found = []
+    for source, split, rows in (
+        ("train", task.SOURCES["train"].train, task.SOURCES["train"].num_train_rows),
+        ("test", task.SOURCES["test"].train, task.SOURCES["test"].num_train_rows),
+        ("test", task.SOURCES["test"].test, task.SOURCES["test"].num_test_rows),
+    ):
+        where = task.SOURCES[source]
+        data = load_dataset(where.path, where.name, split=split, revision=commits[source])
+        if len(data) != rows:
+            raise RunFailed(f"{where.path}: the split {split} has {len(data)} rows, the protocol expects {rows}")
+        found.append(list(data))
+    return found[0], found[1], found[2]
+
+
+def _counted(path: Path, rows: int) -> list[Any]:
+    if not path.is_file():
+        raise RunFailed(f"{path}: missing; run `nora prefetch` for its table first, on a machine with network")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if len(data) != rows:
+        raise RunFailed(f"{path} (sha256 {sha256_file(path)}): has {len(data)} rows, the protocol expects {rows}")
+    return list(data)

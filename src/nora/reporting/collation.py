@@ -1,0 +1,226 @@
+"""Every artefact asked for from one snapshot of the store; with all of them the report. Nothing to do is seen early."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from nora.errors import UserError
+from nora.files import sha256_bytes, write_atomic
+from nora.reporting import labels, ledger
+from nora.reporting.document import Document, explained, to_csv, to_markdown
+from nora.reporting.figures import Figure, figure_texts, write_figure
+from nora.reporting.latex import to_latex
+from nora.reporting.proofs import proofs
+from nora.reporting.report import Picture, Section, render_report
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.store.snapshot import Snapshot, take_snapshot
+from nora.tables.search import Cell
+from nora.tables.target import Target, load_target, target_cells
+
+# A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
+_LAYOUTS = (
+    "methods_by_tasks", "models_by_sets", "tuning", "hyperparameters", "singular_values", "convergence", "rates",
+    "deployment", "costs",
+    "subject_losses", "subject_settings", "drawn_pictures", "training_pictures", "loss_curves",
+)  # fmt: skip
+
+
+def build_artefact(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Document | Figure:
+    """The artefact of a table by its layout."""
+    layout = table.file.layout
+    if layout not in _LAYOUTS:
+        raise UserError(f"conf/table/{table.name}.yaml: given layout {layout!r}, allowed {', '.join(_LAYOUTS)}")
+    module = importlib.import_module(f"nora.reporting.layouts.{layout}")
+    try:
+        artefact: Document | Figure = module.build(table, records, checkout=checkout)
+    except KeyError as error:  # a record of this spec and version that holds less than the layout reads
+        raise UserError(f"{table.name}: a record behind it has no {error}, which layout {layout} reads") from error
+    return explained(artefact) if isinstance(artefact, Document) else artefact
+
+
+def artefact_texts(artefact: Document | Figure, results: Path) -> list[tuple[Path, str]]:
+    """The artefact's text files below ``results`` and what is in them; of a figure its numbers and its caption."""
+    if isinstance(artefact, Figure):
+        return [(results / "figures" / f"{artefact.name}.{suffix}", t) for suffix, t in figure_texts(artefact).items()]
+    texts = (("md", to_markdown(artefact)), ("tex", to_latex(artefact)), ("csv", to_csv(artefact)))
+    return [*((results / "tables" / f"{artefact.name}.{suffix}", t) for suffix, t in texts), *artefact.files]
+
+
+def write_artefact(artefact: Document | Figure, results: Path) -> list[Path]:
+    """Writes the artefact's files below ``results``; unchanged files are left alone. Returns their paths."""
+    if isinstance(artefact, Figure):
+        return write_figure(artefact, results / "figures")
+    outputs = artefact_texts(artefact, results)
+    for path, text in outputs:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, text)
+    return [path for path, _ in outputs]
+
+
+def summary(artefact: Document | Figure) -> str:
+    """What is printed for a person after collation."""
+    if isinstance(artefact, Figure):
+        return "\n".join([artefact.title, *filter(None, [artefact.banner]), *artefact.notes])
+    return to_markdown(artefact)
+
+
+STAMP = ".collated.json"
+LEDGER = "theory.json"
+REPORT = "report.html"
+_INPUTS = (
+    "conf/**/*.yaml", "conf/revisions.lock", "src/nora/**/*.py", "src/nora/**/*.yaml", "src/nora/reporting/html/*",
+    "assets/*/*", "data/MANIFEST.json",
+)  # fmt: skip
+
+
+def _stat(paths: Iterable[Path], root: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for path in sorted(paths):
+        status = path.stat()
+        found.append((os.path.relpath(path, root), status.st_size, status.st_mtime_ns))
+    return found
+
+
+def fingerprint(store: Store, checkout: Path) -> str:
+    """What the artefacts depend on: sizes and times of records, confs and sources (contents are not read)."""
+    inputs = [path for pattern in _INPUTS for path in checkout.glob(pattern)]
+    records = [*store.root.glob("runs/*/*/record.json"), *store.root.glob(LEDGER)]
+    return sha256_bytes(json.dumps([_stat(inputs, checkout), _stat(records, store.root)]).encode())
+
+
+def up_to_date(store: Store, checkout: Path) -> int | None:
+    """How many files the last complete collation left, where neither its inputs nor they have changed since."""
+    try:
+        stamp = json.loads((store.root / STAMP).read_text(encoding="utf-8"))
+        same = stamp["inputs"] == fingerprint(store, checkout)
+        outputs = [tuple(entry) for entry in stamp["outputs"]]
+        same = same and _stat([checkout / name for name, _, _ in outputs], checkout) == outputs
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return len(outputs) if same else None
+
+
+def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
+    """The targets, and each one of several scales at paper scale too (after mini), in the paper's order."""
+    paper = [load_target(checkout, target.name, ["scale=paper"]) for target in targets if target.scale]
+    return sorted([*targets, *paper], key=lambda t: (labels.papers_order(t.name), t.scale == "paper"))
+
+
+def collate(
+    targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path, show: Callable[[str], None]
+) -> list[Path]:
+    """Writes the artefacts of some targets from the records alone; returns the files. ``show`` is also told what this
+    checkout knows of runs without a record (failed, running)."""
+    paths: list[Path] = []
+    alone = snapshot.records_alone()
+    for target in targets:
+        artefact = build_artefact(target, alone, checkout=checkout)
+        show(summary(build_artefact(target, snapshot, checkout=checkout) if snapshot.unfinished else artefact))
+        paths += write_artefact(artefact, results)
+    return paths
+
+
+def report_text(
+    targets: Sequence[Target],
+    snapshot: Snapshot,
+    results: Path,
+    *,
+    checkout: Path,
+    place: Callable[[Document | Figure], bytes],
+) -> str:
+    """The report of some targets, the ledger kept in ``results`` and the init proofs.
+
+    ``place`` is handed every artefact, to write it or to compare it, and returns the PNG of a figure.
+    """
+    sections: list[Section] = []
+    cells: list[Cell] = []
+    for target in targets:
+        own = target_cells(target, snapshot, checkout=checkout)
+        artefact = build_artefact(target, snapshot, checkout=checkout)
+        if isinstance(artefact, Figure) and target.scale == "paper" and not any(c.id in snapshot for c in own):
+            continue  # a figure without runs shows nothing
+        cells += own
+        png = place(artefact)
+        content = artefact if isinstance(artefact, Document) else _picture(artefact, png)
+        sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
+    theory = results / LEDGER
+    if theory.is_file():
+        document = ledger.ledger_document(ledger.read_rows(theory))
+        place(document)
+        sections.append(Section(document, ()))
+    sections.append(Section(proofs(snapshot), ()))
+    return render_report(sections, cells, snapshot)
+
+
+def _picture(figure: Figure, png: bytes) -> Picture:
+    return Picture(figure.name, figure.title, figure.banner, figure.notes, png, figure.photographs)
+
+
+def collate_all(
+    targets: Sequence[Target],
+    store: Store,
+    *,
+    checkout: Path,
+    show: Callable[[str], None],
+    warn: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Writes every artefact, the theory ledger's tables and results/report.html, all from one snapshot's records;
+    ``warn`` hears of each record that is not believed, ``show`` of runs that have none yet."""
+    before = fingerprint(store, checkout)
+    taken = take_snapshot(store)
+    snapshot = taken.records_alone()
+    for line in snapshot.damaged.values():
+        warn(line)
+    if taken.unfinished:
+        counted = ", ".join(f"{n} {state}" for state, n in sorted(Counter(taken.unfinished.values()).items()))
+        show(f"runs without a record here, missing in what is written: {counted} (nora status all)")
+    paths: list[Path] = []
+
+    def place(artefact: Document | Figure) -> bytes:
+        written = write_artefact(artefact, store.root)
+        paths.extend(written)
+        show(f"{artefact.name:18} {artefact.title}")
+        return b"" if isinstance(artefact, Document) else next(p for p in written if p.suffix == ".png").read_bytes()
+
+    text = report_text(targets, snapshot, store.root, checkout=checkout, place=place)
+    report = store.root / REPORT
+    if not report.is_file() or report.read_text(encoding="utf-8") != text:
+        write_atomic(report, text)
+    paths.append(report)
+    stamp = {"inputs": before, "outputs": _stat(paths, checkout)}
+    if fingerprint(store, checkout) == before:  # else a choice was written or a run ended meanwhile: collate again
+        write_atomic(store.root / STAMP, json.dumps(stamp))
+    return paths
+
+
+def _differing(texts: Sequence[tuple[Path, str]], results: Path, again: str) -> list[str]:
+    return [
+        f"{path}: not what the records give; `nora collate {again}` writes it again"
+        for path, text in texts
+        if path.is_relative_to(results) and path.is_file() and path.read_text(encoding="utf-8") != text
+    ]
+
+
+def audit(target: Target, snapshot: Snapshot, results: Path, *, checkout: Path) -> list[str]:
+    """One line per file of the target that is not what the records give; a file that was not made is no problem."""
+    artefact = build_artefact(target, snapshot.records_alone(), checkout=checkout)
+    return _differing(artefact_texts(artefact, results), results, target.name)
+
+
+def audit_all(targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path) -> list[str]:
+    """The same for every artefact and the report."""
+    problems: list[str] = []
+
+    def place(artefact: Document | Figure) -> bytes:
+        problems.extend(_differing(artefact_texts(artefact, results), results, "all"))
+        png = results / "figures" / f"{artefact.name}.png"
+        return png.read_bytes() if isinstance(artefact, Figure) and png.is_file() else b""
+
+    text = report_text(targets, snapshot.records_alone(), results, checkout=checkout, place=place)
+    return problems + _differing([(results / REPORT, text)], results, "all")

@@ -1,0 +1,118 @@
+"""A table as data, and two of its texts: Markdown for reading, CSV for machines. LaTeX is in latex.py."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell: what a person reads, whether it is the best of its column, and where it comes from."""
+
+    text: str
+    best: bool = False
+    detail: str = ""
+    """Set small beside the text: the paper's value, the difference, n."""
+    runs: tuple[str, ...] = ()
+    """Ids of the runs behind the text, wanted or there."""
+
+    @property
+    def plain(self) -> str:
+        return f"{self.text} ({self.detail})" if self.detail else self.text
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row; ``rule_above`` sets it apart from the rows before it."""
+
+    label: str
+    entries: tuple[Entry, ...]
+    rule_above: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """A grid with a heading of its own."""
+
+    heading: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Everything of one table: blocks to read, rows for machines."""
+
+    name: str
+    title: str
+    banner: str
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...] = ()
+    csv_header: tuple[str, ...] = ()
+    csv_rows: tuple[tuple[object, ...], ...] = field(default=())
+    files: tuple[tuple[Path, str], ...] = ()
+    """Further text files that follow from the same records."""
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return lines
+
+
+def _entry(entry: Entry) -> str:
+    text = f"**{entry.text}**" if entry.best else entry.text
+    return f"{text} ({entry.detail})" if entry.detail else text
+
+
+def to_markdown(document: Document) -> str:
+    """The table for reading."""
+    parts = [f"# {document.title}", ""]
+    if document.banner:
+        parts += [f"**{document.banner}**", ""]
+    for block in document.blocks:
+        if block.heading:
+            parts += [f"## {block.heading}", ""]
+        rows = [["", *block.columns]]
+        for line in block.lines:
+            if line.rule_above:
+                rows.append(["—"] * (len(block.columns) + 1))
+            rows.append([line.label, *(_entry(e) for e in line.entries)])
+        parts += [*_grid(rows), ""]
+    parts += [f"- {note}" for note in document.notes]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def to_csv(document: Document) -> str:
+    """One line per cell, for machines."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(document.csv_header)
+    writer.writerows(document.csv_rows)
+    return buffer.getvalue()
+
+
+_MEANINGS = {
+    "missing": "no run yet; (2/3): two of its three runs are there",
+    "waits": "its settings follow from another method's search, which is not complete",
+    "diverged": "a loss or gradient was not finite and the run ended there (1/3: one of three runs)",
+    "damaged": "a record that is not what its hash says, of another schema, or a copy",
+    "stale": "made with an older version of the protocol",
+    "failed": "ended with an error",
+    "interrupted": "stopped before its end",
+    "running": "under way",
+}
+
+
+def explained(document: Document) -> Document:
+    """The document with a note on the state words in its cells; as it is where there are none."""
+    first = {entry.text.split(" ")[0] for block in document.blocks for line in block.lines for entry in line.entries}
+    used = [f"“{word}”: {meaning}" for word, meaning in _MEANINGS.items() if word in first]
+    return replace(document, notes=(*document.notes, "; ".join(used) + ".")) if used else document

@@ -1,0 +1,191 @@
+"""results/report.html: one file with every artefact, the runs behind each cell, the init proofs and the ledger."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from os.path import commonprefix
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from nora.reporting.document import Document
+from nora.reporting.figures import to_jpeg
+from nora.reporting.labels import rendered
+from nora.reporting.provenance import run_facts
+from nora.store.snapshot import Snapshot
+from nora.tables.search import Cell
+
+_SEED = "{seed}"  # stands for the seed in a command, so that the seeds of a setting share it
+
+
+class RunIndex:
+    """Runs numbered in the order they are listed, so that a cell's runs are mostly neighbours."""
+
+    def __init__(self, facts: Mapping[str, Mapping[str, Any]], others: Iterable[str]) -> None:
+        """``facts``: id → what is told of a listed run; ``others``: further ids, of records that nothing lists."""
+        self._facts = facts
+        self._places = {identity: i for i, identity in enumerate(dict.fromkeys([*facts, *others]))}
+
+    def ranges(self, ids: Sequence[str]) -> str:
+        """ "3-5 9" for the runs 3, 4, 5 and 9, in the order given."""
+        spans: list[list[int]] = []
+        for place in (self._places[identity] for identity in ids):
+            if spans and place == spans[-1][1] + 1:
+                spans[-1][1] = place
+            else:
+                spans.append([place, place])
+        return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+    def to_json(self) -> str:
+        """{texts, runs}: per run its id and, of a listed one, what report.js reads; texts by their place in ``texts``.
+
+        "<" is escaped: a record's text must not end the script element that holds this.
+        """
+        texts: dict[str, int] = {}
+
+        def text(value: str) -> int:
+            return texts.setdefault(value, len(texts))
+
+        runs: list[list[Any]] = []
+        for identity in self._places:
+            fact = self._facts.get(identity)
+            if fact is None:
+                runs.append([identity])
+                continue
+            run = [identity, text(fact["state"]), fact["seed"], text(_shared(fact["command"], fact["seed"])),
+                   text(", ".join(fact["difference"]))]  # fmt: skip
+            if "commit" in fact:
+                run += [text(fact["commit"]), int(fact["dirty"]), fact["seconds"], text(fact["proof"]), fact["outcome"]]
+            runs.append(run)
+        data = {"texts": list(texts), "runs": runs}
+        return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _shared(command: str, seed: int) -> str:
+    """A run's command without its seed."""
+    return " ".join(f"seed={_SEED}" if word == f"seed={seed}" else word for word in command.split(" "))
+
+
+_SCALES = {
+    "paper": ("Paper scale", "The paper's models and data: the reproduction."),
+    "mini": ("Mini scale", "Small base models of the same kinds on slices of the same data: trends only."),
+    "smoke": ("Smoke test", "Random weights: the numbers mean nothing."),
+    "": ("Without a scale", "Factorisation, at the paper's own size, and the deployment of adapters."),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure as the report shows it."""
+
+    name: str
+    title: str
+    banner: str
+    notes: tuple[str, ...]
+    png: bytes
+    photographs: bool = False
+
+    @property
+    def uri(self) -> str:
+        """The picture itself; photographs as JPEG, a quarter of the size."""
+        kind, data = ("jpeg", to_jpeg(self.png)) if self.photographs and self.png else ("png", self.png)
+        return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One artefact and the runs its target lists."""
+
+    content: Document | Picture
+    runs: tuple[str, ...]
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.content.name)
+
+    @property
+    def title(self) -> str:
+        """With the scale, where the report has the artefact twice."""
+        return self.content.title + (" (paper scale)" if self.content.name.endswith(".paper") else "")
+
+    @property
+    def picture(self) -> Picture | None:
+        return self.content if isinstance(self.content, Picture) else None
+
+    @property
+    def document(self) -> Document | None:
+        return self.content if isinstance(self.content, Document) else None
+
+
+def render_report(sections: Sequence[Section], cells: Sequence[Cell], snapshot: Snapshot) -> str:
+    """The page's text; the same artefacts and records give the same bytes."""
+    runs = run_facts(cells, snapshot)
+    index = RunIndex(runs, snapshot)
+    own = files("nora.reporting").joinpath("html")
+    environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = _number
+    environment.filters["ranges"] = index.ranges
+    environment.filters["rich"] = _rich
+    return environment.from_string(own.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
+        sections=sections,
+        contents=_contents(sections),
+        scales=_scales(cells, runs),
+        dirty=sum(bool(fact.get("dirty")) for fact in runs.values()),
+        damaged=sorted(snapshot.damaged.items()),
+        runs=Markup(index.to_json()),
+        css=Markup(own.joinpath("report.css").read_text(encoding="utf-8")),
+        script=Markup(own.joinpath("report.js").read_text(encoding="utf-8")),
+    )
+
+
+def _rich(text: str) -> Markup:
+    """marks.py's notation as HTML."""
+    return Markup(
+        rendered(
+            text,
+            plain=lambda piece: str(escape(piece)),
+            sub=lambda inner: f"<sub>{_rich(inner)}</sub>",
+            sup=lambda inner: f"<sup>{_rich(inner)}</sup>",
+            code=lambda inner: f"<code>{escape(inner)}</code>",
+        )
+    )
+
+
+def _contents(sections: Sequence[Section]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(title, [(scale, anchor)]): an artefact of two scales stands there once."""
+    found: dict[str, list[Section]] = {}
+    for section in sections:
+        found.setdefault(section.content.name.split(".")[0], []).append(section)
+    return [
+        (
+            commonprefix([s.content.title for s in both]).removesuffix(" of "),  # the base models differ
+            [(s.content.name.partition(".")[2], s.anchor) for s in both],
+        )
+        for both in found.values()
+    ]
+
+
+def _scales(
+    cells: Sequence[Cell], runs: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str, list[tuple[str, int]]]]:
+    """(scale, what its numbers mean, how many of its runs are in which state)."""
+    of = {cell.id: cell.scale for cell in cells if cell.id in runs}
+    outcome = []
+    for scale, (name, meaning) in _SCALES.items():
+        states = Counter(runs[str(identity)]["state"] for identity, own in of.items() if own == scale)
+        if states:
+            outcome.append((name, meaning, sorted(states.items())))
+    return outcome
+
+
+def _number(text: str) -> str:
+    """What a cell is sorted by: its first number, empty where it has none."""
+    found = re.search(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", text)
+    return found[0].replace("−", "-") if found else ""

@@ -1,0 +1,147 @@
+"""What a table of methods × tasks reports: per cell the chosen settings, a run per seed, and why one is not there."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nora.reporting import labels
+from nora.reporting.statistics import Summary, summarize
+from nora.store.record import Record
+from nora.store.snapshot import Snapshot
+from nora.tables.search import Cell, SpecBook, chosen_settings, make_cell, reused_settings, trials
+from nora.tables.table import Settings, Table
+
+MISSING = "missing"
+_WORST_FIRST = ("diverged", "damaged", "stale", "failed", "interrupted", "running")
+
+
+def gap(states: Sequence[str]) -> str:
+    """Why runs in these states make no number: the worst state first, and how many are in it; "" where all are done."""
+    counted = Counter(states)
+    if counted["done"] == len(states):
+        return ""
+    worst = next((s for s in _WORST_FIRST if counted[s]), MISSING)
+    if worst == MISSING:
+        return f"{MISSING} ({counted['done']}/{len(states)})"
+    return f"{worst} {counted[worst]}/{len(states)}"
+
+
+def absent(states: Sequence[str]) -> str:
+    """What is not done, counted: "11 of 14 runs are not there: 9 missing, 2 failed"; "" where all are."""
+    others = Counter(state for state in states if state != "done")
+    if not others:
+        return ""
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
+    return f"{others.total()} of {len(states)} runs are not there: {counted}"
+
+
+def states_of(cells: Sequence[Cell], records: Mapping[str, Record]) -> tuple[str, ...]:
+    """The state of each cell's run."""
+    snapshot = as_snapshot(records)
+    return tuple(snapshot.state(cell.id, cell.spec) for cell in cells)
+
+
+def as_snapshot(records: Mapping[str, Record]) -> Snapshot:
+    """Records alone are a snapshot in which nothing else is known."""
+    return records if isinstance(records, Snapshot) else Snapshot(records)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What one method reached on one task: its runs over the seeds and what is missing."""
+
+    settings: Settings | None
+    ids: tuple[str, ...]
+    records: tuple[Record | None, ...]
+    states: tuple[str, ...] = ()
+    """The state of each seed's run."""
+    why: str = MISSING
+    """Why nothing is chosen."""
+    searched: tuple[str, ...] = ()
+    """Where nothing is chosen: the runs of its search, as far as they can be named."""
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The runs a reader is led to."""
+        return self.ids or self.searched
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.records) and all(r is not None and r.status == "done" for r in self.records)
+
+    def values(self, read: Callable[[Record], float]) -> Summary | None:
+        """Mean over all seeds, None unless every seed has a finished record."""
+        return summarize([read(r) for r in self.records if r is not None]) if self.complete else None
+
+    def gap(self) -> str:
+        """Why there is no number: the worst state first, and how many of the seeds are in it."""
+        return self.why if self.settings is None else gap(self.states)
+
+    def dirty(self) -> int:
+        """How many of the runs were made from a checkout with uncommitted changes."""
+        return sum(bool(r.run.get("dirty")) for r in self.records if r is not None)
+
+
+def report(
+    table: Table, book: SpecBook, records: Mapping[str, Record], checkout: Path
+) -> dict[tuple[str, str], Reported]:
+    """(method, task) → what is reported."""
+    outcome = {}
+    for task in table.columns:
+        for method in table.methods:
+            settings = chosen_settings(table, book, method, task, records, checkout)
+            if settings is None:
+                why, searched = _unchosen(table, book, method, task, records)
+                outcome[method, task] = Reported(None, (), (), why=why, searched=searched)
+                continue
+            made = [make_cell(table, book, method, task, seed, 0, settings) for seed in table.seeds]
+            ids = tuple(str(cell.id) for cell in made)
+            found = tuple(records.get(i) for i in ids)
+            outcome[method, task] = Reported(settings, ids, found, states_of(made, records))
+    return outcome
+
+
+def _unchosen(
+    table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record]
+) -> tuple[str, tuple[str, ...]]:
+    """Why a method has no settings on a task, and its search's runs: what they lack, or that every setting diverged."""
+    if table.search == "chosen":
+        return MISSING, ()
+    reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
+    if reused is None:
+        return MISSING, ()
+    tried = trials(table, book, method, task, records, reused)
+    searched = [make_cell(table, book, method, task, seed, 0, t.settings) for t in tried for seed in table.seeds]
+    ids = tuple(str(cell.id) for cell in searched)
+    if all(t.complete for t in tried):
+        return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})", ids
+    states = states_of(searched, records)
+    return (gap(states) if {*states} & {"damaged", "stale", "failed"} else MISSING), ids
+
+
+def binomial_error(accuracy: float, n: int) -> float:
+    """Standard error of a share of n independent answers."""
+    return math.sqrt(accuracy * (1 - accuracy) / n)
+
+
+def answer_notes(done: Sequence[Record]) -> list[str]:
+    """Of finished runs that answered sets of questions: the largest standard error, the unanswered ones of each set."""
+    scores = [(name, s) for r in done for name, s in r.metrics["test"].get("sets", {}).items()]
+    if not scores:
+        return []
+    sizes = {s["n"] for _, s in scores}
+    rows = f"{min(sizes):,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
+    names = list(dict.fromkeys(name for name, _ in scores))
+    missed = {name: sum(s["unanswered"] for other, s in scores if other == name) for name in names}
+    by_set = ", ".join(f"{labels.task(name)} {count}" for name, count in missed.items() if count)
+    where = f" ({by_set})" if by_set and len(names) > 1 else ""
+    return [
+        f"{rows} questions per set: a single run's accuracy has a binomial standard error of up to "
+        f"{100 * binomial_error(0.5, min(sizes)):.1f} points{' on the smallest set' if len(names) > 1 else ''}.",
+        f"{sum(missed.values()):,} of {sum(s['n'] for _, s in scores):,} answers match no pattern of their set{where}; "
+        "they count as wrong.",
+    ]

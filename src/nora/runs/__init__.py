@@ -1,1 +1,0 @@
-"""From a composed config to a record: spec, store, kinds of run, execution."""

@@ -1,0 +1,91 @@
+"""One try at a run: its owner, its heartbeat, its journal and how it ended."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nora.files import write_atomic
+
+HEARTBEAT_SECONDS = 15.0
+DEAD_AFTER_HEARTBEATS = 8
+ENDS = ("finished", "failed.json", "interrupted.json")
+
+
+def process_started(pid: int) -> str | None:
+    """The kernel's start time of a live process (so that a re-used pid is not taken for it), None where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rsplit(")", 1)[1].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a run, in a folder of its own."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    def owner(self) -> dict[str, Any]:
+        """Host, process and SLURM job that made the attempt; {} where that was not written."""
+        try:
+            owner: dict[str, Any] = json.loads((self.path / "owner.json").read_text())
+            return owner
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    def beat(self) -> None:
+        """Says that the attempt is alive."""
+        (self.path / "heartbeat").touch()
+
+    def finish(self) -> None:
+        """Says that the attempt has published its record."""
+        (self.path / "finished").touch()
+
+    def interrupt(self, reason: str) -> None:
+        """Writes down that the attempt stopped on purpose and can be continued."""
+        write_atomic(self.path / "interrupted.json", json.dumps({"reason": reason}))
+
+    def interruption(self) -> str | None:
+        """Why the attempt stopped on purpose, None where it did not."""
+        try:
+            return str(json.loads((self.path / "interrupted.json").read_text())["reason"])
+        except (OSError, json.JSONDecodeError, KeyError):
+            return None
+
+    def fail(self, error: str, detail: str = "") -> None:
+        """Writes down why the attempt ended without a record."""
+        write_atomic(self.path / "failed.json", json.dumps({"error": error, "detail": detail}, indent=1))
+
+    def failure(self) -> str | None:
+        try:
+            return str(json.loads((self.path / "failed.json").read_text())["error"])
+        except (OSError, json.JSONDecodeError, KeyError):
+            return None
+
+    def is_alive(self) -> bool:
+        """Not ended, and: on this host its process, elsewhere its heartbeat."""
+        owner = self.owner()
+        if not owner or any((self.path / end).exists() for end in ENDS):
+            return False
+        if owner["host"] == socket.gethostname():
+            return process_started(owner["pid"]) == owner["process_started"]
+        try:
+            age = time.time() - (self.path / "heartbeat").stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return age < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS

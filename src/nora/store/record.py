@@ -1,0 +1,115 @@
+"""The record of a finished run: the only thing collation reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nora.config.spec import run_id, versionless_id
+from nora.files import canonical_json, readable_json, sha256_bytes
+
+SCHEMA = 1
+STATUSES = ("done", "diverged")
+
+
+class DamagedRecord(Exception):
+    """A record that cannot be trusted: unreadable, of a foreign schema, or not what its hashes say."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """``result``: spec, status, metrics, proof, hashes of the published files. ``run``: how it came about."""
+
+    id: str
+    result: Mapping[str, Any]
+    run: Mapping[str, Any]
+    folder: Path | None = field(default=None, compare=False)
+    """Where it was read from: the files it names lie there."""
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        spec: Mapping[str, Any] = self.result["spec"]
+        return spec
+
+    @property
+    def status(self) -> str:
+        return str(self.result["status"])
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        metrics: Mapping[str, Any] = self.result["metrics"]
+        return metrics
+
+    @property
+    def versionless_id(self) -> str:
+        return versionless_id(self.spec)
+
+    def to_json(self) -> str:
+        """The file's text; the hash covers ``result``."""
+        body = {
+            "schema": SCHEMA,
+            "id": self.id,
+            "result": self.result,
+            "result_sha256": sha256_bytes(canonical_json(self.result).encode()),
+            "run": self.run,
+        }
+        return readable_json(body)
+
+
+def parse_record(text: str, *, where: Path | str) -> Record:
+    """The record in ``text``; DamagedRecord where it is not whole, of another schema, or altered."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+
+    try:
+        body = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecord(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        given = body.get("schema") if isinstance(body, dict) else type(body).__name__
+        raise DamagedRecord(f"{where}: given schema {given!r}, this version reads {SCHEMA}")
+    missing = [key for key in ("id", "result", "result_sha256", "run") if key not in body]
+    if missing:
+        raise DamagedRecord(f"{where}: lacks {', '.join(missing)}")
+    if not isinstance(body["result"], dict):
+        raise DamagedRecord(f"{where}: given a result of type {type(body['result']).__name__}, required an object")
+    if sha256_bytes(canonical_json(body["result"]).encode()) != body["result_sha256"]:
+        raise DamagedRecord(f"{where}: the result is not what its hash says (changed by hand or damaged)")
+    result = body["result"]
+    unfit = [key for key in ("spec", "metrics", "proof", "files") if not isinstance(result.get(key), dict)]
+    if not unfit and not isinstance(result["spec"].get("protocol"), dict):
+        unfit = ["spec.protocol"]
+    if not unfit and not {"init", "passed"} <= set(result["proof"]):
+        unfit = ["proof"]
+    if not unfit and not _of_numbers(result["metrics"].get("test", {})):
+        unfit = ["test scores"]
+    if unfit or not isinstance(body["run"], dict) or not isinstance(body["id"], str):
+        raise DamagedRecord(f"{where}: no record of a run: its {', '.join(unfit) or 'run or id'} cannot be read")
+    record = Record(body["id"], result, body["run"])
+    if run_id(record.spec) != record.id:
+        raise DamagedRecord(f"{where}: its spec has the id {run_id(record.spec)}, the record says {record.id}")
+    if record.status not in STATUSES:
+        raise DamagedRecord(f"{where}: given status {record.status!r}, allowed {', '.join(STATUSES)}")
+    return record
+
+
+def _of_numbers(scores: Any) -> bool:
+    """Whether every score is a number (or a list: answers, curves), however deep."""
+    if isinstance(scores, dict):
+        return all(map(_of_numbers, scores.values()))
+    return isinstance(scores, int | float | list)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record at ``path``, None where there is none; DamagedRecord where it cannot be trusted."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedRecord(f"{path}: unreadable ({error})") from None
+    return replace(parse_record(text, where=path), folder=path.parent)

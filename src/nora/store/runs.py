@@ -1,0 +1,193 @@
+"""The run store: results/runs/<kind>/<id>/ with one published record and numbered attempts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nora.errors import UserError
+from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
+from nora.store.attempt import ENDS, Attempt, process_started
+from nora.store.record import DamagedRecord, Record, read_record
+
+State = Literal["missing", "queued", "running", "interrupted", "failed", "diverged", "stale", "done", "damaged"]
+_NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the store knows of one run and why."""
+
+    state: State
+    reason: str = ""
+    record: Record | None = None
+
+
+class Store:
+    """Paths and states below one results folder."""
+
+    def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"exec.results: given {root}, which is a file; required a folder, or a name for a new one")
+        self.root = root
+
+    def run_dir(self, kind: str, run_id: str) -> Path:
+        return self.root / "runs" / kind / run_id
+
+    def record_path(self, kind: str, run_id: str) -> Path:
+        return self.run_dir(kind, run_id) / "record.json"
+
+    def attempts(self, kind: str, run_id: str) -> list[Attempt]:
+        """Every attempt, in order."""
+        folder = self.run_dir(kind, run_id) / "attempts"
+        if not folder.is_dir():
+            return []
+        return [Attempt(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
+
+    def new_attempt(self, kind: str, run_id: str, *, job: str | None = None) -> Attempt:
+        """The next free number. The folder gets its name when its owner is written: of two that ask at once one gets
+        the lower number (a rename onto a folder with content fails), and the other sees whose it is."""
+        folder = self.run_dir(kind, run_id) / "attempts"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max((a.number for a in self.attempts(kind, run_id)), default=0) + 1
+        made = folder / f".tmp-{secrets.token_hex(8)}"
+        made.mkdir()
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": process_started(os.getpid()),
+            "job": job,
+        }
+        try:
+            write_atomic(made / "owner.json", json.dumps(owner))
+            (made / "heartbeat").touch()
+            while True:
+                path = folder / f"{number:04d}"
+                try:
+                    made.rename(path)
+                    return Attempt(path)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    number += 1
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+
+    def failures(self, kind: str, run_id: str) -> int:
+        """Attempts that ended badly: with an error, or without a word and not because SLURM requeued their job."""
+        attempts = self.attempts(kind, run_id)
+        count = 0
+        for attempt, later in zip(attempts, [*attempts[1:], None], strict=False):
+            if attempt.failure() is not None:
+                count += 1
+            elif not attempt.is_alive() and not any((attempt.path / end).exists() for end in ENDS):
+                job = attempt.owner().get("job")
+                count += not (later is not None and job is not None and later.owner().get("job") == job)
+        return count
+
+    def publish_file(self, kind: str, run_id: str, name: str, data: bytes) -> None:
+        """Puts a file beside the record; ``name`` is made of its content, so one that stands there is the same."""
+        path = self.run_dir(kind, run_id) / name
+        if not publish_once(path, data) and sha256_file(path) != sha256_bytes(data):
+            write_atomic(path, data)
+
+    def drop_damaged_file(self, kind: str, run_id: str, name: str, sha256: str) -> None:
+        """Removes a file that is not what its hash says and that this run does not keep."""
+        path = self.run_dir(kind, run_id) / name
+        if path.is_file() and sha256_file(path) != sha256:
+            path.unlink(missing_ok=True)
+
+    def publish_record(self, record: Record) -> bool:
+        """Publishes the record unless one stands there already; the first valid one wins."""
+        kind = record.spec["kind"]
+        path = self.record_path(kind, record.id)
+        if publish_once(path, record.to_json()):
+            return True
+        try:
+            read_record(path)
+        except DamagedRecord:
+            write_atomic(path, record.to_json())
+            return True
+        return False
+
+    def read(self, kind: str, run_id: str) -> Record | None:
+        return read_record(self.record_path(kind, run_id))
+
+    def read_all(self) -> tuple[dict[str, Record], list[str]]:
+        """Every readable record below the root by its id, and one line per record that cannot be trusted."""
+        found: dict[str, Record] = {}
+        damaged = []
+        for path in sorted(self.root.glob("runs/*/*/record.json")):
+            try:
+                record = read_record(path)
+            except DamagedRecord as error:
+                damaged.append(str(error))
+                continue
+            if record is not None:
+                found[record.id] = record
+        return found, damaged
+
+    def records(self) -> Iterator[Record]:
+        """The readable records."""
+        yield from self.read_all()[0].values()
+
+    def damaged(self) -> list[str]:
+        """One line per record that cannot be trusted."""
+        return self.read_all()[1]
+
+    def state(self, kind: str, run_id: str) -> RunState:
+        """missing, running, failed, diverged, done or damaged; *stale* is a table's judgement, not a run's."""
+        try:
+            record = self.read(kind, run_id)
+        except DamagedRecord as error:
+            return RunState("damaged", str(error))
+        if record is not None:
+            where = f" at step {record.result['diverged']['step']}" if record.status == "diverged" else ""
+            return RunState("diverged" if where else "done", where.strip(), record)
+        attempts = self.attempts(kind, run_id)
+        if not attempts:
+            return RunState("missing")
+        alive = [a for a in attempts if a.is_alive()]
+        if alive:
+            return RunState("running", f"attempt {alive[-1].number}")
+        last = attempts[-1]
+        stopped = last.interruption()
+        if stopped is not None:
+            return RunState("interrupted", f"attempt {last.number}: {stopped}")
+        reason = last.failure() or "its process ended without a word (killed?)"
+        return RunState("failed", f"attempt {last.number}: {reason}")
+
+    def verify_files(self, record: Record) -> list[str]:
+        """Problems with the files a record names: one line each, [] where every hash is right."""
+        problems = []
+        folder = self.run_dir(record.spec["kind"], record.id)
+        for label, file in record.result["files"].items():
+            path = folder / file["name"]
+            if not path.is_file():
+                if label not in _NOT_ALWAYS_KEPT:
+                    problems.append(f"{path}: missing ({label})")
+            elif sha256_file(path) != file["sha256"]:
+                problems.append(f"{path}: not what its hash says ({label})")
+        return problems
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of an append-only journal; a torn last line is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

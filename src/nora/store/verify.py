@@ -1,0 +1,44 @@
+"""Is what a record says still what its files say? Hashes, and scores recomputed from the stored predictions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+from nora import tasks
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.tasks.metrics import score
+
+
+def rescore(path: Path, metric: str) -> float:
+    """The metric from a predictions file."""
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    return score(metric, [json.loads(line) for line in lines])
+
+
+def _ends_as_its_curve(record: Record) -> list[str]:
+    """Where a factorisation kept its curves: each ends in the final value that is reported."""
+    final = record.metrics["final"]
+    return [
+        f"{record.id}: the curve of {metric} ends at {values[-1]}, the record's final value is {final.get(metric)}"
+        for metric, values in record.metrics.get("trace", {}).items()
+        if values[-1] != final.get(metric)
+    ]
+
+
+def verify_record(store: Store, record: Record) -> list[str]:
+    """One line per problem; [] where files and scores agree with the record. An adapter not kept is no problem."""
+    problems = store.verify_files(record)
+    if record.spec["kind"] == "factorize" and record.status == "done":
+        problems += _ends_as_its_curve(record)
+    file = record.result["files"].get("predictions")
+    if problems or file is None:
+        return problems
+    path = store.run_dir(record.spec["kind"], record.id) / file["name"]
+    metric = tasks.load(record.spec["task"]["suite"], record.spec["task"]["name"]).METRIC
+    recorded, again = record.metrics["test"][metric], rescore(path, metric)
+    if recorded != again:
+        problems.append(f"{path}: the predictions score {again}, the record says {recorded}")
+    return problems

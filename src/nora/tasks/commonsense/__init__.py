@@ -1,1 +1,0 @@
-"""LLM-Adapters' eight commonsense sets: a file each with its folder, its answers and its row counts."""

@@ -1,1 +1,0 @@
-"""MetaMathQA to train on, GSM8K to test on (PiSSA's protocol)."""

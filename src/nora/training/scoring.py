@@ -1,0 +1,212 @@
+"""Batched, length-sorted scoring of candidate answers, and what is measured on dev and test by a task's metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nora.tasks.example import Example
+from nora.tasks.metrics import score
+from nora.training.batches import EncodedExample, collate, encode_example
+from nora.training.generation import greedy
+from nora.training.objectives import option_scores, token_log_probs
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One example's outcome: the mean log-probability (nats per token) of each candidate and the best one."""
+
+    scores: tuple[float, ...]
+    prediction: int
+
+
+def _row_length(example: EncodedExample, share_prompt: bool) -> int:
+    lengths = [len(s) for s in example.sequences]
+    if not share_prompt:
+        return max(lengths)
+    return max(lengths) + sum(example.option_lengths)  # close enough to sort and to budget by
+
+
+def _batches(encoded: Sequence[EncodedExample], share_prompt: bool, max_tokens: int) -> Iterator[list[int]]:
+    """Indices by falling length, so many that rows × longest stays within ``max_tokens``."""
+    rows = [1 if share_prompt else len(e.sequences) for e in encoded]
+    lengths = [_row_length(e, share_prompt) for e in encoded]
+    batch: list[int] = []
+    num_rows, longest = 0, 0
+    for i in sorted(range(len(encoded)), key=lambda i: (-lengths[i], i)):
+        if batch and (num_rows + rows[i]) * max(longest, lengths[i]) > max_tokens:
+            yield batch
+            batch, num_rows, longest = [], 0, 0
+        batch.append(i)
+        num_rows, longest = num_rows + rows[i], max(longest, lengths[i])
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def score_candidates(
+    model: nn.Module,
+    encoded: Sequence[EncodedExample],
+    *,
+    pad_id: int,
+    share_prompt: bool,
+    max_tokens: int = 4096,
+    between: Callable[[], None] = lambda: None,
+) -> list[Scored]:
+    """Scores every candidate of every example, in eval mode and without autocast; the order is that of ``encoded``.
+
+    ``between`` is called before every batch.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    outcome: list[Scored | None] = [None] * len(encoded)
+    for indices in _batches(encoded, share_prompt, max_tokens):
+        between()
+        batch = collate([encoded[i] for i in indices], pad_id=pad_id, share_prompt=share_prompt).to(device)
+        scores = option_scores(model, batch).split(batch.num_options)
+        for i, example in zip(indices, scores, strict=True):
+            outcome[i] = Scored(tuple(example.tolist()), int(example.argmax()))
+    model.train(was_training)
+    return [scored for scored in outcome if scored is not None]
+
+
+def candidate_cross_entropy(scored: Sequence[Scored], gold: Sequence[int]) -> float:
+    """Mean over the examples of the cross-entropy over their candidates' scores, nats."""
+    losses = [
+        F.cross_entropy(torch.tensor([s.scores], dtype=torch.float64), torch.tensor([label])).item()
+        for s, label in zip(scored, gold, strict=True)
+    ]
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def gold_log_probs(
+    model: nn.Module,
+    encoded: Sequence[EncodedExample],
+    gold: Sequence[int],
+    *,
+    pad_id: int,
+    max_tokens: int = 4096,
+    between: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Summed log-probability (nats) of each example's gold answer, in eval mode; the order is that of ``encoded``.
+
+    ``between`` is called before every batch.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    outcome = [0.0] * len(encoded)
+    for indices in _batches(encoded, True, max_tokens):
+        between()
+        only = [gold[i] for i in indices]
+        batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device)
+        log_probs = token_log_probs(model, batch)
+        sums = log_probs.new_zeros(len(indices)).index_add(0, batch.option, log_probs)
+        for i, value in zip(indices, sums.tolist(), strict=True):
+            outcome[i] = value
+    model.train(was_training)
+    return outcome
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one subset and their token ids."""
+
+    examples: Sequence[Example]
+    encoded: Sequence[EncodedExample]
+
+    @classmethod
+    def encode(cls, examples: Sequence[Example], tokenizer: Any, *, max_length: int, bos: int | None = None) -> Split:
+        """Tokenises every example; ValueError where an answer does not fit."""
+        return cls(examples, [encode_example(e, tokenizer, max_length=max_length, bos=bos) for e in examples])
+
+    @property
+    def gold(self) -> list[int]:
+        return [example.gold for example in self.examples]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True)
+class Assessor:
+    """Measures a model on splits of one task."""
+
+    task: ModuleType
+    tokenizer: Any
+    pad_id: int
+    share_prompt: bool
+    max_length: int
+    between: Callable[[], None] = lambda: None
+    """Called before every batch; it may raise to stop a long evaluation."""
+
+    def loss(self, model: nn.Module, split: Split) -> dict[str, Any]:
+        """The training loss on a split (and accuracy, where scoring the candidates gives it for nothing)."""
+        if self.task.LOSS == "classification":
+            return self.measure(model, split)[0]
+        return self._gold(model, split)
+
+    def measure(self, model: nn.Module, split: Split) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Loss, gold loss and the task's metric, and one prediction per example."""
+        if self.task.METRIC == "f1":
+            predictions = self._generate(model, split)
+            metrics = self._gold(model, split)
+        else:
+            scored = score_candidates(
+                model, split.encoded, pad_id=self.pad_id, share_prompt=self.share_prompt, between=self.between
+            )
+            predictions = _choices(scored, split.examples)
+            if self.task.LOSS == "classification":
+                gold = [-s.scores[e.gold] for s, e in zip(scored, split.examples, strict=True)]
+                metrics = {"loss": candidate_cross_entropy(scored, split.gold), "gold_nll": sum(gold) / len(gold)}
+            else:
+                metrics = self._gold(model, split)
+        metrics = {self.task.METRIC: score(self.task.METRIC, predictions), **metrics, "n": len(split)}
+        return metrics, predictions
+
+    def _gold(self, model: nn.Module, split: Split) -> dict[str, Any]:
+        """Mean loss per gold token over the split, and the mean over examples of each one's loss per token."""
+        log_probs = gold_log_probs(model, split.encoded, split.gold, pad_id=self.pad_id, between=self.between)
+        tokens = [e.option_lengths[g] for e, g in zip(split.encoded, split.gold, strict=True)]
+        return {
+            "loss": -sum(log_probs) / sum(tokens),
+            "gold_nll": -sum(p / n for p, n in zip(log_probs, tokens, strict=True)) / len(tokens),
+            "n": len(split),
+        }
+
+    def _generate(self, model: nn.Module, split: Split) -> list[dict[str, Any]]:
+        room = self.max_length - self.task.MAX_NEW_TOKENS
+        prompts = []
+        for encoded, example in zip(split.encoded, split.examples, strict=True):
+            ids = encoded.sequences[example.gold][: -encoded.option_lengths[example.gold]]
+            prompts.append(ids if len(ids) <= room else (*ids[:1], *ids[1 + len(ids) - room :]))
+        stop = [self.tokenizer.eos_token_id, self.tokenizer(self.task.STOP)["input_ids"][-1]]
+        continued = greedy(
+            model,
+            prompts,
+            stop=stop,
+            max_new_tokens=self.task.MAX_NEW_TOKENS,
+            pad_id=self.pad_id,
+            between=self.between,
+        )
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in continued]
+        return [
+            {"prediction": text, "references": list(e.references)}
+            for text, e in zip(texts, split.examples, strict=True)
+        ]
+
+
+def _choices(scored: Sequence[Scored], examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Chosen candidates; scores rounded to six significant digits."""
+    return [
+        {"prediction": s.prediction, "correct": list(e.correct), "scores": [float(f"{x:.6g}") for x in s.scores]}
+        for s, e in zip(scored, examples, strict=True)
+    ]

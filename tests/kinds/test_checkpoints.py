@@ -1,0 +1,183 @@
+"""Only the writing of a checkpoint runs beside the training: what is written, when it is waited for, what fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nora.config.spec import compose_run
+from nora.errors import Interrupted, RunFailed
+from nora.execution import checkpoint
+from nora.execution.checkpoint import CheckpointWriter, newest_valid, restore_checkpoint
+from nora.execution.execute import execute
+from nora.files import canonical_json, write_atomic
+from nora.kinds.recipe import Update
+from nora.store.runs import Store
+from nora.training.loop import LoopSettings, LoopState, make_state
+
+WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "exec.device=cpu", "exec.progress=false",
+         "exec.checkpoint_every=1"]  # fmt: skip
+SETTINGS = LoopSettings(
+    lr=1e-2, batch_size=1, epochs=9, schedule="linear", warmup_steps=0, betas=(0.9, 0.999), eps=1e-8,
+    weight_decay=0.0, max_grad_norm=1.0, precision="fp32",
+)  # fmt: skip
+
+
+def _execute(checkout: Path, folder: Path, **given: Any) -> Any:
+    spec, settings, _ = compose_run(checkout, WORDS)
+    return execute(spec, settings, checkout=checkout, store=Store(folder), **given)[0]
+
+
+def _state() -> LoopState:
+    torch.manual_seed(0)
+    return make_state(torch.nn.Linear(3, 2), SETTINGS, num_examples=1, preconditioner=None)
+
+
+def _step(state: LoopState) -> None:
+    for parameter in state.parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    state.scheduler.step()
+    state.step += 1
+    state.losses.append(float(state.step))
+
+
+def _values(state: LoopState) -> list[Any]:
+    moments = [m for p in state.parameters.values() for _, m in sorted(state.optimizer.state[p].items())]
+    return [state.step, list(state.losses), *(t.clone() for t in (*state.parameters.values(), *moments))]
+
+
+def _held_back(monkeypatch: pytest.MonkeyPatch, gate: threading.Event, started: list[Path]) -> None:
+    def write(path: Path, data: bytes) -> None:
+        started.append(path)
+        assert gate.wait(30)
+        write_atomic(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", write)
+
+
+def test_what_is_written_is_the_state_of_the_step_it_was_saved_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, started, state = threading.Event(), [], _state()
+    _held_back(monkeypatch, gate, started)
+    with CheckpointWriter(tmp_path) as writer:
+        _step(state)
+        writer.save(state)
+        saved = _values(state)
+        _step(state)  # goes on while nothing is written yet
+        assert list(tmp_path.iterdir()) == []
+        gate.set()
+    path, damaged = newest_valid([tmp_path])
+    fresh = _state()
+    assert path is not None and damaged == []
+    restore_checkpoint(path, fresh)
+    torch.testing.assert_close(_values(fresh), saved, rtol=0, atol=0)
+
+
+def test_a_save_waits_for_the_write_before_it_and_two_generations_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, data: bytes) -> None:
+        time.sleep(0.05)
+        write_atomic(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", write)
+    state = _state()
+    with CheckpointWriter(tmp_path) as writer:
+        for step in range(1, 6):
+            _step(state)
+            writer.save(state)
+            assert step == 1 or list(tmp_path.glob(f"step-{step - 1:08d}.*"))
+    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == ["step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize("failing", [1, 2, "last"])
+def test_a_write_that_fails_is_a_failed_run(
+    failing: Any, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _execute(checkout, tmp_path / "whole")
+    step = whole.metrics["steps"] if failing == "last" else failing
+
+    def write(path: Path, data: bytes) -> None:
+        if path.name.startswith(f"step-{step:08d}"):
+            raise OSError(28, "No space left on device")
+        write_atomic(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", write)
+    with pytest.raises(RunFailed, match="No space left on device"):
+        _execute(checkout, tmp_path / "full")
+    monkeypatch.undo()
+    record = _execute(checkout, tmp_path / "full")
+    assert record.run["resumed_at_step"] == (step - 1 or None)
+    assert canonical_json(record.result) == canonical_json(whole.result)
+
+
+def test_a_failure_of_the_run_is_not_hidden_by_one_of_its_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomic", write)
+    with pytest.raises(ZeroDivisionError), CheckpointWriter(tmp_path) as writer:
+        writer.save(_state())
+        raise ZeroDivisionError
+    assert "the last checkpoint could not be written: [Errno 28]" in caplog.text
+
+
+def test_asked_to_stop_while_a_write_is_in_flight(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write in flight and the one of the stop are both on disk when the run says that it has stopped."""
+    gate, started = threading.Event(), []
+    _held_back(monkeypatch, gate, started)
+
+    def asked() -> bool:
+        if len(started) < 1:
+            return False
+        threading.Timer(0.3, gate.set).start()
+        return True
+
+    with pytest.raises(Interrupted):
+        _execute(checkout, tmp_path, stop_requested=asked)
+    (attempt,) = (tmp_path / "runs" / "finetune").glob("*/attempts/*")
+    assert len(list(attempt.glob("step-*"))) == 2
+
+
+def _dies_at(step: int) -> Callable[[Update], None]:
+    def show(update: Update) -> None:
+        if (update.phase, update.step) == ("train", step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return show
+
+
+def test_killed_while_a_write_is_in_flight(checkout: Path, tmp_path: Path) -> None:
+    """The write of step 3 hangs; killed in step 4: the generation before is whole, and the end is the same."""
+    whole = _execute(checkout, tmp_path / "whole")
+
+    def write(path: Path, data: bytes) -> None:
+        if path.name.startswith("step-00000003"):
+            threading.Event().wait()
+        write_atomic(path, data)
+
+    child = os.fork()
+    if not child:
+        try:
+            checkpoint.write_atomic = write  # type: ignore[attr-defined]
+            _execute(checkout, tmp_path / "killed", show=_dies_at(4))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    record = _execute(checkout, tmp_path / "killed")
+    assert record.run["resumed_at_step"] == 2
+    assert canonical_json(record.result) == canonical_json(whole.result)

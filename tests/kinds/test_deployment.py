@@ -1,0 +1,103 @@
+"""kind=deployment: a real run of each kind of start, and the table made of its records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nora.config.schema import DeploymentSpec
+from nora.config.spec import compose_run, spec_dict
+from nora.errors import UserError
+from nora.execution.execute import execute
+from nora.reporting.collation import build_artefact
+from nora.reporting.document import to_csv, to_markdown
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.tables.target import load_target, target_cells
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT, diffusers and torch warn of the traps that are tried here
+
+
+def _run(checkout: Path, results: Path, init: str) -> Record:
+    overrides = ["kind=deployment", f"adapter.init={init}", "protocol.steps=3", f"exec.results={results}"]
+    spec, settings, _ = compose_run(checkout, overrides)
+    assert isinstance(spec, DeploymentSpec)
+    record, made = execute(spec, settings, checkout=checkout, store=Store(results))
+    assert made and record.result["proof"]["passed"]
+    return record
+
+
+@pytest.mark.slow
+def test_nora_deploys_like_lora(checkout: Path, tmp_path: Path) -> None:
+    record = _run(checkout, tmp_path, "nystrom")
+    for host in ("text", "diffusion"):
+        metrics = record.metrics[host]
+        assert metrics["losses"][1] < metrics["losses"][0] and metrics["trained_change"] > 1e-2
+        assert metrics["start_difference"] == 0.0 and not metrics["moves_base"]
+        for label in ("stock", "portable"):
+            assert metrics[label] == {"alone": 0.0, "beside": 0.0, "off": 0.0}
+        assert metrics["merge_float32"]["weight"] < 1e-6 < metrics["merge_bfloat16"]["weight"]
+    assert record.metrics["diffusion"]["without_alpha"] > 1e-3, "the trap is real"
+
+
+@pytest.mark.slow
+def test_a_random_decomposition_is_lost_and_our_saving_keeps_it(checkout: Path, tmp_path: Path) -> None:
+    record = _run(checkout, tmp_path, "pissa_niter_4")
+    text, diffusion = record.metrics["text"], record.metrics["diffusion"]
+    assert text["stock"]["alone"] > 1e-2 and text["stock"]["off"] > 1e-2
+    assert "error" in diffusion["stock"]
+    for metrics in (text, diffusion):
+        assert (
+            max(metrics["portable"].values()) < 1e-4 and metrics["bytes"]["portable"] > 1.8 * metrics["bytes"]["stock"]
+        )
+
+
+def _record(spec: Any, identity: str, alone: float, error: bool) -> Record:
+    good = {"alone": 0.0, "beside": 0.0, "off": 0.0}
+    merge = {"weight": 0.0, "output": 0.0}
+    host = {
+        "losses": [1.0, 0.5], "bytes": {"stock": 1000, "portable": 2000}, "portable": good, "without_alpha": 0.5,
+        "stock": {"error": "no"} if error else {**good, "alone": alone},
+        "merge_float32": merge, "merge_bfloat16": merge,
+    }  # fmt: skip
+    return Record(identity, {"spec": spec, "status": "done", "metrics": {"text": host, "diffusion": host}}, {})
+
+
+def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
+    target = load_target(checkout, "deployment", ["scale=mini"])
+    assert len({c.id for c in target_cells(target, {}, checkout=checkout)}) == 14
+    target = load_target(checkout, "deployment", ["seed=0"])
+    chosen = {c.row: c for c in target_cells(target, {}, checkout=checkout)}
+    records = {
+        str(c.id): _record(c.spec, str(c.id), alone, error)
+        for c, alone, error in (
+            (chosen["nystrom"], 0.0, False),
+            (chosen["pissa"], 0.3, False),
+            (chosen["olora"], 0.0, True),
+        )
+    }
+    document = build_artefact(target, records, checkout=checkout)
+    text = to_markdown(document)  # type: ignore[arg-type]
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "4 of 7 runs are not there: 4 missing" in text
+    main = text.split("## Merge")[0]
+    assert main.count("nothing") == 2 and main.count("conversion to rank 2r") == 4 and main.count("does not load") == 6
+    assert "missing" in rows["Gaussian"]
+    assert to_csv(document).count(chosen["nystrom"].id) == 28  # type: ignore[arg-type, union-attr]
+    # No worst of fewer seeds than the table says.
+    both = to_markdown(build_artefact(load_target(checkout, "deployment"), records, checkout=checkout))  # type: ignore[arg-type]
+    assert "nothing" not in both and both.split("## Merge")[0].count("missing (1/2)") == 2 * 3 * 8
+
+
+def test_a_wrong_start_or_seed_is_one_clear_line(checkout: Path) -> None:
+    with pytest.raises(UserError, match="adapter.init: given 'nystroem'.*did you mean nystrom"):
+        compose_run(checkout, ["kind=deployment", "adapter.init=nystroem"])
+    with pytest.raises(UserError, match="seed: given '7', this table has 0, 1"):
+        load_target(checkout, "deployment", ["seed=7"])
+
+
+def test_the_spec_pins_the_base(checkout: Path) -> None:
+    spec, _, _ = compose_run(checkout, ["kind=deployment"])
+    assert spec_dict(spec)["model"]["files"]["model.safetensors"]

@@ -1,0 +1,56 @@
+"""A few trials of ``nora bench chaos``: the whole of it is results/bench/chaos.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_FEW = """
+import json, random, tempfile
+from pathlib import Path
+from nora.verbs.machine import load_program
+chaos = load_program(Path("benchmarks/chaos.py"))
+draw = random.Random(1)
+subject = chaos.Subject(Path(tempfile.mkdtemp()))
+print(json.dumps({parts}))
+"""
+
+
+def _few(checkout: Path, parts: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", _FEW.replace("{parts}", parts)],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_kills_rot_and_many_starts(checkout: Path) -> None:
+    parts = "[chaos.random_steps(subject, 2, draw), chaos.starts_at_once(subject, 1, 6), chaos.rot(subject, 1, draw)]"
+    for part in _few(checkout, parts):
+        assert part["passed"] == part["trials"] > 0, part
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="NO FAULT INJECTION: strace is not installed")
+@pytest.mark.slow
+def test_kills_and_errors_inside_file_operations(checkout: Path) -> None:
+    calls = "[chaos.kills_in_file_operations(subject, 7, draw), chaos.errors_in_file_operations(subject, 5, draw)]"
+    for part in _few(checkout, calls):
+        assert part["passed"] == part["trials"] > 0, part
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="NO FULL DISK: mounting a small tmpfs needs root")
+def test_a_full_disk_is_a_typed_failure(checkout: Path) -> None:
+    (part,) = _few(checkout, "[chaos.disk_full(subject, [8])]")
+    assert part["passed"] == part["trials"] == 1 and part["typed_failures"] == 1

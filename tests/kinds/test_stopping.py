@@ -1,0 +1,105 @@
+"""Asked to stop, or killed, at an awkward moment: the next start comes to the same result and repeats no training."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nora.config.spec import compose_run, run_id
+from nora.errors import Interrupted, RunFailed
+from nora.execution.execute import execute
+from nora.files import canonical_json
+from nora.kinds.recipe import Update
+from nora.store.runs import Store, read_json_lines
+
+FACTORIZE = ["kind=factorize", "problem.m=60", "protocol.iterations=40", "exec.device=cpu", "exec.progress=false"]
+FINETUNE = ["scale=smoke", "task=cb", "method=nora_plus", "exec.device=cpu", "exec.progress=false"]
+
+
+def _execute(checkout: Path, words: list[str], folder: Path, **given: Any) -> Any:
+    spec, settings, _ = compose_run(checkout, words)
+    return execute(spec, settings, checkout=checkout, store=Store(folder), **given)[0]
+
+
+def _after(polls: int) -> Callable[[], bool]:
+    """``stop_requested`` that says yes from the given time on it is asked."""
+    asked = itertools.count(1)
+    return lambda: next(asked) > polls
+
+
+@pytest.mark.parametrize("polls", [0, 17])
+def test_a_factorisation_stops_between_steps_and_starts_afresh(polls: int, checkout: Path, tmp_path: Path) -> None:
+    whole = _execute(checkout, FACTORIZE, tmp_path / "whole")
+    store = Store(tmp_path / "stopped")
+    with pytest.raises(Interrupted, match=f"stopped at step {polls}, it starts afresh"):
+        _execute(checkout, FACTORIZE, store.root, stop_requested=_after(polls))
+    assert store.state("factorize", whole.id).state == "interrupted" and store.failures("factorize", whole.id) == 0
+    record = _execute(checkout, FACTORIZE, store.root)
+    assert canonical_json(record.result) == canonical_json(whole.result) and record.run["attempt"] == 2
+
+
+def _train_steps(store: Store, identity: str) -> list[int]:
+    lines = read_json_lines(store.attempts("finetune", identity)[-1].journal)
+    return [line["step"] for line in lines if line["phase"] == "train"]
+
+
+@pytest.mark.parametrize("task", ["cb", "squad"])
+def test_a_stop_in_the_final_evaluation_is_followed_and_costs_no_training(
+    task: str, checkout: Path, tmp_path: Path
+) -> None:
+    """Scored (CB) and generated (SQuAD) answers; asked for the first time when the last of the steps is done."""
+    words = [*FINETUNE[:1], f"task={task}", *FINETUNE[2:]]
+    whole = _execute(checkout, words, tmp_path / "whole")
+    store = Store(tmp_path / "stopped")
+    steps = whole.metrics["steps"]
+    with pytest.raises(Interrupted, match=f"stopped at step {steps}, its state is saved"):
+        _execute(checkout, words, store.root, stop_requested=_after(steps))
+    record = _execute(checkout, words, store.root)
+    assert record.run["resumed_at_step"] == steps and _train_steps(store, record.id) == []
+    assert canonical_json(record.result) == canonical_json(whole.result)
+
+
+def test_a_kill_in_the_final_evaluation_costs_no_training(checkout: Path, tmp_path: Path) -> None:
+    """SIGKILL, so that nothing can be saved on the way out."""
+    whole = _execute(checkout, FINETUNE, tmp_path / "whole")
+    store = Store(tmp_path / "killed")
+
+    def kill(update: Update) -> None:
+        if update.phase == "test":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        try:
+            _execute(checkout, FINETUNE, store.root, show=kill)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    record = _execute(checkout, FINETUNE, store.root)
+    assert record.run["resumed_at_step"] == whole.metrics["steps"] and _train_steps(store, record.id) == []
+    assert canonical_json(record.result) == canonical_json(whole.result)
+
+
+def test_a_deployment_stops_between_its_hosts(checkout: Path, tmp_path: Path) -> None:
+    words = ["kind=deployment", "adapter.init=kaiming", "exec.device=cpu", "exec.progress=false"]
+    with pytest.raises(Interrupted, match="it starts afresh"):
+        _execute(checkout, words, tmp_path, stop_requested=lambda: True)
+    identity = run_id(compose_run(checkout, words)[0])
+    assert Store(tmp_path).state("deployment", identity).state == "interrupted"
+
+
+def test_a_failure_in_the_final_evaluation_is_retried_from_the_trained_state(checkout: Path, tmp_path: Path) -> None:
+    def fail(update: Update) -> None:
+        if update.phase == "test":
+            raise OSError("a full disk, say")
+
+    with pytest.raises(RunFailed, match="a full disk, say"):
+        _execute(checkout, FINETUNE, tmp_path, show=fail)
+    record = _execute(checkout, FINETUNE, tmp_path)
+    assert record.run["resumed_at_step"] == record.metrics["steps"]

@@ -1,0 +1,201 @@
+"""The run store: numbering, first-wins publication, what is trusted on read, what state a run is in."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nora.config.spec import run_id
+from nora.files import publish_once, write_atomic
+from nora.store.record import DamagedRecord, Record
+from nora.store.runs import Store, read_json_lines
+
+SPEC = {"kind": "finetune", "seed": 0, "protocol": {"name": "mezo", "version": 1}}
+ID = run_id(SPEC)
+
+
+def _record(accuracy: float = 0.5, status: str = "done") -> Record:
+    proof = {"init": "x", "passed": True, "problems": [], "modules": []}
+    metrics = {"test": {"accuracy": accuracy}}
+    result: dict[str, Any] = {"spec": SPEC, "status": status, "metrics": metrics, "proof": proof, "files": {}}
+    if status == "diverged":
+        result["diverged"] = {"step": 7, "tensor": "the loss"}
+    return Record(ID, result, {"host": "h"})
+
+
+def _take(root: str, count: int) -> list[int]:
+    return [Store(Path(root)).new_attempt("finetune", ID).number for _ in range(count)]
+
+
+def test_concurrent_threads_get_different_attempts(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        numbers = [n for part in pool.map(lambda _: _take(str(tmp_path), 5), range(8)) for n in part]
+    assert sorted(numbers) == list(range(1, 41))
+
+
+def test_concurrent_processes_get_different_attempts(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        numbers = [n for part in pool.starmap(_take, [(str(tmp_path), 9)] * 2) for n in part]
+    assert sorted(numbers) == list(range(1, 19))
+
+
+def test_the_first_to_publish_wins(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "record.json"
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: publish_once(path, f"content {i}"), range(32)))
+    assert sum(won) == 1
+    assert path.read_text() == f"content {won.index(True)}"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["record.json"], "no temporary file is left"
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    write_atomic(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_second_record_of_a_run_is_not_written(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.publish_record(_record(0.5))
+    assert not store.publish_record(_record(0.9))
+    record = store.read("finetune", ID)
+    assert record is not None and record.metrics["test"]["accuracy"] == 0.5
+    assert record == _record(0.5)
+
+
+def _flip(data: bytes) -> bytes:
+    at = data.index(b'"accuracy"') + 3
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def _edit(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+    def apply(data: bytes) -> bytes:
+        body = json.loads(data)
+        change(body)
+        return json.dumps(body).encode()
+
+    return apply
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "flipped byte": _flip,
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zero-filled": lambda data: bytes(len(data)),
+    "not UTF-8": lambda data: data.replace(b"h", b"\xff", 1),
+    "another JSON type": lambda data: b"[]",
+    "foreign schema": _edit(lambda body: body.update(schema=99)),
+    "no schema": _edit(lambda body: body.pop("schema")),
+    "changed metric": _edit(lambda body: body["result"]["metrics"]["test"].update(accuracy=0.99)),
+    "changed spec": _edit(lambda body: body["result"]["spec"].update(seed=1)),
+    "changed id": _edit(lambda body: body.update(id="0" * 16)),
+    "no hash": _edit(lambda body: body.pop("result_sha256")),
+    "nested without end": lambda data: b"[" * 200_000,
+    "NaN metric": lambda data: data.replace(b"0.5", b"NaN"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_record_is_seen_named_and_repaired(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.publish_record(_record())
+    path = store.record_path("finetune", ID)
+    path.write_bytes(DAMAGE[name](path.read_bytes()))
+    with pytest.raises(DamagedRecord) as error:
+        store.read("finetune", ID)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert store.state("finetune", ID).state == "damaged"
+    assert list(store.records()) == []
+    assert len(store.damaged()) == 1
+    assert store.publish_record(_record(0.6)), "a valid record takes the place of a damaged one"
+    assert store.state("finetune", ID).state == "done" and store.damaged() == []
+
+
+def test_states_of_a_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def state() -> tuple[str, str]:
+        found = store.state("finetune", ID)
+        return found.state, found.reason
+
+    assert state() == ("missing", "")
+    first = store.new_attempt("finetune", ID)
+    assert state() == ("running", "attempt 1")
+    first.fail("RunFailed: no luck", "trace")
+    assert state() == ("failed", "attempt 1: RunFailed: no luck")
+    second = store.new_attempt("finetune", ID)
+    assert state() == ("running", "attempt 2")
+    second.fail("ValueError: again")
+    store.publish_record(_record(status="diverged"))
+    assert state() == ("diverged", "at step 7")
+
+
+def test_a_killed_process_is_failed_and_a_reused_pid_is_not_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    attempt = store.new_attempt("finetune", ID)
+    owner = json.loads((attempt.path / "owner.json").read_text())
+    assert owner["pid"] == os.getpid() and attempt.is_alive()
+    (attempt.path / "owner.json").write_text(json.dumps({**owner, "process_started": "1"}))
+    assert not attempt.is_alive(), "this pid lives, but it is another process"
+    (attempt.path / "owner.json").write_text(json.dumps({**owner, "pid": 2**22 + 1}))
+    assert store.state("finetune", ID).state == "failed"
+    assert "killed?" in store.state("finetune", ID).reason
+    (attempt.path / "owner.json").write_text("{")
+    assert store.state("finetune", ID).state == "failed"
+
+
+def test_on_another_host_the_heartbeat_decides(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    attempt = store.new_attempt("finetune", ID)
+    (attempt.path / "owner.json").write_text(
+        json.dumps({"host": socket.gethostname() + "-other", "pid": 1, "process_started": "1"})
+    )
+    assert attempt.is_alive()
+    old = time.time() - 15 * 8 - 1
+    os.utime(attempt.path / "heartbeat", (old, old))
+    assert not attempt.is_alive()
+    attempt.beat()
+    assert attempt.is_alive()
+
+
+def test_a_torn_journal_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert read_json_lines(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_files_are_checked_against_the_record(tmp_path: Path) -> None:
+    from nora.files import sha256_bytes
+
+    store = Store(tmp_path)
+    files = {
+        "predictions": {"name": "p.gz", "sha256": sha256_bytes(b"right")},
+        "adapter": {"name": "a.safetensors", "sha256": sha256_bytes(b"adapter")},
+    }
+    record = Record(ID, {**_record().result, "files": files}, {})
+    assert [line.split(": ")[1] for line in store.verify_files(record)] == ["missing (predictions)"]
+    store.publish_file("finetune", ID, "p.gz", b"right")
+    assert store.verify_files(record) == [], "an adapter that is not kept is no problem"
+    (store.run_dir("finetune", ID) / "p.gz").write_bytes(b"wrong")
+    assert "not what its hash says (predictions)" in store.verify_files(record)[0]
+    store.publish_file("finetune", ID, "p.gz", b"right")
+    assert store.verify_files(record) == [], "publishing repairs a damaged file"
+    (store.run_dir("finetune", ID) / "a.safetensors").write_bytes(b"other")
+    assert "(adapter)" in store.verify_files(record)[0]
