@@ -22,12 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nora.config.spec import compose_run, run_id
+from nora.config.spec import run_id
 from nora.errors import AlreadyRunning, RunFailed
 from nora.execution.execute import execute
 from nora.files import canonical_json
+from nora.kinds import compose_run
 from nora.store.record import DamagedRecord
 from nora.store.runs import Store
+from nora.store.states import take_snapshot
 from nora.store.verify import verify_record
 from nora.workspace import find_checkout
 
@@ -187,7 +189,7 @@ def disk_full(subject: Subject, sizes_kib: list[int]) -> dict[str, Any]:
             try:
                 code = subject.wait(subject.start(results))
                 failures += code == _STATUS[RunFailed]
-                whole = Store(results).damaged() == []
+                whole = not take_snapshot(Store(results)).damaged
                 subprocess.run(["mount", "-o", "remount,size=32m", str(results)], check=True)
                 passed.append(code in (0, _STATUS[RunFailed]) and whole and subject.recovers(results))
             finally:

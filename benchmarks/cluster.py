@@ -25,15 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from nora import cli
-from nora.config.spec import compose_run, run_id, spec_dict
+from nora.config.spec import run_id
 from nora.errors import RunFailed
 from nora.files import canonical_json
+from nora.kinds import compose_run
 from nora.launch import slurm
-from nora.launch.cluster import Cluster, submit_cells
+from nora.launch.cluster import submit_cells
 from nora.launch.profile import load_profile
 from nora.store.runs import Store
-from nora.tables.search import Cell
-from nora.workspace import find_checkout
+from nora.store.states import take_snapshot
+from nora.tables.cell import Cell
+from nora.workspace import Workspace, find_checkout
 
 _PATIENCE_SECONDS = 480
 
@@ -85,7 +87,7 @@ def _nora(*words: str) -> str:
 
 
 def _results(store: Store) -> dict[str, str]:
-    return {record.id: canonical_json(record.result) for record in store.records()}
+    return {record.id: canonical_json(record.result) for record in take_snapshot(store).values()}
 
 
 def _event(draw: random.Random, store: Store) -> str | None:
@@ -162,12 +164,12 @@ def _submit_seconds(top: Path, checkout: Path, runs: int) -> dict[str, Any]:
     slurm.call("scontrol", "update", "partition=gpu", "state=down")
     words = ["scale=smoke", "task=cb", "method=lora", "exec=slurm", "exec.profile=testbed", "exec.code=live"]
     spec, settings, _ = compose_run(checkout, words)
-    plain = [spec_dict(replace(spec, seed=seed)) for seed in range(runs)]
-    cells = [Cell("table2", "smoke", "lora", "cb", s["seed"], 1, {}, (), s, run_id(s)) for s in plain]
+    specs = [replace(spec, seed=seed) for seed in range(runs)]
+    cells = [Cell("table2", "smoke", "lora", "cb", s.seed, 1, {}, (), s, run_id(s)) for s in specs]
     store = Store(top / "many")
     started = time.monotonic()
     with contextlib.redirect_stdout(io.StringIO()):
-        submit_cells("table2", cells, load_profile(checkout, settings), Cluster(checkout, store, settings))
+        submit_cells("table2", cells, load_profile(checkout, settings), Workspace(checkout, store, settings))
     seconds = time.monotonic() - started
     sizes = [path.stat().st_size for path in store.root.glob("submissions/*/log/*_submitted.pkl")]
     slurm.call("scancel", "--state=PENDING", "--me")

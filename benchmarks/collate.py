@@ -14,7 +14,9 @@ from typing import Any
 from nora.config.spec import run_id
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.tables.table import Table, names
+from nora.store.states import take_snapshot
+from nora.tables.cell import names
+from nora.tables.methods import Table
 from nora.tables.target import load_target
 from nora.workspace import find_checkout
 
@@ -32,10 +34,10 @@ def _fill(results: Path, checkout: Path, wanted: int) -> int:
     sys.path.insert(0, str(checkout / "tests"))
     from synthetic import complete  # the way the tests make records
 
-    store, records = Store(results), Store(checkout / "results").read_all()[0]
+    store, records = Store(results), dict(take_snapshot(Store(checkout / "results")))
     table = load_target(checkout, "table2")
     assert isinstance(table, Table)
-    for identity, record in complete(table, checkout).items():
+    for identity, record in complete(table).items():
         records.setdefault(identity, record)
     more = [record for record in records.values() if record.spec["kind"] == "finetune"]
     for i in range(max(0, wanted - len(records))):

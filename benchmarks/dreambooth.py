@@ -19,11 +19,9 @@ from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from nora import streams
-from nora.config.pins import load_pictures, picture_paths
-from nora.config.schema import DreamboothSpec
-from nora.config.spec import compose_run
-from nora.kinds import pipelines
-from nora.kinds.dreambooth import make_objective, training_settings
+from nora.kinds import DreamboothSpec, compose_run
+from nora.kinds.dreambooth import load_pictures, make_objective, picture_paths, training_settings
+from nora.kinds.parts import pipelines
 from nora.training.diffusion.objective import Draws, corner, resize, to_tensor
 from nora.training.loop import StepInfo, make_state, train
 from nora.verbs.machine import load_program

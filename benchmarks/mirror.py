@@ -22,8 +22,7 @@ _CODE = """
 import json, sys, time
 from pathlib import Path
 from nora.execution.execute import execute
-from nora.kinds import few_shot as finetune
-from nora.config.spec import compose_run
+from nora.kinds import compose_run
 from nora.store.runs import Store
 mode, results = sys.argv[1:]
 words = ["scale=smoke", "task=cb", "method=nora", "protocol.epochs=20", "exec.device=cpu", f"exec.wandb={mode}"]

@@ -13,24 +13,25 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nora.errors import UserError
-from nora.verbs.asked import exec_settings, open_store, read_records
-from nora.workspace import find_checkout
+from nora.store.states import take_snapshot
+from nora.workspace import open_workspace
 
 
 def check(identity: str, tasks: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """One line per task and metric."""
     if find_spec("lm_eval") is None:
         raise UserError("lm_eval is not installed here: pip install 'lm_eval[hf]'")
-    store = open_store(exec_settings(overrides))
-    record = read_records(store).get(identity)
+    workspace = open_workspace(overrides)
+    store = workspace.store
+    record = take_snapshot(store).get(identity)
     if record is None:
         raise UserError(f"ID: given {identity!r}, no record of it in {store.root}")
     import lm_eval
 
-    from nora.kinds.merged import write_merged
+    from nora.kinds.parts.merged import write_merged
 
     with tempfile.TemporaryDirectory() as folder:
-        write_merged(record, store, find_checkout(), Path(folder))
+        write_merged(record, store, workspace.checkout, Path(folder))
         found = lm_eval.simple_evaluate(
             model="hf", model_args={"pretrained": folder, "dtype": record.spec["model"]["dtype"]}, tasks=list(tasks)
         )

@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from nora.kinds import pipelines
+from nora.kinds.parts import pipelines
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE: dict[str, Any] = yaml.safe_load((ROOT / "conf/model/sd_smoke.yaml").read_text())["architecture"]

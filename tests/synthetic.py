@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
+from nora.config.spec import spec_dict
 from nora.store.record import Record
-from nora.tables.search import Cell, SpecBook, cells
-from nora.tables.table import Table
+from nora.tables.cell import Cell
+from nora.tables.methods import Table
+
+ADAPTER_SHA256 = hashlib.sha256(b"kept").hexdigest()
 
 
 def _unit(*words: object) -> float:
@@ -34,16 +36,17 @@ def record_of(cell: Cell, *, status: str = "done", dirty: bool = False, **test: 
         "majority_accuracy": 0.5,
         "zero_shot": {"accuracy": 0.25, "gold_nll": 4.0},
     }
-    if cell.spec is not None and "spectrum" in cell.spec["measure"]:
+    assert cell.spec is not None
+    if "spectrum" in getattr(cell.spec, "measure", ()):
         counts = [int(8 * _unit("count", *key, i)) for i in range(64)]
         metrics["spectrum"] = {"counts": counts, "beyond": 0, "matrices": 8, "top_rank_share": _unit("share", *key)}
     module = {"relative_difference": 1e-7, "rho": 2.0, "rho_sketch": 2.0, "scale_ratio": 1.0, "name": "m"}
     result: dict[str, Any] = {
-        "spec": cell.spec,
+        "spec": spec_dict(cell.spec),
         "status": status,
         "metrics": metrics if status == "done" else {"epochs": []},
         "proof": {"init": "x", "passed": True, "problems": [], "modules": [module], "output_difference": 0.0},
-        "files": {"adapter": {"name": "a.safetensors", "sha256": "ab" * 32}},
+        "files": {"adapter": {"name": "a.safetensors", "sha256": ADAPTER_SHA256}},
     }
     if status == "diverged":
         result["diverged"] = {"step": 3, "tensor": "the loss"}
@@ -51,12 +54,11 @@ def record_of(cell: Cell, *, status: str = "done", dirty: bool = False, **test: 
     return Record(cell.id, result, {"wall_seconds": 36.0, "commit": "c" * 40, "dirty": dirty})
 
 
-def complete(table: Table, checkout: Path) -> dict[str, Record]:
+def complete(table: Table) -> dict[str, Record]:
     """A record for every cell: stage 1, then what it opens."""
-    book = SpecBook(checkout, table)
     records: dict[str, Record] = {}
     while True:
-        open_cells = [c for c in cells(table, records, checkout=checkout, book=book) if c.id and c.id not in records]
+        open_cells = [c for c in table.cells(records) if c.id and c.id not in records]
         if not open_cells:
             return records
         records |= {str(c.id): record_of(c) for c in open_cells}

@@ -10,13 +10,16 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+Json = Any
+"""What ``json.loads`` gives: plain data whose shape a schema, or the reader of a record, knows."""
 
-def canonical_json(value: Any) -> str:
+
+def canonical_json(value: Json) -> str:
     """One spelling per value: sorted keys, no blanks, shortest floats; NaN and infinity are refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
-def readable_json(value: Any) -> str:
+def readable_json(value: Json) -> str:
     """Sorted and indented for people and diffs, lists of numbers on one line."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     numbers = re.compile(r"\[\s+((?:(?:-?[\d.]+(?:e[-+]?\d+)?|null),\s+)*(?:-?[\d.]+(?:e[-+]?\d+)?|null))\s+\]")

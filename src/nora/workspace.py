@@ -1,10 +1,15 @@
-"""Where the checkout is: conf/, data/, assets/ and results/ belong to it, not to the installed package."""
+"""A workspace: the checkout (conf/, data/, assets/), the store of results, and how runs are executed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nora.config.compose import compose_config
+from nora.config.schema import ExecSpec, validate
 from nora.errors import UserError
+from nora.store.runs import Store
 
 
 def find_checkout(start: Path | None = None) -> Path:
@@ -18,3 +23,29 @@ def find_checkout(start: Path | None = None) -> Path:
         f"{here} is not inside a checkout of nora (no conf/config.yaml): this command needs one; "
         "nora.adapters and nora.factorization work anywhere"
     )
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a command works."""
+
+    checkout: Path
+    store: Store
+    settings: ExecSpec
+    overrides: tuple[str, ...] = ()
+    """What was typed of exec: a run started from here is given it too."""
+
+    def with_store(self, store: Store) -> Workspace:
+        """The same with another store."""
+        root = str(store.root)
+        overrides = (*self.overrides, f"exec.results={root}")
+        return replace(self, store=store, settings=replace(self.settings, results=root), overrides=overrides)
+
+
+def open_workspace(words: Sequence[str] = ()) -> Workspace:
+    """The workspace around the working directory, with the words that say something of exec."""
+    checkout = find_checkout()
+    overrides = tuple(word for word in words if word.startswith("exec"))
+    config = compose_config(checkout / "conf", overrides)
+    settings = validate(config["exec"], ExecSpec, prefix="exec.")
+    return Workspace(checkout, Store(checkout / settings.results), settings, overrides)

@@ -78,7 +78,7 @@ def test_stock_diffusers_reads_alpha(init: str, tmp_path: Path) -> None:
     import diffusers
 
     from diffusion_twins import TARGETS, tiny_unet
-    from nora.kinds.pipelines import make_scheduler
+    from nora.kinds.parts.pipelines import make_scheduler
 
     unet = tiny_unet()
     config: Any = LoraConfig(r=4, lora_alpha=12, alpha_pattern={"to_v": 5}, target_modules=TARGETS)

@@ -15,7 +15,7 @@ from playwright import sync_api as playwright
 
 from nora.reporting.collation import collate_all
 from nora.store.runs import Store
-from nora.tables.table import load_table
+from nora.tables.methods import load_table
 from nora.tables.target import load_target
 
 from synthetic import complete  # isort: skip
@@ -65,7 +65,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkout = Path(__file__).resolve().parents[2]
     store = Store(tmp_path_factory.mktemp("report"))
     mini = load_table(checkout, "table2", ["scale=mini", "seed=0,1", "task=cb,rte"])
-    for record in complete(mini, checkout).values():
+    for record in complete(mini).values():
         store.publish_record(record)
     paper = load_table(checkout, "table2", ["scale=paper", "seed=0,1", "task=cb,rte"])
     rest = [load_target(checkout, name) for name in ("table1", "deployment")]

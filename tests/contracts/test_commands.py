@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from nora import cli
 from nora.files import sha256_file
 from nora.store.runs import Store
+from nora.store.states import take_snapshot
 
 Out = pytest.CaptureFixture[str]
 
@@ -64,7 +68,8 @@ def test_plan_and_status(store: Path, capsys: Out) -> None:
 def test_launch_dry_run_prints_commands_that_make_exactly_the_missing_runs(
     store: Path, capsys: Out, checkout: Path
 ) -> None:
-    from nora.config.spec import compose_run, run_id
+    from nora.config.spec import run_id
+    from nora.kinds import compose_run
 
     assert cli.main(["plan", *_words(store), "--json"]) == 0
     missing = {c["id"] for c in json.loads(capsys.readouterr().out)["table2"] if c["state"] == "missing"}
@@ -104,7 +109,7 @@ def test_trace_leads_from_a_cell_to_its_run(store: Path, capsys: Out) -> None:
     assert cli.main(["trace", "table2", "lora/cb", *words, "--json"]) == 0
     traced = json.loads(capsys.readouterr().out)
     (run,) = traced["runs"]
-    (record,) = Store(store).records()
+    (record,) = take_snapshot(Store(store)).values()
     assert (run["id"], run["state"], run["test"]) == (record.id, "done", dict(record.metrics["test"]))
     assert "kaiming passed" in run["proof"] and run["adapter_sha256"] == record.result["files"]["adapter"]["sha256"]
     assert cli.main(["trace", "table2", "lora/cb", *words]) == 0
@@ -114,7 +119,7 @@ def test_trace_leads_from_a_cell_to_its_run(store: Path, capsys: Out) -> None:
 
 
 def test_show(store: Path, capsys: Out) -> None:
-    (record,) = Store(store).records()
+    (record,) = take_snapshot(Store(store)).values()
     assert cli.main(["show", record.id[:6], f"exec.results={store}"]) == 0
     assert "init proof" in capsys.readouterr().out
     assert cli.main(["show", record.id, f"exec.results={store}", "--json"]) == 0
@@ -126,7 +131,7 @@ def test_show(store: Path, capsys: Out) -> None:
 def test_verify_notices_what_was_tampered_with(store: Path, capsys: Out) -> None:
     assert cli.main(["verify", *_words(store)]) == 0
     assert "1 records checked, 0 problems" in capsys.readouterr().out
-    (record,) = Store(store).records()
+    (record,) = take_snapshot(Store(store)).values()
     file = Store(store).run_dir("finetune", record.id) / record.result["files"]["predictions"]["name"]
     original = file.read_bytes()
     rows = [json.loads(line) for line in gzip.decompress(original).decode().splitlines()]
@@ -152,12 +157,38 @@ def test_verify_scores_the_stored_predictions_again(tmp_path: Path) -> None:
     assert rescore(file, "accuracy") == 2 / 3
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_offers_verbs_targets_and_choices(shell: str, capsys: Out) -> None:
-    assert cli.main(["completion", shell]) == 0
-    out = capsys.readouterr().out
-    for word in ("collate", "table2", "method=nora_plus", "task=cb", "protocol.lr="):
-        assert word in out
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("co", {"collate", "completion"}),
+        ("plan table2 task=c", {"task=cb", "task=cat_toy", "task=commonsense"}),
+        ("run method=nora_p", {"method=nora_plus"}),
+        ("launch table2 protocol.l", {"protocol.lr="}),
+        ("collate al", {"all"}),
+    ],
+)
+def test_completion_in_a_real_bash(typed: str, offered: set[str], checkout: Path) -> None:
+    words = " ".join(f'"{word}"' for word in ["nora", *typed.split(" ")])
+    script = (
+        "source <(nora completion bash)\n"
+        f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=()\n"
+        '_nora_completion nora; [[ $COMP_WORDBREAKS == *=* ]] || printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=checkout,
+        env={**os.environ, "PATH": path},
+        check=True,
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_completion_for_zsh_is_a_script(capsys: Out) -> None:
+    assert cli.main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("#compdef nora")
 
 
 def test_wrong_names_are_the_users_error(capsys: Out, tmp_path: Path) -> None:
@@ -166,6 +197,7 @@ def test_wrong_names_are_the_users_error(capsys: Out, tmp_path: Path) -> None:
         (["pretrain", "nothing", "--corpus", str(tmp_path)], "MODEL: given 'nothing', allowed gemma_mini, "),
         (["pretrain", "opt_mini", "--corpus", str(tmp_path)], "none of corpus_books"),
         (["plan", "seed=0"], "a TARGET is required"),
+        (["plan"], "Missing argument"),
         (["plan", "table2", "exec.threads=0"], "exec.threads: given 0"),
     ):
         assert cli.main(words) == 2

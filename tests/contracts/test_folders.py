@@ -13,10 +13,10 @@ import yaml
 from nora import tasks
 from nora.adapters import inits
 from nora.factorization import starts
+from nora.tables.cell import names
 from nora.tables.panels import Panels
-from nora.tables.subjects import Subjects, subject_cells
-from nora.tables.table import names
-from nora.tables.target import Costs, Deployments, load_target
+from nora.tables.subjects import Deployments, Subjects
+from nora.tables.target import Costs, load_target
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIASES = {"sd_paper"}  # of sd14
@@ -60,7 +60,7 @@ def test_every_method_has_its_init() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_the_targets_it_names(name: str) -> None:
     """Real weights where shipped, the tiny twin from its config, or a twin of the Hub model's class."""
-    from nora.kinds.bases import random_model
+    from nora.kinds.parts.bases import random_model
 
     config = _conf("model")[name]
     assert config["name"] == name
@@ -142,7 +142,7 @@ def test_every_table_expands_at_every_scale_and_names_methods_and_tasks_there_ar
         return
     if isinstance(table, Subjects):
         assert set(table.methods) <= set(_conf("method")) and table.subject in _conf("task")
-        assert table.file.layout in ("training_pictures",) or subject_cells(table, checkout=ROOT)
+        assert table.file.layout in ("training_pictures",) or table.cells({})
         return
     methods = {*table.file.rows, *table.file.below_rule}
     assert methods <= set(table.file.search.grid) and table.file.search.first in methods

@@ -15,16 +15,16 @@ def golden_texts(checkout: Path) -> dict[str, str]:
     from nora.reporting.collation import build_artefact
     from nora.reporting.document import to_csv, to_markdown
     from nora.reporting.latex import to_latex
-    from nora.tables.table import load_table
+    from nora.tables.methods import load_table
     from synthetic import complete
 
     table = load_table(checkout, "table2", ["scale=mini", "seed=0,1", "task=cb,rte"])
     records = {
         k: r
-        for k, r in complete(table, checkout).items()
+        for k, r in complete(table).items()
         if (r.spec["method"]["name"], r.spec["task"]["name"]) != ("olora", "rte")
     }
-    document = build_artefact(table, records, checkout=checkout)
+    document = build_artefact(table, records)
     texts = (to_markdown(document), to_latex(document), to_csv(document))
     return {s: re.sub(r"\b[0-9a-f]{16}\b", "<id>", text) for s, text in zip(SUFFIXES, texts, strict=True)}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nora.config.spec import compose_run
 from nora.execution.execute import execute
+from nora.kinds import compose_run
 from nora.store.record import Record
 from nora.store.runs import Store
 

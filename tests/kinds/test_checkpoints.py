@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from nora.config.spec import compose_run
 from nora.errors import Interrupted, RunFailed
 from nora.execution import checkpoint
 from nora.execution.checkpoint import CheckpointWriter, newest_valid, restore_checkpoint
 from nora.execution.execute import execute
 from nora.files import canonical_json, write_atomic
-from nora.kinds.recipe import Update
+from nora.kinds import compose_run
+from nora.kinds.parts.recipe import Update
 from nora.store.runs import Store
 from nora.training.loop import LoopSettings, LoopState, make_state
 

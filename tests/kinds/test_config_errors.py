@@ -13,8 +13,8 @@ import pytest
 from nora import cli
 from nora.config import limits
 from nora.config.compose import compose_config
-from nora.config.spec import compose_run
 from nora.errors import UserError
+from nora.kinds import compose_run
 
 TABLE = [
     (["protocol.learning_rate=1"], ["protocol.learning_rate: unknown key", "allowed here: version, lr, batch_size"]),

@@ -7,8 +7,9 @@ from pathlib import Path
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from nora.config.spec import compose_run, run_id, spec_dict
+from nora.config.spec import run_id, spec_dict
 from nora.errors import UserError
+from nora.kinds import compose_run
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = st.sampled_from(

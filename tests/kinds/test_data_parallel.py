@@ -17,6 +17,7 @@ from nora.__main__ import leave
 from nora.cli import main
 from nora.store.record import Record
 from nora.store.runs import Store
+from nora.store.states import take_snapshot
 
 Run = Callable[..., tuple[Record, bool]]
 # Without dropout: each process draws masks of its own for its share.
@@ -35,7 +36,7 @@ def test_two_processes_make_the_record_of_one(run: Run, checkout: Path, tmp_path
     assert done.returncode == 0, done.stderr
     store = Store(tmp_path / "shared")
     shared = store.read("finetune", alone.id)
-    assert shared is not None and [r.id for r in store.records()] == [alone.id]
+    assert shared is not None and [r.id for r in take_snapshot(store).values()] == [alone.id]
     for ours, theirs in zip(shared.metrics["epochs"], alone.metrics["epochs"], strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-6)
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)

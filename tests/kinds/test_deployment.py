@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from nora.config.schema import DeploymentSpec
-from nora.config.spec import compose_run, spec_dict
+from nora.config.spec import spec_dict
 from nora.errors import UserError
 from nora.execution.execute import execute
+from nora.kinds import DeploymentSpec, compose_run
 from nora.reporting.collation import build_artefact
 from nora.reporting.document import to_csv, to_markdown
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.tables.target import load_target, target_cells
+from nora.tables.target import load_target
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT, diffusers and torch warn of the traps that are tried here
 
@@ -62,14 +62,16 @@ def _record(spec: Any, identity: str, alone: float, error: bool) -> Record:
         "stock": {"error": "no"} if error else {**good, "alone": alone},
         "merge_float32": merge, "merge_bfloat16": merge,
     }  # fmt: skip
-    return Record(identity, {"spec": spec, "status": "done", "metrics": {"text": host, "diffusion": host}}, {})
+    return Record(
+        identity, {"spec": spec_dict(spec), "status": "done", "metrics": {"text": host, "diffusion": host}}, {}
+    )
 
 
 def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
     target = load_target(checkout, "deployment", ["scale=mini"])
-    assert len({c.id for c in target_cells(target, {}, checkout=checkout)}) == 14
+    assert len({c.id for c in target.cells({})}) == 14
     target = load_target(checkout, "deployment", ["seed=0"])
-    chosen = {c.row: c for c in target_cells(target, {}, checkout=checkout)}
+    chosen = {c.row: c for c in target.cells({})}
     records = {
         str(c.id): _record(c.spec, str(c.id), alone, error)
         for c, alone, error in (
@@ -78,7 +80,7 @@ def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
             (chosen["olora"], 0.0, True),
         )
     }
-    document = build_artefact(target, records, checkout=checkout)
+    document = build_artefact(target, records)
     text = to_markdown(document)  # type: ignore[arg-type]
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "4 of 7 runs are not there: 4 missing" in text
@@ -87,7 +89,7 @@ def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
     assert "missing" in rows["Gaussian"]
     assert to_csv(document).count(chosen["nystrom"].id) == 28  # type: ignore[arg-type, union-attr]
     # No worst of fewer seeds than the table says.
-    both = to_markdown(build_artefact(load_target(checkout, "deployment"), records, checkout=checkout))  # type: ignore[arg-type]
+    both = to_markdown(build_artefact(load_target(checkout, "deployment"), records))  # type: ignore[arg-type]
     assert "nothing" not in both and both.split("## Merge")[0].count("missing (1/2)") == 2 * 3 * 8
 
 

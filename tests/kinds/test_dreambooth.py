@@ -23,17 +23,18 @@ from safetensors.torch import load, load_file
 from diffusion_twins import ROOT, TARGETS, noise_picture, tiny_unet
 from nora import cli
 from nora.adapters import initialize_, lora_layers, save_diffusers_lora
-from nora.config.pins import load_pictures, picture_paths
-from nora.config.schema import DreamboothSpec
-from nora.config.spec import compose_run, describe, run_id
+from nora.config.spec import run_id
 from nora.errors import Interrupted, RunFailed, UserError
 from nora.execution.execute import execute
 from nora.files import canonical_json, sha256_file
-from nora.kinds import dreambooth, pipelines
-from nora.kinds.recipe import Update
+from nora.kinds import DreamboothSpec, compose_run, dreambooth, read_spec, title
+from nora.kinds.dreambooth import load_pictures, picture_paths
+from nora.kinds.parts import pipelines
+from nora.kinds.parts.recipe import Update
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.tables.target import load_target
+from nora.training.diffusion import objective
 from nora.training.diffusion.pictures import draw_pictures, to_jpeg
 
 METHODS = {
@@ -112,7 +113,7 @@ def test_all_methods_see_the_same_draws_and_only_the_start_differs(
         return original(seed, stream, module)
 
     monkeypatch.setattr(streams, "generator", generator)
-    loss = dreambooth.NoisePrediction.loss
+    loss = objective.NoisePrediction.loss
 
     def spied(self: Any, model: Any, indices: Any) -> torch.Tensor:
         def watch(noisy: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> Any:
@@ -121,7 +122,7 @@ def test_all_methods_see_the_same_draws_and_only_the_start_differs(
 
         return loss(self, watch, indices)
 
-    monkeypatch.setattr(dreambooth.NoisePrediction, "loss", spied)
+    monkeypatch.setattr(objective.NoisePrediction, "loss", spied)
     for current, words in {**METHODS, "seed 1": ["method=nora", "seed=1"]}.items():
         inputs[current], asked[current] = [], set()
         dream(*words)
@@ -238,7 +239,7 @@ def test_stable_diffusion_1_4_trains_797184_parameters() -> None:
     """The true shape on the meta device; the count of the paper's 0.8 M."""
     from diffusers import UNet2DConditionModel
 
-    from nora.kinds import bases
+    from nora.kinds.parts import bases
 
     model = yaml.safe_load((ROOT / "conf/model/sd14.yaml").read_text())
     spec, _, _ = compose_run(ROOT, ["kind=dreambooth", "scale=paper"])
@@ -252,12 +253,12 @@ def test_stable_diffusion_1_4_trains_797184_parameters() -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_record(dream: Dream, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = dreambooth.NoisePrediction.loss
+    original = objective.NoisePrediction.loss
 
     def loss(self: Any, model: Any, indices: Any) -> torch.Tensor:
         return original(self, model, indices) * (float("inf") if self.step == 2 else 1.0)
 
-    monkeypatch.setattr(dreambooth.NoisePrediction, "loss", loss)
+    monkeypatch.setattr(objective.NoisePrediction, "loss", loss)
     record, _ = dream("method=lora", "method.init=gaussian")
     assert record.status == "diverged" and record.result["diverged"] == {"step": 2, "tensor": "the loss"}
     assert record.metrics["steps"] == 2 and not record.result["files"]
@@ -303,8 +304,9 @@ def test_a_folder_of_ones_own_is_trained_on_and_what_is_no_picture_is_named(
     assert set(record.spec["task"]["files"]) == {"0.png", "1.png", "2.png"}
     assert "notes.txt skipped" in caplog.text
     assert (
-        describe(record.spec)["on"] == "V_dog, sd_smoke"
-        and describe({**record.spec, "task": {**record.spec["task"], "source": "slice"}})["on"] == "dog, sd_smoke"
+        title(read_spec(record.spec)) == "nora on V_dog, sd_smoke, seed 0"
+        and title(read_spec({**record.spec, "task": {**record.spec["task"], "source": "slice"}}))
+        == "nora on dog, sd_smoke, seed 0"
     )
     noise_picture(40, 40, seed=9).save(pictures / "0.png")
     words = ["kind=dreambooth", "scale=smoke", "method=nora", *_own(pictures)]
@@ -375,10 +377,9 @@ def test_a_subject_that_a_target_does_not_have_is_named() -> None:
 
 def test_what_prefetch_would_fetch() -> None:
     from nora.execution.prefetch import wanted
-    from nora.tables.target import target_cells
 
     targets = [load_target(ROOT, name, ["scale=paper"]) for name in ("table3", "fig7")]
-    specs = [c.spec for t in targets for c in target_cells(t, {}, checkout=ROOT)]
+    specs = [c.spec for t in targets for c in t.cells({})]
     found = wanted([s for s in specs if s is not None])
     assert found.pipelines == {"CompVis/stable-diffusion-v1-4"}
     assert found.pictures == {"diffusers/dog-example", "diffusers/cat_toy_example"}

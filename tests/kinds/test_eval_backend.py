@@ -19,8 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nora.cli import main
-from nora.config.spec import compose_run, run_id
+from nora.config.spec import run_id
 from nora.errors import UserError
+from nora.kinds import compose_run
 from nora.store.record import Record
 
 Run = Callable[..., tuple[Record, bool]]

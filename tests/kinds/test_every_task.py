@@ -12,7 +12,7 @@ import pytest
 from nora import tasks
 from nora.errors import RunFailed
 from nora.files import canonical_json
-from nora.kinds.recipe import Update
+from nora.kinds.parts.recipe import Update
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.verify import verify_record

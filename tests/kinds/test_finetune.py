@@ -17,14 +17,16 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nora import kinds
-from nora.config.schema import FinetuneSpec
-from nora.config.spec import compose_run
+from nora.config.pins import Pins
 from nora.errors import RunFailed
 from nora.files import canonical_json, sha256_file
-from nora.kinds import bases, few_shot
-from nora.kinds.recipe import Update
+from nora.kinds import FinetuneSpec, compose_run, few_shot
+from nora.kinds.parts import bases
+from nora.kinds.parts.recipe import Update
 from nora.store.record import Record
 from nora.store.runs import Store, read_json_lines
+from nora.store.states import run_state
+from nora.training import objectives
 
 METHODS = ("lora", "lora_p", "pissa", "olora", "nora", "nora_plus", "prefix")
 Run = Callable[..., tuple[Record, bool]]
@@ -105,7 +107,7 @@ def test_a_killed_run_resumes_to_the_identical_result(method: str, run: Run, tmp
         target = tmp_path / f"killed at {k}"
         with pytest.raises(RunFailed, match="_Killed"):
             run(f"method={method}", "exec.checkpoint_every=1", store=target, show=_kill_at(k))
-        assert Store(target).state("finetune", whole.id).state == "failed"
+        assert run_state(Store(target), "finetune", whole.id).state == "failed"
         record, made = run(f"method={method}", "exec.checkpoint_every=1", store=target)
         # The report comes before the checkpoint of its step.
         assert made and record.run["resumed_at_step"] == (k - 1 or None)
@@ -141,26 +143,26 @@ def test_a_damaged_record_is_repeated(run: Run, tmp_path: Path, caplog: pytest.L
 def test_a_run_whose_loss_is_not_finite_has_a_record_that_says_so(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = few_shot.ClassificationObjective.loss
+    original = objectives.ClassificationObjective.loss
     calls = iter(range(99))
 
     def loss(self: Any, model: Any, indices: Any) -> Any:
         value = original(self, model, indices)
         return value * float("nan") if next(calls) == 2 else value
 
-    monkeypatch.setattr(few_shot.ClassificationObjective, "loss", loss)
+    monkeypatch.setattr(objectives.ClassificationObjective, "loss", loss)
     record, made = run("method=lora")
     assert made and record.status == "diverged"
     assert record.result["diverged"] == {"step": 2, "tensor": "the loss"}
     assert "test" not in record.metrics and len(record.metrics["epochs"]) == 1
-    state = Store(tmp_path / "results").state("finetune", record.id)
-    assert (state.state, state.reason) == ("diverged", "at step 2")
+    state = run_state(Store(tmp_path / "results"), "finetune", record.id)
+    assert (state.state, state.reason) == ("diverged", "step 2, the loss")
 
 
 def test_a_failed_proof_stops_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sketch is written, then PEFT's own A comes back: nothing in the output shows it, the proof does."""
     from nora.adapters import lora_layers
-    from nora.kinds import bases
+    from nora.kinds.parts import bases
 
     original = bases.initialize_
 
@@ -185,7 +187,7 @@ def test_the_init_does_not_change_the_data_order(run: Run, monkeypatch: pytest.M
         orders[current] = [order(epoch).tolist() for epoch in range(3)]
         raise _Killed
 
-    monkeypatch.setattr(few_shot, "train", spy)
+    monkeypatch.setattr("nora.training.loop.train", spy)
     for current in ("lora", "nora", "prefix", "seed=1"):
         override = [current] if "=" in current else [f"method={current}"]
         with pytest.raises(RunFailed):
@@ -196,16 +198,14 @@ def test_the_init_does_not_change_the_data_order(run: Run, monkeypatch: pytest.M
 
 
 def test_rows_that_are_not_those_of_the_spec_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nora.config import spec
-
-    original = spec.Pins.apply
+    original = Pins.apply
 
     def other(self: Any, plain: dict[str, Any]) -> dict[str, Any]:
         plain = original(self, plain)
         files = {name: "0" * 64 for name in plain["task"]["files"]}
         return {**plain, "task": {**plain["task"], "files": files}}
 
-    monkeypatch.setattr(spec.Pins, "apply", other)
+    monkeypatch.setattr(Pins, "apply", other)
     with pytest.raises(RunFailed, match="train.jsonl: has SHA-256 75d9.*, its yaml or manifest says 0000"):
         run("method=lora")
 
@@ -287,12 +287,13 @@ def test_the_mirror_gets_the_runs_numbers_under_the_runs_id(
     assert [c[0] for c in calls if c != "finish"] == [1, 2, 3, 4] and calls[-1] == "finish"
 
 
-def test_a_kind_is_a_file() -> None:
-    assert kinds.load("finetune") is few_shot
+def test_a_kind_is_a_file(checkout: Path) -> None:
+    spec, _, _ = compose_run(checkout, ["scale=smoke", "task=cb"])
+    assert kinds.of(spec) is few_shot
 
 
 def test_each_step_has_dropout_masks_of_its_own() -> None:
-    from nora.kinds.recipe import seed_dropout
+    from nora.kinds.parts.recipe import seed_dropout
 
     masks = []
     for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):

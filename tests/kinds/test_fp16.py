@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from nora.config.spec import compose_run, run_id
+from nora.config.spec import run_id
 from nora.errors import RunFailed
 from nora.files import canonical_json
-from nora.kinds.recipe import Update
+from nora.kinds import compose_run
+from nora.kinds.parts.recipe import Update
 
 WORDS = ("protocol=llm_adapters", "protocol.precision=fp16", "model=llama_smoke", "method=nora_plus",
          "method.dropout=0.1", "task.num_test=1", "protocol.epochs=3", "exec.checkpoint_every=1")  # fmt: skip

@@ -15,15 +15,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nora import tasks
-from nora.config.spec import compose_run
 from nora.errors import RunFailed, UserError
 from nora.files import canonical_json
-from nora.kinds.recipe import Update
+from nora.kinds import compose_run
+from nora.kinds.parts.recipe import Update
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.verify import verify_record
-from nora.tables.table import load_table
-from nora.tables.target import target_cells
+from nora.tables.methods import load_table
 
 Run = Callable[..., tuple[Record, bool]]
 COMMONSENSE = ("task.num_train=16", "method.dropout=0.1", "protocol=llm_adapters", "model=llama_smoke")
@@ -138,13 +137,13 @@ def test_parameter_counts_are_the_papers(model: str, rank: int, parameters: int,
 
 @pytest.mark.parametrize("table, runs", [("table4", 2 * 4 * 3), ("table9", 3 + 1 + 9 + 3 + 9)])
 def test_the_plan_at_paper_scale(table: str, runs: int, checkout: Path) -> None:
-    cells = target_cells(load_table(checkout, table, ["scale=paper"]), {}, checkout=checkout)
+    cells = load_table(checkout, table, ["scale=paper"]).cells({})
     assert len(cells) == runs and len({c.id for c in cells}) == runs and not any(c.waits_for for c in cells)
     if table == "table4":
-        xi = {(c.column, c.row): c.spec["method"].get("xi") for c in cells if c.spec is not None}
+        xi = {(c.column, c.row): c.spec.method.xi for c in cells if c.spec is not None}
         assert xi["llama_7b", "nora_plus"] == 0.02 and xi["llama2_7b", "nora_plus"] == 0.1
     else:
-        (pissa,) = {(c.spec["method"]["rank"], c.spec["protocol"]["epochs"]) for c in cells if c.row == "pissa"}  # type: ignore[index]
+        (pissa,) = {(c.spec.method.rank, c.spec.protocol.epochs) for c in cells if c.row == "pissa" and c.spec}
         assert pissa == (64, 1)
 
 

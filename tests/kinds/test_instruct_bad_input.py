@@ -18,12 +18,12 @@ from huggingface_hub.errors import GatedRepoError
 from transformers import AutoTokenizer
 
 from nora import tasks
-from nora.config.schema import FinetuneSpec, TaskSpec
-from nora.config.spec import compose_run
+from nora.config.schema import TaskSpec
 from nora.errors import RunFailed, UserError
 from nora.execution import prefetch
-from nora.kinds import bases
-from nora.kinds.rows import Rows, load_instruct_rows
+from nora.kinds import FinetuneSpec, compose_run
+from nora.kinds.parts import bases
+from nora.kinds.parts.rows import Rows, load_instruct_rows
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.tasks.instruct import commonsense
@@ -51,10 +51,7 @@ def test_a_gated_model_names_its_licence_page_and_the_token(
     monkeypatch.setattr(prefetch, "_model_entry", shut)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "revisions.lock").write_text("{}")
-    spec = {
-        "kind": "finetune", "model": {"source": "hub", "weights": "pretrained", "repo": LLAMA2},
-        "task": {"source": "slice"},
-    }  # fmt: skip
+    spec, _, _ = compose_run(checkout, ["scale=paper", "model=llama2_7b", "task=cb", "task.source=slice"])
     with pytest.raises(UserError) as caught:
         prefetch.prefetch([spec], tmp_path, dry_run=False)
     said = str(caught.value)

@@ -15,12 +15,12 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nora import tasks
-from nora.config.schema import FinetuneSpec, InstructProtocol
-from nora.config.spec import compose_run
 from nora.errors import UserError
-from nora.kinds.bases import load_base
-from nora.kinds.merged import write_merged
-from nora.kinds.rows import load_instruct_rows
+from nora.kinds import FinetuneSpec, compose_run
+from nora.kinds.instruct import InstructProtocol
+from nora.kinds.parts.bases import load_base
+from nora.kinds.parts.merged import write_merged
+from nora.kinds.parts.rows import load_instruct_rows
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.training.generation import Decoding, answer

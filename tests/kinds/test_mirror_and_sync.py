@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nora import kinds
 from nora.errors import RunFailed
 from nora.execution import tracker
 from nora.execution.tracker import history, sync
@@ -51,13 +53,11 @@ def test_a_dead_server_delays_a_start_by_less_than_a_second(
     _Server(seconds=5).install(monkeypatch)
     monkeypatch.setattr(tracker, "_FINISH_SECONDS", 0.2)
     started = time.monotonic()
-    opened = tracker.open_mirror(
-        "online", project="p", run_id="i", group="g", name="n", tags=[], config={}, folder=tmp_path
-    )
+    opened = tracker.WandbTracker(partial(tracker.open_run, "online", project="p", run_id="i", folder=tmp_path))
     assert not opened._thread.is_alive(), "importing W&B waits until the run has begun"  # type: ignore[attr-defined]
     opened.log({"loss": 1.0}, 1)
     assert time.monotonic() - started < 1.0
-    opened.finish({})
+    opened.finish()
     assert time.monotonic() - started < 2.0 and "nora sync-wandb" in caplog.text
 
 
@@ -73,7 +73,7 @@ def test_sync_uploads_every_step_once_under_the_runs_id(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     record, _ = run("method=lora", store=tmp_path)
-    store, specs = Store(tmp_path), {record.id: record.spec}
+    store, specs = Store(tmp_path), {record.id: kinds.spec_of(record)}
     server = _Server(broken=True)
     server.install(monkeypatch)
     assert sync(store, specs, project="p", dry_run=True)[0].endswith("4 steps would be uploaded")
@@ -98,8 +98,8 @@ def test_the_history_of_a_run_goes_over_its_attempts(tmp_path: Path) -> None:
 
 def test_a_kept_base_gives_the_same_result(run: Run, checkout: Path, tmp_path: Path) -> None:
     """Two runs of one task of an array share one loaded base, which neither changes (PiSSA moves base weights)."""
-    from nora.config.spec import compose_run
     from nora.execution.execute import execute
+    from nora.kinds import compose_run
 
     for method in ("pissa", "lora"):
         alone, _ = run(f"method={method}", store=tmp_path / "alone")

@@ -23,7 +23,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 from nora.execution.execute import execute
-from nora.config.spec import compose_run
+from nora.kinds import compose_run
 from nora.store.runs import Store
 spec, settings, _ = compose_run(Path.cwd(), ["scale=smoke", "model=opt_1.3b", "model.max_length=1024", "task=cb",
                                              "exec.device=cpu", "exec.progress=false", "exec.wandb=offline"])

@@ -12,11 +12,11 @@ import pytest
 
 from nora.errors import RunFailed
 from nora.execution import prefetch
+from nora.kinds import compose_run
 
 REPO = "facebook/opt-1.3b"
-SPEC = {
-    "kind": "finetune", "model": {"source": "hub", "weights": "pretrained", "repo": REPO}, "task": {"source": "slice"},
-}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+SPEC, _, _ = compose_run(ROOT, ["scale=smoke", "model=opt_1.3b", "task=cb"])
 
 
 @pytest.fixture
@@ -87,8 +87,7 @@ def test_files_of_github_that_are_here_are_not_fetched_again(site: Path, monkeyp
         return io.BytesIO(json.dumps([0] * counts[path]).encode())
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
-    spec = {"kind": "finetune", "model": {"source": "slice"}, "task": {
-        "source": "hub", "suite": "instruct", "name": "commonsense"}}  # fmt: skip
+    spec, _, _ = compose_run(ROOT, ["scale=smoke", "task=commonsense", "protocol=llm_adapters", "task.source=hub"])
     prefetch.prefetch([spec], site, dry_run=False)
     assert sorted(asked) == sorted(counts)
     (site / DOWNLOADS / task.COMMIT / task.TRAIN_FILE).write_text("cut off")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nora.config.spec import compose_run, run_id, spec_dict, versionless_id
+from nora.config.spec import run_id, spec_dict, versionless_id
+from nora.kinds import compose_run
 
 
 def _id(checkout: Path, *overrides: str) -> str:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nora.cli import main
 from nora.errors import RunFailed
-from nora.kinds.sizing import answering_table, measure, training_table
+from nora.kinds.parts.sizing import answering_table, measure, training_table
 from nora.store.record import Record
 from nora.training import generation
 from nora.training.objectives import ClassificationObjective, InstructObjective

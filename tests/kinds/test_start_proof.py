@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nora.config.schema import FactorizeSpec, ProblemSpec, StartSpec
-from nora.config.spec import compose_run
 from nora.errors import RunFailed
 from nora.execution.execute import execute
 from nora.factorization import Problem, State, starts
-from nora.kinds import factorize
-from nora.kinds.factorize import expected_start, prove_start
+from nora.kinds import FactorizeSpec, compose_run
+from nora.kinds.factorize import ProblemSpec, StartSpec
+from nora.kinds.parts.factors import build_problem, build_start, expected_start, prove_start
 from nora.store.runs import Store
 
 SETTINGS = {
@@ -30,7 +29,7 @@ SETTINGS = {
 def _problem(symmetric: bool) -> Problem:
     n = None if symmetric else 18
     spec = ProblemSpec(name="p", symmetric=symmetric, m=24, n=n, rank=6, spectrum="geometric", count=8, kappa=100.0)
-    return factorize.build_problem(spec, 3)
+    return build_problem(spec, 3)
 
 
 def test_every_start_has_a_formula() -> None:
@@ -43,7 +42,7 @@ CASES = sorted({(name, symmetric) for name in SETTINGS for symmetric in (True, F
 @pytest.mark.parametrize(("name", "symmetric"), CASES)
 def test_a_start_is_its_formula_and_no_other_starts(name: str, symmetric: bool) -> None:
     problem = _problem(symmetric)
-    state = factorize.build_start(SETTINGS[name], problem, 3)
+    state = build_start(SETTINGS[name], problem, 3)
     assert prove_start(SETTINGS[name], problem, state, 3)["passed"]
     assert not prove_start(SETTINGS[name], problem, state, 4)["passed"], "another seed's draw"
     for other, spec in SETTINGS.items():
@@ -54,7 +53,7 @@ def test_a_start_is_its_formula_and_no_other_starts(name: str, symmetric: bool) 
 
 def test_a_partner_that_is_not_zero_fails() -> None:
     problem, spec = _problem(False), SETTINGS["nystrom"]
-    state = factorize.build_start(spec, problem, 3)
+    state = build_start(spec, problem, 3)
     assert state.Y is not None
     assert not prove_start(spec, problem, State(state.X, state.Y + 1e-6), 3)["passed"]
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from nora.config.spec import compose_run, run_id
+from nora.config.spec import run_id
 from nora.errors import Interrupted, RunFailed
 from nora.execution.execute import execute
 from nora.files import canonical_json
-from nora.kinds.recipe import Update
+from nora.kinds import compose_run
+from nora.kinds.parts.recipe import Update
 from nora.store.runs import Store, read_json_lines
+from nora.store.states import run_state
 
 FACTORIZE = ["kind=factorize", "problem.m=60", "protocol.iterations=40", "exec.device=cpu", "exec.progress=false"]
 FINETUNE = ["scale=smoke", "task=cb", "method=nora_plus", "exec.device=cpu", "exec.progress=false"]
@@ -39,7 +41,7 @@ def test_a_factorisation_stops_between_steps_and_starts_afresh(polls: int, check
     store = Store(tmp_path / "stopped")
     with pytest.raises(Interrupted, match=f"stopped at step {polls}, it starts afresh"):
         _execute(checkout, FACTORIZE, store.root, stop_requested=_after(polls))
-    assert store.state("factorize", whole.id).state == "interrupted" and store.failures("factorize", whole.id) == 0
+    assert run_state(store, "factorize", whole.id).state == "interrupted" and store.failures("factorize", whole.id) == 0
     record = _execute(checkout, FACTORIZE, store.root)
     assert canonical_json(record.result) == canonical_json(whole.result) and record.run["attempt"] == 2
 
@@ -91,7 +93,7 @@ def test_a_deployment_stops_between_its_hosts(checkout: Path, tmp_path: Path) ->
     with pytest.raises(Interrupted, match="it starts afresh"):
         _execute(checkout, words, tmp_path, stop_requested=lambda: True)
     identity = run_id(compose_run(checkout, words)[0])
-    assert Store(tmp_path).state("deployment", identity).state == "interrupted"
+    assert run_state(Store(tmp_path), "deployment", identity).state == "interrupted"
 
 
 def test_a_failure_in_the_final_evaluation_is_retried_from_the_trained_state(checkout: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from nora.config.spec import run_id
 from nora.files import publish_once, write_atomic
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store, read_json_lines
+from nora.store.states import run_state, take_snapshot
 
 SPEC = {"kind": "finetune", "seed": 0, "protocol": {"name": "mezo", "version": 1}}
 ID = run_id(SPEC)
@@ -120,18 +121,18 @@ def test_a_damaged_record_is_seen_named_and_repaired(name: str, tmp_path: Path) 
     with pytest.raises(DamagedRecord) as error:
         store.read("finetune", ID)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-    assert store.state("finetune", ID).state == "damaged"
-    assert list(store.records()) == []
-    assert len(store.damaged()) == 1
+    assert run_state(store, "finetune", ID).state == "damaged"
+    assert list(take_snapshot(store).values()) == []
+    assert len(take_snapshot(store).damaged) == 1
     assert store.publish_record(_record(0.6)), "a valid record takes the place of a damaged one"
-    assert store.state("finetune", ID).state == "done" and store.damaged() == []
+    assert run_state(store, "finetune", ID).state == "done" and take_snapshot(store).damaged == {}
 
 
 def test_states_of_a_run(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def state() -> tuple[str, str]:
-        found = store.state("finetune", ID)
+        found = run_state(store, "finetune", ID)
         return found.state, found.reason
 
     assert state() == ("missing", "")
@@ -143,7 +144,7 @@ def test_states_of_a_run(tmp_path: Path) -> None:
     assert state() == ("running", "attempt 2")
     second.fail("ValueError: again")
     store.publish_record(_record(status="diverged"))
-    assert state() == ("diverged", "at step 7")
+    assert state() == ("diverged", "step 7, the loss")
 
 
 def test_a_killed_process_is_failed_and_a_reused_pid_is_not_it(tmp_path: Path) -> None:
@@ -154,10 +155,10 @@ def test_a_killed_process_is_failed_and_a_reused_pid_is_not_it(tmp_path: Path) -
     (attempt.path / "owner.json").write_text(json.dumps({**owner, "process_started": "1"}))
     assert not attempt.is_alive(), "this pid lives, but it is another process"
     (attempt.path / "owner.json").write_text(json.dumps({**owner, "pid": 2**22 + 1}))
-    assert store.state("finetune", ID).state == "failed"
-    assert "killed?" in store.state("finetune", ID).reason
+    assert run_state(store, "finetune", ID).state == "failed"
+    assert "killed?" in run_state(store, "finetune", ID).reason
     (attempt.path / "owner.json").write_text("{")
-    assert store.state("finetune", ID).state == "failed"
+    assert run_state(store, "finetune", ID).state == "failed"
 
 
 def test_on_another_host_the_heartbeat_decides(tmp_path: Path) -> None:

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nora import cli
-from nora.config.schema import KINDS
-from nora.config.spec import compose_run
+from nora import cli, kinds
 from nora.errors import RunFailed, UserError
+from nora.kinds import compose_run
 from nora.launch.canary import canary_cells
 from nora.launch.plan import plan
 from nora.launch.profile import Profile, load_profile
 from nora.launch.submission import create, layout, load
 from nora.launch.submit import RunTask, script
 from nora.store.runs import Store
+from nora.store.states import Snapshot, take_snapshot
+from nora.tables.cell import Cell
 from nora.tables.estimate import memory_gib
-from nora.tables.search import Cell, cells
-from nora.tables.table import load_table
+from nora.tables.methods import load_table
 
 Out = pytest.CaptureFixture[str]
 
@@ -33,14 +33,14 @@ def _profile(checkout: Path, *more: str) -> Profile:
 
 def _cells(checkout: Path, *more: str) -> list[Cell]:
     table = load_table(checkout, "table2", ["scale=smoke", "method=lora", *more])
-    return cells(table, {}, checkout=checkout)
+    return table.cells({})
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.yaml")))
 def test_every_profile_is_valid(path: Path, checkout: Path) -> None:
     profile = _profile(checkout, f"exec.profile={path.stem}")
     assert profile.setup[0] == "set -euo pipefail"
-    assert set(profile.resources) == set(KINDS), "every target can be launched"
+    assert set(profile.resources) == set(kinds.names()), "every target can be launched"
 
 
 @pytest.mark.parametrize(
@@ -175,15 +175,15 @@ def test_the_payload_is_small_and_names_only_itself() -> None:
 
 def test_canaries_are_one_short_run_per_class_with_ids_of_their_own(checkout: Path, tmp_path: Path) -> None:
     made = _cells(checkout)
-    short = canary_cells(plan(made, Store(tmp_path), {}))
+    short = canary_cells(plan(made, Store(tmp_path), Snapshot({})))
     assert len(short) == 1 and short[0].id not in {c.id for c in made}
-    assert short[0].spec is not None and short[0].spec["protocol"]["max_steps"] == 20
+    assert short[0].spec is not None and short[0].spec.protocol.max_steps == 20
 
 
 def test_a_canary_is_the_largest_run_of_its_class(checkout: Path, tmp_path: Path) -> None:
     """SST-2 comes first and has short rows; memory is asked for the longest ones."""
     table = load_table(checkout, "table2", ["scale=paper", "method=lora", "seed=0"])
-    planned = plan(cells(table, {}, checkout=checkout), Store(tmp_path), {})
+    planned = plan(table.cells({}), Store(tmp_path), Snapshot({}))
     (cell,) = canary_cells(planned)
     assert memory_gib(cell)[0] == max(memory_gib(p.cell)[0] or 0 for p in planned)
 
@@ -195,4 +195,4 @@ def test_a_canary_here_prints_memory_and_step_time(capsys: Out, tmp_path: Path) 
     assert cli.main(["launch", *words, "--canary"]) == 0
     out = capsys.readouterr().out
     assert "ms a step" in out and "GiB of memory" in out
-    assert list(Store(tmp_path).records()) == [], "the table's own store is untouched"
+    assert list(take_snapshot(Store(tmp_path)).values()) == [], "the table's own store is untouched"

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from nora import cli
-from nora.config.spec import compose_run
+from nora.kinds import compose_run
 from nora.launch.profile import _for_bash_alone, place
 from nora.store.runs import Store
+from nora.store.states import take_snapshot
 
 Out = pytest.CaptureFixture[str]
 
@@ -33,7 +34,7 @@ def test_a_multirun_through_submitit_local(checkout: Path, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert {r.spec["method"]["name"] for r in Store(tmp_path / "r").records()} == {"lora", "nora"}
+    assert {r.spec["method"]["name"] for r in take_snapshot(Store(tmp_path / "r")).values()} == {"lora", "nora"}
 
 
 def _place(checkout: Path, *words: str) -> tuple[list[str], str, dict[str, Any]]:

@@ -13,22 +13,27 @@ from pathlib import Path
 import pytest
 
 from nora import cli
+from nora.kinds import compose_run
 from nora.launch.local import Finished, run_cells
 from nora.store.runs import Store
-from nora.tables.search import cells
-from nora.tables.table import load_table
+from nora.store.states import run_state, take_snapshot
+from nora.tables.methods import load_table
+from nora.workspace import Workspace
 
 
 @pytest.mark.slow
 def test_a_killed_process_fails_its_run_and_leaves_the_others_alone(checkout: Path, tmp_path: Path) -> None:
     """One cell trains far too long and its process gets SIGKILL each time it appears; the other two are done."""
     table = load_table(checkout, "table2", ["scale=smoke", "task=cb,sst2", "seed=0", "method=lora"])
-    short = [c for c in cells(table, {}, checkout=checkout)]
+    short = [c for c in table.cells({})]
     endless = load_table(
         checkout, "table2", ["scale=smoke", "task=rte", "seed=0", "method=lora", "protocol.epochs=9999"]
     )
-    (victim,) = cells(endless, {}, checkout=checkout)
+    (victim,) = endless.cells({})
     store = Store(tmp_path)
+    workspace = Workspace(
+        checkout, store, compose_run(checkout, ["exec.progress=false", "exec.device=cpu", "exec.threads=1"])[1]
+    ).with_store(store)
     killed: set[int] = set()
     over = threading.Event()
 
@@ -48,10 +53,8 @@ def test_a_killed_process_fails_its_run_and_leaves_the_others_alone(checkout: Pa
     try:
         finished = run_cells(
             [replace(victim), *short],
-            checkout=checkout,
+            workspace,
             processes=2,
-            threads=1,
-            exec_overrides=[f"exec.results={tmp_path}", "exec.progress=false", "exec.device=cpu"],
             on_finished=seen.append,
         )
     finally:
@@ -61,8 +64,8 @@ def test_a_killed_process_fails_its_run_and_leaves_the_others_alone(checkout: Pa
     assert {f.cell.id: f.state for f in finished} == {victim.id: "failed", **{c.id: "done" for c in short}}
     assert "killed" in next(f.message for f in finished if f.cell.id == victim.id)
     assert len(killed) == 2, "tried twice"
-    assert store.state("finetune", str(victim.id)).state == "failed"
-    assert [store.state("finetune", str(c.id)).state for c in short] == ["done", "done"]
+    assert run_state(store, "finetune", str(victim.id)).state == "failed"
+    assert [run_state(store, "finetune", str(c.id)).state for c in short] == ["done", "done"]
 
 
 @pytest.mark.slow
@@ -70,7 +73,7 @@ def test_launch_then_collate_a_table_of_real_runs(checkout: Path, tmp_path: Path
     words = ["table2", "scale=smoke", "task=cb", "seed=0", f"exec.results={tmp_path}", "exec.processes=1"]
     assert cli.main(["launch", *words]) == 0
     store = Store(tmp_path)
-    records = list(store.records())
+    records = list(take_snapshot(store).values())
     assert {r.spec["method"]["name"] for r in records} == {
         "lora", "lora_p", "pissa", "olora", "nora", "nora_plus", "prefix"
     }  # fmt: skip

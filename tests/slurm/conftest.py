@@ -17,6 +17,7 @@ from testbed import STAGE_1, Testbed
 from nora import cli
 from nora.files import canonical_json
 from nora.store.runs import Store
+from nora.store.states import take_snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "slurm" / "testbed"
@@ -89,5 +90,5 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> str:
         patch.chdir(root)
         words = ["table2", "scale=smoke", *STAGE_1, f"exec.results={folder}", "exec.processes=1"]
         cli.main(["launch", *words])
-    (record,) = Store(folder).records()
+    (record,) = take_snapshot(Store(folder)).values()
     return canonical_json(record.result)

@@ -11,6 +11,7 @@ import pytest
 from testbed import Testbed
 
 from nora import cli
+from nora.store.states import take_snapshot
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -51,7 +52,7 @@ def test_a_snapshot_is_what_runs(slurm: Testbed, clone: Path, capsys: Out) -> No
     (clone / "conf" / "method" / "lora.yaml").write_text("name: edited\n")
     slurm.ask("scontrol", "update", "partition=gpu", "state=up")
     slurm.wait(slurm.idle)
-    (record,) = slurm.store.records()
+    (record,) = take_snapshot(slurm.store).values()
     assert record.run["commit"] == commit.strip() and record.run["dirty"] is False, slurm.logs()
     subprocess.run(["git", "checkout", "-q", "--", "conf"], cwd=clone, check=True)
     assert cli.main(["launch", *slurm.words("task=rte", "seed=0", "method=lora", "exec.code=snapshot")]) == 2

@@ -13,8 +13,10 @@ import pytest
 from testbed import STAGE_1, Testbed, ends_identically, job_of, launch_and_wait_for_step, long_run
 
 from nora import cli
-from nora.config.spec import compose_run, run_id
+from nora.config.spec import run_id
+from nora.kinds import compose_run
 from nora.launch import slurm as client
+from nora.store.states import run_state
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -66,7 +68,7 @@ def test_a_cancelled_run_is_continued_by_the_next_launch(slurm: Testbed, quiet: 
     kind, identity = launch_and_wait_for_step(slurm, 30)
     assert slurm.nora("cancel", *STAGE_1) == 0
     slurm.wait(slurm.idle)
-    assert slurm.store.state(kind, identity).state in ("interrupted", "failed")
+    assert run_state(slurm.store, kind, identity).state in ("interrupted", "failed")
     assert slurm.nora("launch", *STAGE_1) == 0
     ends_identically(slurm, kind, identity, quiet)
 
@@ -131,11 +133,11 @@ def test_a_second_start_of_a_live_run_says_so_and_ends_well(
 ) -> None:
     """While SLURM runs it, a start by hand does nothing and exits 0."""
     kind, identity = launch_and_wait_for_step(slurm, 5)
-    from nora.tables.search import cells
-    from nora.tables.table import load_table
+
+    from nora.tables.methods import load_table
 
     table = load_table(checkout, "table2", ["scale=smoke", *STAGE_1])
-    (cell,) = [c for c in cells(table, {}, checkout=checkout) if c.stage == 1]
+    (cell,) = [c for c in table.cells({}) if c.stage == 1]
     assert cli.main(["run", *cell.overrides, f"exec.results={slurm.results}", "exec.progress=false"]) == 0
     assert f"run {identity} is running: attempt 1" in capsys.readouterr().out
     ends_identically(slurm, kind, identity, quiet, resumed=False)

@@ -15,6 +15,7 @@ from nora import cli
 from nora.launch import submit as submit_module
 from nora.launch.queue import read_queue
 from nora.launch.slurm import Task
+from nora.store.states import take_snapshot
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -43,7 +44,7 @@ def test_a_table_from_plan_to_collate(slurm: Testbed, capsys: Out) -> None:
     assert slurm.nora("launch", *words) == 0
     assert "nothing to submit: 2 done" in capsys.readouterr().out
     assert slurm.submitted() - slurm.states()["PENDING"] >= 2
-    records = list(slurm.store.records())
+    records = list(take_snapshot(slurm.store).values())
     assert len(records) == 2 and all(r.run["job"] and r.run["peak_memory_gib"] > 0 for r in records)
     assert slurm.nora("collate", *words) == 0
     assert slurm.nora("verify", *words) == 0
@@ -78,20 +79,22 @@ def test_two_hundred_runs_are_submitted_in_seconds(
     """Submission alone: one array, payloads of a few hundred bytes."""
     from dataclasses import replace
 
-    from nora.config.spec import compose_run, run_id, spec_dict
-    from nora.launch.cluster import Cluster, submit_cells
+    from nora.config.spec import run_id
+    from nora.kinds import compose_run
+    from nora.launch.cluster import submit_cells
     from nora.launch.profile import load_profile
-    from nora.tables.search import Cell
+    from nora.tables.cell import Cell
+    from nora.workspace import Workspace
 
     _hold(slurm)
     spec, settings, _ = compose_run(checkout, [*slurm.words()[1:], "task=cb", "method=lora"])
     made = []
     for seed in range(200):
-        plain = spec_dict(replace(spec, seed=seed))
-        made.append(Cell("table2", "smoke", "lora", "cb", seed, 1, {}, (), plain, run_id(plain)))
+        one = replace(spec, seed=seed)
+        made.append(Cell("table2", "smoke", "lora", "cb", seed, 1, {}, (), one, run_id(one)))
     before = slurm.submitted()
     started = time.monotonic()
-    submit_cells("table2", made, load_profile(checkout, settings), Cluster(checkout, slurm.store, settings))
+    submit_cells("table2", made, load_profile(checkout, settings), Workspace(checkout, slurm.store, settings))
     seconds = time.monotonic() - started
     record_property("seconds_for_200_runs", seconds)
     print(f"200 runs submitted in {seconds:.2f} s")

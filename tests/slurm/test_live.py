@@ -13,6 +13,7 @@ from testbed import STAGE_1, Testbed, ends_identically, job_of, launch_and_wait_
 from nora import cli
 from nora.files import canonical_json
 from nora.store.runs import Store
+from nora.store.states import run_state, take_snapshot
 from nora.verbs import campaign
 
 pytestmark = pytest.mark.slurm
@@ -27,8 +28,8 @@ def test_a_canary_runs_first_and_prints_memory_and_speed(slurm: Testbed, capsys:
     out = capsys.readouterr().out
     assert "submitted 1 runs of finetune/opt_smoke in 1 tasks" in out and out.count("canary lora") == 1
     assert "ms a step" in out and "GiB of memory" in out
-    assert slurm.submitted() - before == 1 and list(slurm.store.records()) == []
-    (record,) = Store(slurm.results / "canary").records()
+    assert slurm.submitted() - before == 1 and list(take_snapshot(slurm.store).values()) == []
+    (record,) = take_snapshot(Store(slurm.results / "canary")).values()
     assert record.run["job"] and record.metrics["steps"] <= 20
     assert slurm.nora("launch", *words, "--canary") == 0
     assert "submitted" not in (again := capsys.readouterr().out) and "ms a step" in again
@@ -71,7 +72,7 @@ def test_without_requeue_a_stopped_job_is_left_to_the_next_launch(
     kind, identity = launch_and_wait_for_step(slurm, 5, f"exec.profile={site}")
     subprocess.run(["scancel", "--signal=USR2", job_of(slurm, kind, identity)], check=True)
     slurm.wait(slurm.idle)
-    assert slurm.store.state(kind, identity).state == "interrupted"
+    assert run_state(slurm.store, kind, identity).state == "interrupted"
     assert "the profile says requeue: false" in slurm.logs()
     assert slurm.nora("launch", *STAGE_1) == 0
     ends_identically(slurm, kind, identity, quiet)
@@ -99,14 +100,14 @@ def test_the_schedulers_own_time_limit(slurm: Testbed, checkout: Path, tmp_path:
         assert slurm.nora("launch", *words, f"exec.profile={path.stem}", "exec.checkpoint_every=100000") == 0
     finally:
         path.unlink()
-    slurm.wait(lambda: bool(list(slurm.store.records())), 800)
-    (record,) = slurm.store.records()
+    slurm.wait(lambda: bool(list(take_snapshot(slurm.store).values())), 800)
+    (record,) = take_snapshot(slurm.store).values()
     assert record.run["attempt"] > 1 and record.run["resumed_at_step"] > 0
     attempts = slurm.store.attempts("finetune", record.id)
     assert all("its state is saved" in str(a.interruption()) for a in attempts[:-1])
     assert slurm.store.failures("finetune", record.id) == 0
     cli.main(["launch", "table2", "scale=smoke", *words, f"exec.results={tmp_path / 'quiet'}", "exec.processes=1"])
-    (expected,) = Store(tmp_path / "quiet").records()
+    (expected,) = take_snapshot(Store(tmp_path / "quiet")).values()
     assert canonical_json(record.result) == canonical_json(expected.result)
 
 

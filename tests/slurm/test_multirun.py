@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from testbed import Testbed
 
+from nora.store.states import take_snapshot
+
 pytestmark = pytest.mark.slurm
 
 
@@ -33,7 +35,7 @@ def test_a_multirun_goes_where_the_profile_says(slurm: Testbed, checkout: Path, 
     finally:
         (folder / f"{site}.yaml").unlink()
     assert done.returncode == 0, done.stderr
-    records = list(slurm.store.records())
+    records = list(take_snapshot(slurm.store).values())
     slurm.wait(slurm.idle)
     assert {r.spec["method"]["name"] for r in records} == {"lora", "nora"}
     for record in records:

@@ -92,12 +92,12 @@ STAGE_1 = ["task=cb", "seed=0", "method=lora", "protocol.epochs=100", "method.dr
 
 def long_run(slurm: Testbed) -> tuple[str, str]:
     """The only run of STAGE_1 as (kind, id)."""
-    from nora.tables.search import cells
-    from nora.tables.table import load_table
+
+    from nora.tables.methods import load_table
 
     root = Path(__file__).resolve().parents[2]
     table = load_table(root, "table2", ["scale=smoke", *STAGE_1])
-    (cell,) = [c for c in cells(table, {}, checkout=root) if c.stage == 1]
+    (cell,) = [c for c in table.cells({}) if c.stage == 1]
     return "finetune", str(cell.id)
 
 

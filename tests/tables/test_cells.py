@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nora.config.spec import compose_run, run_id
+from nora.config.spec import run_id
 from nora.errors import UserError
-from nora.tables.search import SpecBook, cells, chosen_settings
-from nora.tables.table import load_table
+from nora.kinds import compose_run
+from nora.tables.methods import load_table
 from nora.tables.target import load_target
 from synthetic import complete, record_of
 
@@ -18,9 +18,8 @@ from synthetic import complete, record_of
 @pytest.mark.parametrize("scale", ["mini", "paper"])
 def test_random_cells_have_the_id_of_their_printed_command(scale: str, checkout: Path) -> None:
     table = load_table(checkout, "table2", [f"scale={scale}"])
-    book = SpecBook(checkout, table)
-    first = [c for c in cells(table, {}, checkout=checkout, book=book) if c.id]
-    made = cells(table, {str(c.id): record_of(c) for c in first}, checkout=checkout, book=book)
+    first = [c for c in table.cells({}) if c.id]
+    made = table.cells({str(c.id): record_of(c) for c in first})
     assert all(c.id for c in made) and len({c.row for c in made}) == 7
     for cell in random.Random(0).sample(made, 25):
         spec, _, found_scale = compose_run(checkout, cell.overrides)
@@ -29,13 +28,13 @@ def test_random_cells_have_the_id_of_their_printed_command(scale: str, checkout:
 
 def test_counts_at_mini_and_the_budget_of_20_runs_per_task_and_seed(checkout: Path) -> None:
     table = load_table(checkout, "table2", ["task=cb", "seed=0"])
-    assert len(cells(table, {}, checkout=checkout)) == 4 + 2 + 2 + 2 + 4 + 4 + 2 <= 20
-    assert len(cells(load_table(checkout, "table2"), {}, checkout=checkout)) == 20 * 8 * 3
+    assert len(table.cells({})) == 4 + 2 + 2 + 2 + 4 + 4 + 2 <= 20
+    assert len(load_table(checkout, "table2").cells({})) == 20 * 8 * 3
 
 
 def test_stage_2_waits_until_the_first_methods_search_is_complete(checkout: Path) -> None:
     table = load_table(checkout, "table2", ["scale=mini", "seed=0,1", "task=sst2,cb"])
-    made = cells(table, {}, checkout=checkout)
+    made = table.cells({})
     stage1 = [c for c in made if c.stage == 1]
     waiting = [c for c in made if c.waits_for]
     assert {c.row for c in stage1} == {"lora"} and len(stage1) == 2 * 2 * 4
@@ -44,12 +43,12 @@ def test_stage_2_waits_until_the_first_methods_search_is_complete(checkout: Path
 
     records = {str(c.id): record_of(c) for c in stage1}
     last = [c for c in stage1 if c.column == "cb"][-1]
-    partly = cells(table, {k: r for k, r in records.items() if k != last.id}, checkout=checkout)
+    partly = table.cells({k: r for k, r in records.items() if k != last.id})
     assert {c.column for c in partly if c.waits_for} == {"cb"}, "one missing seed of one task holds up that task alone"
 
-    opened = cells(table, records, checkout=checkout)
+    opened = table.cells(records)
     assert len(opened) == len(made) and not any(c.waits_for for c in opened)
-    best = chosen_settings(table, SpecBook(checkout, table), "lora", "cb", records, checkout)
+    best = table.chosen("lora", "cb", records)
     assert best is not None
     sizes = {c.settings["protocol.batch_size"] for c in opened if c.column == "cb" and c.row != "lora"}
     assert sizes == {best["protocol.batch_size"]}, "LoRA's batch size is taken over"
@@ -58,13 +57,12 @@ def test_stage_2_waits_until_the_first_methods_search_is_complete(checkout: Path
 def test_the_choice_is_the_best_dev_accuracy_averaged_over_seeds(checkout: Path) -> None:
     """Recomputed from the records by hand; the test metric is not looked at."""
     table = load_table(checkout, "table2", ["seed=0,1", "task=cb"])
-    records = complete(table, checkout)
-    book = SpecBook(checkout, table)
+    records = complete(table)
     for method in ("lora", "nora"):
         means: dict[tuple[object, ...], list[float]] = {}
         chosen_batch = None
         if method != "lora":
-            lora = chosen_settings(table, book, "lora", "cb", records, checkout)
+            lora = table.chosen("lora", "cb", records)
             assert lora is not None
             chosen_batch = lora["protocol.batch_size"]
         for r in records.values():
@@ -73,15 +71,15 @@ def test_the_choice_is_the_best_dev_accuracy_averaged_over_seeds(checkout: Path)
                     key = (r.spec["protocol"]["batch_size"], r.spec["protocol"]["lr"], r.spec["method"].get("xi"))
                     means.setdefault(key, []).append(r.metrics["dev"]["accuracy"])
         best = max(means, key=lambda k: sum(means[k]) / 2)
-        found = chosen_settings(table, book, method, "cb", records, checkout)
+        found = table.chosen(method, "cb", records)
         assert found is not None
         assert (found["protocol.batch_size"], found["protocol.lr"], found.get("method.xi")) == best
 
 
 def test_a_further_override_reaches_every_cell_and_its_id(checkout: Path) -> None:
     table = load_table(checkout, "table2", ["task=cb", "seed=0", "method=lora", "protocol.epochs=1"])
-    for cell in cells(table, {}, checkout=checkout):
-        assert cell.spec is not None and cell.spec["protocol"]["epochs"] == 1
+    for cell in table.cells({}):
+        assert cell.spec is not None and cell.spec.protocol.epochs == 1
         assert run_id(compose_run(checkout, cell.overrides)[0]) == cell.id
 
 
@@ -108,4 +106,4 @@ def test_an_unknown_table_and_a_choice_that_is_not_there(checkout: Path) -> None
         load_target(checkout, "table2", ["nonsense"])
     table = load_table(checkout, "table2", ["search=chosen", "scale=smoke"])
     with pytest.raises(UserError, match="not there yet"):
-        cells(table, {}, checkout=checkout)
+        table.cells({})

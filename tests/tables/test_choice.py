@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nora.store.record import Record
-from nora.tables.search import Trial, choose, grid_points, summarize
+from nora.tables.choice import Trial, choose, grid_points, summarize
 
 
 def _trial(metric: float, loss: float, lr: float = 1e-3, xi: float = 0.1, **changes: Any) -> Trial:

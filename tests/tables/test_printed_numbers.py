@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nora.tables.methods import Table
 from nora.tables.printed import printed_grid, printed_settings
-from nora.tables.table import Table
 from nora.tables.target import load_target
 
 METHODS = ("prefix", "lora", "olora", "pissa", "nora", "nora_plus")

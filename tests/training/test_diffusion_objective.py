@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from diffusion_twins import noise_picture, tiny_unet, tiny_vae
-from nora.kinds import pipelines
+from nora.kinds.parts import pipelines
 from nora.training.diffusion.objective import Draws, LatentCache, NoisePrediction, corner, resize, to_tensor
 from nora.training.loop import LoopSettings, make_state, train_step
 

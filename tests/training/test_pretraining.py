@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from make_base.text import PretrainSettings, perplexity, pretrain
-from nora.kinds.bases import random_model
+from nora.kinds.parts.bases import random_model
 from twins import same_bytes, snapshot
 
 SETTINGS = PretrainSettings(

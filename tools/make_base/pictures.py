@@ -27,7 +27,7 @@ from make_base.scenes import Dice, caption, draw_at_random, draw_scene
 from nora import streams
 from nora.execution import provenance
 from nora.files import sha256_file, write_atomic
-from nora.kinds.pipelines import SCHEDULER, make_scheduler, make_text_encoder, make_unet, make_vae
+from nora.kinds.parts.pipelines import SCHEDULER, make_scheduler, make_text_encoder, make_unet, make_vae
 from nora.training.diffusion.pictures import draw_pictures, strip
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"

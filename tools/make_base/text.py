@@ -22,7 +22,7 @@ from nora import tasks
 from nora.errors import UserError
 from nora.execution import provenance
 from nora.files import sha256_file, write_atomic
-from nora.kinds.bases import random_model
+from nora.kinds.parts.bases import random_model
 from nora.streams import generator
 from nora.training.scoring import Assessor, Split
 

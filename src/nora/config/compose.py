@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nora.config import limits
-from nora.errors import UserError
+from nora.errors import UserError, nearest
+from nora.files import Json
 
 
 def choices(conf: Path, group: str) -> list[str]:
@@ -50,9 +51,7 @@ def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
             continue
         allowed = choices(conf, group)
         if re.fullmatch(r"[\w.\-]*", value) and value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            problems.append(f"{group}: given {value!r}, allowed {', '.join(allowed)}{hint}")
+            problems.append(f"{group}: given {value!r}, allowed {', '.join(allowed)}{nearest(value, allowed)}")
     if problems:
         raise UserError("; ".join(problems))
 
@@ -63,7 +62,7 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 
-def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Json]:
     """The composed, resolved config as plain data. Raises UserError; draws on no other state, so that what was asked
     before (targets share most of their cells) is only copied, as long as no file has changed."""
     files = tuple(
@@ -81,7 +80,7 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def _missing(node: Any, path: str = "") -> Iterator[str]:
+def _missing(node: Json, path: str = "") -> Iterator[str]:
     """Paths of the values that are still ???."""
     if isinstance(node, dict):
         for key, value in node.items():
@@ -94,7 +93,7 @@ def _missing(node: Any, path: str = "") -> Iterator[str]:
 
 
 @lru_cache(maxsize=1024)
-def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> dict[str, Json]:
     del files  # part of the key
     limits.check_folder(conf)
     limits.check_overrides(overrides)
@@ -110,7 +109,7 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             config = compose("config", _permit_new_keys(conf, overrides))
-        plain: Any = OmegaConf.to_container(config, resolve=False)
+        plain: Json = OmegaConf.to_container(config, resolve=False)
         limits.check_interpolations(plain)
         missing = sorted(_missing(plain))
         if missing:
@@ -136,12 +135,20 @@ def choices_side_by_side(groups: Mapping[str, Sequence[str]], group: str, choice
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The override lists of a multirun: the product of every ``key=a,b`` as Hydra's basic sweeper makes it."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
+    """The override lists of a multirun: the product of every ``key=a,b``, the last one changing fastest."""
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
-        (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        words = {
+            override.get_key_element(): _values_of(override) for override in parsed
+        }  # of a key the last one counts
     except HydraException as error:
         raise UserError(first_line(error)) from None
-    return [list(job) for job in batch]
+    return [list(job) for job in itertools.product(*words.values())]
+
+
+def _values_of(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [f"{override.get_key_element()}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{override.input_line}: an interval has no list of values; give key=a,b or choice(a,b)")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

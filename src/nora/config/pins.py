@@ -1,19 +1,13 @@
-"""What pins inputs to their bytes: pictures and downloads."""
+"""What pins inputs to bytes: Hub commits resolved by ``nora prefetch``, hashes of shipped rows and pictures."""
 
 from __future__ import annotations
 
-import logging
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nora.errors import RunFailed, UserError
-from nora.files import sha256_file
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from nora.config.schema import SubjectSpec
-
+from nora.errors import UserError
+from nora.files import Json, sha256_file
 
 DOWNLOADS = Path("data") / "hub"  # files that `nora prefetch` brings, below the checkout
 
@@ -32,7 +26,6 @@ def not_here(repo: str, revision: str, error: Exception) -> str:
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_LOG = logging.getLogger(__name__)
 
 
 def pictures_in(folder: Path) -> tuple[list[Path], list[str]]:
@@ -54,54 +47,69 @@ def picture_hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in pictures_in(folder)[0]}
 
 
-def _hub_folder(spec: SubjectSpec) -> Path:
-    from huggingface_hub import snapshot_download
+class Pins:
+    """The lock and the manifest of one checkout, and what they say of a spec."""
 
-    repo, revision = str(spec.repo), str(spec.revision)
+    def __init__(self, checkout: Path) -> None:
+        self.lock: dict[str, Json] = _read_json(checkout / "conf" / "revisions.lock")
+        self.slices: dict[str, Json] = _read_json(checkout / "data" / "MANIFEST.json")
+
+    def apply(self, plain: dict[str, Json]) -> dict[str, Json]:
+        """The spec with its revisions and row hashes filled in where they are known."""
+        if "task" not in plain:
+            return plain
+        model, task = dict(plain["model"]), dict(plain["task"])
+        if model.get("source") == "hub":
+            model["revision"] = self.lock.get("models", {}).get(model.get("repo"), {}).get("commit")
+        if plain.get("kind") == "dreambooth":
+            return {**plain, "model": model, "task": self._subject(task), "protocol": self._encoders(plain["protocol"])}
+        if task.get("source") == "hub":
+            task["revision"] = self.lock.get("tasks", {}).get(task.get("name"), {}).get("commit")
+        elif task.get("source") == "slice":
+            own = [name for name in self.slices if name.startswith(f"{task.get('name')}/")]
+            task["files"] = {name: self.slices[name]["sha256"] for name in own} or None
+        return {**plain, "model": model, "task": task}
+
+    def _subject(self, task: dict[str, Json]) -> dict[str, Json]:
+        """The pictures by commit, by the manifest, or by their bytes as they are in the user's folder."""
+        if task.get("source") == "hub":
+            return {**task, "revision": self.lock.get("pictures", {}).get(task.get("repo"), {}).get("commit")}
+        if task.get("source") == "slice":
+            prefix = f"dreambooth/{task.get('folder')}/"
+            files = {n: entry["sha256"] for n, entry in self.slices.items() if n.startswith(prefix)}
+            return {**task, "files": files or None}
+        if isinstance(task.get("folder"), str):
+            return {**task, "files": picture_hashes(Path(task["folder"]))}
+        return task
+
+    def _encoders(self, protocol: Json) -> Json:
+        if not isinstance(protocol, dict) or not isinstance(protocol.get("encoders"), list):
+            return protocol
+        pinned = []
+        for encoder in protocol["encoders"]:
+            if isinstance(encoder, dict) and encoder.get("source") == "hub":
+                commit = self.lock.get("models", {}).get(encoder.get("repo"), {}).get("commit")
+                encoder = {**encoder, "revision": commit}
+            pinned.append(encoder)
+        return {**protocol, "encoders": pinned}
+
+
+def _read_json(path: Path) -> dict[str, Json]:
     try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision))
-    except OSError as error:
-        raise RunFailed(not_here(repo, revision, error)) from error
+        value: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
+        return value
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
-def picture_paths(spec: SubjectSpec, checkout: Path) -> list[Path]:
-    """The files of the subject's pictures, in order. UserError where one is missing or not what its hash says."""
-    if spec.source == "slice":
-        paths = [checkout / "data" / name for name in sorted(spec.files or {})]
-        if not paths:
-            raise UserError(
-                f"task.folder: given {spec.folder!r}, data/MANIFEST.json has no picture of dreambooth/{spec.folder}"
-            )
-        hashes = [spec.files[name] for name in sorted(spec.files or {})] if spec.files else []
-        for path, expected in zip(paths, hashes, strict=True):
-            if not path.is_file() or sha256_file(path) != expected:
-                raise UserError(f"{path}: missing, or not what data/MANIFEST.json says; the checkout is damaged")
-    else:
-        paths, skipped = pictures_in(_hub_folder(spec) if spec.source == "hub" else Path(str(spec.folder)))
-        if skipped and spec.source == "folder":
-            _LOG.warning("task.folder: %s skipped, no picture (%s)", ", ".join(skipped), ", ".join(SUFFIXES))
-        if spec.images is not None:
-            named = {path.name: path for path in paths}
-            absent = [name for name in spec.images if name not in named]
-            if absent:
-                raise UserError(
-                    f"task.images: {', '.join(absent)} not in {spec.repo or spec.folder}, which has {', '.join(named)}"
-                )
-            paths = [named[name] for name in spec.images]
-    if spec.num_images is not None and len(paths) != spec.num_images:
-        raise UserError(f"task {spec.name}: found {len(paths)} pictures, required {spec.num_images} (task.num_images)")
-    return paths
+def unpinned(spec: Mapping[str, Json]) -> list[str]:
+    """The parts of a spec that the Hub holds and no commit pins."""
 
+    def is_open(part: Mapping[str, Json]) -> bool:
+        return part.get("source") == "hub" and part.get("weights") != "random" and not part.get("revision")
 
-def load_pictures(spec: SubjectSpec, checkout: Path) -> list[Image]:
-    """Every picture, decoded, RGB, upright. UserError that names the file where one cannot be read."""
-    from PIL import Image, ImageOps
-
-    loaded = []
-    for path in picture_paths(spec, checkout):
-        try:
-            with Image.open(path) as image:
-                loaded.append(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be read as a picture ({' '.join(str(error).split())})") from None
-    return loaded
+    found = [name for name in ("model", "task") if is_open(spec.get(name) or {})]
+    encoders = spec["protocol"].get("encoders") or [] if "fidelity" in spec.get("measure", []) else []
+    return found + [f"encoder {encoder['name']}" for encoder in encoders if is_open(encoder)]

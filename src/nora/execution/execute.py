@@ -9,20 +9,21 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from nora import kinds
-from nora.config.schema import ExecSpec, Spec
-from nora.config.spec import check_inputs, check_ready, describe, run_id, spec_dict
+from nora.config.schema import ExecSpec
+from nora.config.spec import run_id, spec_dict
 from nora.errors import AlreadyRunning, Interrupted, RunFailed
 from nora.execution import provenance
 from nora.execution.checkpoint import CheckpointWriter
 from nora.execution.progress import Reporter
-from nora.execution.tracker import open_mirror
-from nora.files import canonical_json, sha256_bytes
-from nora.kinds.recipe import Outcome, RunContext, Update
+from nora.execution.tracker import open_tracker
+from nora.files import Json, canonical_json, sha256_bytes
+from nora.kinds import Spec
+from nora.kinds.parts.recipe import Outcome, RunContext, Update
 from nora.store.attempt import Attempt
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store
@@ -77,13 +78,13 @@ def execute(
     """The run's record, and whether this call made it (False: it was there already and nothing was done).
 
     ``job`` is the SLURM job this runs in, ``dead_up_to`` the last attempt that SLURM has said to be dead. Raises
-    RunFailed with one line where the work fails (the attempt then says why), Interrupted where it was asked to stop
-    and saved its state, AlreadyRunning where a live attempt has the run. A diverged run has a record.
+    RunFailed with one line if the work fails (the attempt then says why), Interrupted if it was asked to stop
+    and saved its state, AlreadyRunning if a live attempt has the run. A diverged run has a record.
     """
-    check_ready(spec)
-    check_inputs(spec, checkout)
-    identity = run_id(spec)
-    kind = spec.kind
+    kinds.check_exec(spec, settings)
+    kinds.check_ready(spec)
+    kinds.check_inputs(spec, checkout)
+    kind, identity = spec.kind, run_id(spec)
     existing = _finished(store, kind, identity)
     if replicas is not None:  # the others have stores of their own, and none of them may wait for one that is done
         existing = replicas.agree(existing)
@@ -91,22 +92,47 @@ def execute(
         return existing, False
     torch.set_num_threads(settings.threads)
     device = choose_device(settings)
-    try:
-        attempt = store.new_attempt(kind, identity, job=job)
-    except OSError as error:
-        raise RunFailed(f"run {identity}: no attempt could be started: {error}") from error
-    rival = _rival(attempt, store, kind, identity, dead_up_to)
-    if rival is not None:
-        attempt.interrupt(f"attempt {rival.number} has the run")
-        raise AlreadyRunning(f"run {identity} is running: attempt {rival.number} on {rival.owner().get('host')}")
-    existing = _published(store, kind, identity)
-    if existing is not None and not store.verify_files(
-        existing
-    ):  # a rival finished between the first look and the attempt
+    attempt = _own_attempt(store, kind, identity, job=job, dead_up_to=dead_up_to)
+    existing = _finished(store, kind, identity, quiet=True)
+    if existing is not None:  # a rival finished between the first look and the attempt
         attempt.interrupt("another attempt has published the run")
         return existing, False
+    earlier = [a.path for a in store.attempts(kind, identity) if a.number != attempt.number]
+    started, wall = time.monotonic(), time.time()
     try:
-        record = _run(spec, settings, device, attempt, checkout, store, show, tags, stop_requested, keep_base, replicas)
+        with (
+            open_tracker(spec, settings, attempt, identity, tags) as tracker,
+            Reporter(attempt, tracker, show) as reporter,
+            CheckpointWriter(attempt.path, earlier) as checkpoints,
+        ):
+            context = RunContext(
+                checkout=checkout,
+                settings=settings,
+                device=device,
+                attempt=attempt,
+                checkpoints=checkpoints,
+                report=reporter,
+                stop_requested=stop_requested,
+                keep_base=keep_base,
+                replicas=replicas,
+                show_picture=reporter.picture,
+            )
+            outcome = kinds.of(spec).execute(spec, context)
+            result = _publish_files(spec_dict(spec), outcome, identity, store)
+            tracker.summary(result)
+        run = {
+            **outcome.run,
+            **provenance.machine(device.type, settings.threads),
+            **provenance.code_version(checkout),
+            "libraries": provenance.library_versions(),
+            "attempt": attempt.number,
+            "job": attempt.owner().get("job"),
+            "started": wall,
+            "wall_seconds": time.monotonic() - started,
+            "peak_memory_gib": _peak_memory_gib(device),
+            "tags": list(tags),
+        }
+        record = Record(identity, result, run)
         made = store.publish_record(record)
         attempt.finish()
     except Interrupted as error:
@@ -129,107 +155,44 @@ def execute(
     return record, True
 
 
-def _finished(store: Store, kind: str, identity: str) -> Record | None:
-    """The run's record where it and its files are whole; what is damaged is said and counts as not there."""
+def _own_attempt(store: Store, kind: str, identity: str, *, job: str | None, dead_up_to: int) -> Attempt:
+    """A new attempt; AlreadyRunning if one before it is alive."""
+    try:
+        attempt = store.new_attempt(kind, identity, job=job)
+    except OSError as error:
+        raise RunFailed(f"run {identity}: no attempt could be started: {error}") from error
+    rival = _rival(attempt, store, kind, identity, dead_up_to)
+    if rival is not None:
+        attempt.interrupt(f"attempt {rival.number} has the run")
+        raise AlreadyRunning(f"run {identity} is running: attempt {rival.number} on {rival.owner().get('host')}")
+    return attempt
+
+
+def _finished(store: Store, kind: str, identity: str, *, quiet: bool = False) -> Record | None:
+    """The run's record if it and its files are whole; what is damaged is said and counts as not there."""
     try:
         record = store.read(kind, identity)
         problems = [] if record is None else store.verify_files(record)
     except DamagedRecord as error:
         record, problems = None, [str(error)]
-    if problems:
+    if problems and not quiet:
         _LOG.warning("%s: the run is repeated", "; ".join(problems))
     return None if problems else record
 
 
-def _published(store: Store, kind: str, identity: str) -> Record | None:
-    try:
-        return store.read(kind, identity)
-    except DamagedRecord:
-        return None
-
-
-def _run(
-    spec: Spec,
-    settings: ExecSpec,
-    device: torch.device,
-    attempt: Attempt,
-    checkout: Path,
-    store: Store,
-    show: Callable[[Update], None],
-    tags: tuple[str, ...],
-    stop_requested: Callable[[], bool],
-    keep_base: bool,
-    replicas: Replicas | None,
-) -> Record:
-    """The work of one attempt: the record it made, its files published, the record itself not yet."""
-    identity, kind = run_id(spec), spec.kind
-    plain = spec_dict(spec)
-    words = describe(plain)
-    started, wall = time.monotonic(), time.time()
-    mirror = open_mirror(
-        settings.wandb,
-        project=settings.wandb_project,
-        run_id=identity,
-        group=words["group"],
-        name=f"{words['what']} on {words['on']}, seed {plain['seed']}, {identity[:6]}",
-        tags=[kind, *words["tags"].split(), *tags],
-        config=plain,
-        folder=attempt.path,
-    )
-    earlier = tuple(a for a in store.attempts(kind, identity) if a.number != attempt.number)
-    status: dict[str, Any] = {"status": "failed"}
-    try:
-        reporter = Reporter(attempt, mirror, show)
-        try:
-            with CheckpointWriter(attempt.path, (a.path for a in earlier)) as checkpoints:
-                context = RunContext(
-                    checkout,
-                    settings,
-                    device,
-                    attempt,
-                    checkpoints,
-                    reporter,
-                    stop_requested,
-                    keep_base,
-                    replicas,
-                    reporter.picture,
-                )
-                outcome: Outcome = kinds.load(kind).execute(spec, context)
-        finally:
-            reporter.close()
-        record = _make_record(identity, plain, outcome, store=store)
-        status = {"status": record.status, **_flat(record.metrics)}
-    except Interrupted:
-        status = {"status": "interrupted"}
-        raise
-    finally:
-        mirror.finish(status)
-    run = {
-        **outcome.run,
-        **provenance.machine(device.type, settings.threads),
-        **provenance.code_version(checkout),
-        "libraries": provenance.library_versions(),
-        "attempt": attempt.number,
-        "job": attempt.owner().get("job"),
-        "started": wall,
-        "wall_seconds": time.monotonic() - started,
-        "peak_memory_gib": _peak_memory_gib(device),
-        "tags": list(tags),
-    }
-    return Record(record.id, record.result, run)
-
-
-def _make_record(identity: str, plain: dict[str, Any], outcome: Outcome, *, store: Store) -> Record:
-    files: dict[str, Any] = {}
-    for label, (stem, suffix, data, keep) in outcome.files.items():
+def _publish_files(plain: dict[str, Json], outcome: Outcome, identity: str, store: Store) -> dict[str, Json]:
+    """Writes the files that are kept; returns the record's ``result``, as it will be read back."""
+    files: dict[str, Json] = {}
+    for label, file in outcome.files.items():
         # Named and hashed alike whether kept or not: what exec keeps must not show in the result.
-        digest = sha256_bytes(data)
-        files[label] = {"name": f"{stem}.{digest[:8]}{suffix}", "sha256": digest}
-        if keep:
-            store.publish_file(plain["kind"], identity, files[label]["name"], data)
+        digest = sha256_bytes(file.content)
+        name = f"{file.stem}.{digest[:8]}{file.suffix}"
+        files[label] = {"name": name, "sha256": digest}
+        if file.keep:
+            store.publish_file(plain["kind"], identity, name, file.content)
         else:
-            store.drop_damaged_file(plain["kind"], identity, files[label]["name"], digest)
-    result: dict[str, Any] = {
+            store.drop_damaged_file(plain["kind"], identity, name, digest)
+    result: dict[str, Json] = {
         "spec": plain,
         "status": "diverged" if outcome.diverged else "done",
         "metrics": outcome.metrics,
@@ -238,14 +201,5 @@ def _make_record(identity: str, plain: dict[str, Any], outcome: Outcome, *, stor
     }
     if outcome.diverged:
         result["diverged"] = outcome.diverged
-    return Record(identity, json.loads(canonical_json(result)), {})  # as it will be read back
-
-
-def _flat(metrics: Any, prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = value
-    return flat
+    read_back: dict[str, Json] = json.loads(canonical_json(result))
+    return read_back

@@ -14,6 +14,7 @@ from nora import tasks
 from nora.config.pins import DOWNLOADS, how_to_unlock, picture_hashes
 from nora.errors import RunFailed, UserError
 from nora.files import sha256_bytes, sha256_file, write_atomic
+from nora.kinds import DreamboothSpec, FinetuneSpec, Spec
 
 LOCK = Path("conf") / "revisions.lock"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
@@ -37,21 +38,22 @@ class Wanted(NamedTuple):
     """Data sets of pictures."""
 
 
-def wanted(specs: Iterable[Mapping[str, Any]]) -> Wanted:
+def wanted(specs: Iterable[Spec]) -> Wanted:
     """Models, pipelines, tasks and pictures that some specs read of the Hub."""
     found = Wanted(set(), set(), set(), set())
     for spec in specs:
-        if spec["kind"] not in ("finetune", "dreambooth"):
+        if not isinstance(spec, FinetuneSpec | DreamboothSpec):
             continue
-        diffusion = spec["kind"] == "dreambooth"
-        if spec["model"]["source"] == "hub" and spec["model"]["weights"] == "pretrained":
-            (found.pipelines if diffusion else found.models).add(spec["model"]["repo"])
-        if diffusion and "fidelity" in spec["measure"]:
-            found.models.update(e["repo"] for e in spec["protocol"]["encoders"] if e["source"] == "hub")
-        if spec["task"]["source"] == "hub" and diffusion:
-            found.pictures.add(spec["task"]["repo"])
-        elif spec["task"]["source"] == "hub":
-            found.tasks.add((spec["task"]["suite"], spec["task"]["name"]))
+        diffusion = isinstance(spec, DreamboothSpec)
+        if spec.model.source == "hub" and spec.model.weights == "pretrained":
+            (found.pipelines if diffusion else found.models).add(str(spec.model.repo))
+        if isinstance(spec, DreamboothSpec):
+            if "fidelity" in spec.measure:
+                found.models.update(e.repo for e in spec.protocol.encoders or () if e.source == "hub")
+            if spec.task.source == "hub":
+                found.pictures.add(str(spec.task.repo))
+        elif spec.task.source == "hub":
+            found.tasks.add((spec.task.suite, spec.task.name))
     return found
 
 
@@ -150,7 +152,7 @@ def _github_files(task: Any, checkout: Path, pinned: Pinned) -> dict[str, Any]:
     return {"path": task.REPOSITORY, "commit": task.COMMIT, "files": hashes}
 
 
-def prefetch(specs: Iterable[Mapping[str, Any]], checkout: Path, *, dry_run: bool) -> list[str]:
+def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[str]:
     """Resolves and downloads what is not in the lock yet, downloads by its commit what is; one line per item. Every
     item is written as it succeeds."""
     path = checkout / LOCK

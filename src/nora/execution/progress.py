@@ -6,22 +6,23 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nora.execution.tracker import Tracker
 from nora.files import write_atomic
-from nora.kinds.recipe import Update
+from nora.kinds.parts.recipe import Update
 from nora.store.attempt import HEARTBEAT_SECONDS, Attempt
 
 
 class Reporter:
-    """Journal, heartbeat, mirror and progress of one attempt."""
+    """Journal, heartbeat, tracker and progress of one attempt; a context."""
 
-    def __init__(self, attempt: Attempt, mirror: Any, show: Callable[[Update], None]) -> None:
+    def __init__(self, attempt: Attempt, tracker: Tracker, show: Callable[[Update], None]) -> None:
         self._folder = attempt.path
-        self._mirror = mirror
+        self._tracker = tracker
         self._show = show
         self._file = attempt.journal.open("a", encoding="utf-8")
         self._over = threading.Event()
@@ -38,23 +39,28 @@ class Reporter:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if update.values:
-            self._mirror.log(update.values, update.step)
+            self._tracker.log(update.values, update.step)
         self._show(update)
 
     def picture(self, name: str, data: bytes, step: int) -> None:
-        """Keeps a JPEG beside the journal and hands it to the mirror."""
+        """Keeps a JPEG beside the journal and hands it to the tracker."""
         path = self._folder / f"{name}-{step:06d}.jpg"
         write_atomic(path, data)
-        self._mirror.picture(name, path, step)
+        self._tracker.picture(name, path, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         with suppress(OSError):
             self._file.close()
 
 
 @contextmanager
-def progress_bar(label: str, *, enabled: bool) -> Iterator[object]:
+def progress_bar(label: str, *, enabled: bool) -> Iterator[Callable[[Update], None]]:
     """Yields a callable that takes Updates; draws on standard error, only on a terminal."""
     console = Console(stderr=True)
     if not (enabled and console.is_terminal):

@@ -7,55 +7,73 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any
 
-from nora.config.spec import describe
-from nora.errors import RunFailed, UserError
-from nora.files import canonical_json, sha256_bytes, write_atomic
+from nora import kinds
+from nora.config.schema import ExecSpec
+from nora.config.spec import spec_dict
+from nora.errors import Interrupted, RunFailed, UserError
+from nora.files import Json, canonical_json, sha256_bytes, write_atomic
+from nora.kinds import Spec
+from nora.store.attempt import Attempt
 from nora.store.record import DamagedRecord
 from nora.store.runs import Store, read_json_lines
+from nora.store.states import run_state
 
+WandbRun = Any
+"""What ``wandb.init`` returns."""
 _LOG = logging.getLogger(__name__)
 _INIT_SECONDS = 15
 _FINISH_SECONDS = 30
 
 
-class Mirror(Protocol):
-    """Where a run's numbers are copied to."""
+class Tracker:
+    """Where a run's numbers are copied to; this one, of exec.wandb=none, copies nothing."""
 
-    def log(self, values: dict[str, Any], step: int) -> None: ...
-    def picture(self, name: str, path: Path, step: int) -> None: ...
-    def finish(self, summary: dict[str, Any]) -> None: ...
+    def __init__(self) -> None:
+        self._summary: dict[str, Json] = {"status": "failed"}
 
-
-class NoMirror:
-    """wandb=none."""
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        del values, step
+    def log(self, values: Mapping[str, Json], step: int) -> None:
+        """Numbers of one step."""
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        del name, path, step
+        """A picture made on the way."""
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        del summary
+    def summary(self, result: Mapping[str, Json]) -> None:
+        """What the run came to: status and every number of its metrics."""
+        self._summary = {"status": result["status"], **_numbers(result["metrics"])}
+
+    def finish(self) -> None:
+        """Hands over what is left."""
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and issubclass(kind, Interrupted):
+            self._summary = {"status": "interrupted"}
+        self.finish()
 
 
-class WandbMirror:
+class WandbTracker(Tracker):
     """An offline or online W&B run with the run's own id, fed by a thread of its own: a server that does not answer
     delays nothing. The thread starts with the first numbers, since importing W&B takes a second of every thread's time.
-    The first error is told once and ends the mirroring."""
+    The first error is told once and ends the tracking."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
+    def __init__(self, start: Callable[[], WandbRun]) -> None:
+        super().__init__()
         self._start = start
-        self._calls: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[WandbRun], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._started = False
 
-    def _put(self, call: Callable[[Any], None] | None) -> None:
+    def _put(self, call: Callable[[WandbRun], None] | None) -> None:
         self._calls.put(call)
         if not self._started:
             self._started = True
@@ -68,25 +86,25 @@ class WandbMirror:
                 call(run)
         except ImportError:
             _LOG.warning("W&B is not installed (pip install wandb): this run is not mirrored")
-        except Exception as error:  # W&B may raise anything; a mirror must not end a run
+        except Exception as error:  # W&B may raise anything; a copy must not end a run
             _LOG.warning("W&B: %s; this run is not mirrored further, its record is not affected", error)
 
-    def log(self, values: dict[str, Any], step: int) -> None:
+    def log(self, values: Mapping[str, Json], step: int) -> None:
         self._put(lambda run: run.log(values, step=step))
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        def send(run: Any) -> None:
+        def send(run: WandbRun) -> None:
             import wandb
 
             run.log({name: wandb.Image(str(path))}, step=step)
 
         self._put(send)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self) -> None:
         """Hands over what is left, waiting a bounded time for it."""
 
-        def close(run: Any) -> None:
-            run.summary.update(summary)
+        def close(run: WandbRun) -> None:
+            run.summary.update(self._summary)
             run.finish()
 
         self._put(close)
@@ -96,7 +114,18 @@ class WandbMirror:
             _LOG.warning("W&B: no answer within %d s; `nora sync-wandb` brings the rest", _FINISH_SECONDS)
 
 
-def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing: Any) -> Any:
+def _numbers(metrics: Mapping[str, Json], prefix: str = "") -> dict[str, float]:
+    """Every number of nested metrics under its path."""
+    found: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing: Json) -> WandbRun:
     """A W&B run under our own id; raises what W&B raises. Online without a key becomes offline, with a warning."""
     # W&B's reports about itself go to its server even when offline; a compute node may have no network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -116,22 +145,25 @@ def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing
     )
 
 
-def open_mirror(
-    mode: str,
-    *,
-    project: str,
-    run_id: str,
-    group: str,
-    name: str,
-    tags: list[str],
-    config: dict[str, Any],
-    folder: Path,
-) -> Mirror:
-    """The mirror ``exec.wandb`` asks for, at once; with one warning and no copy where W&B is not there or silent."""
-    if mode == "none":
-        return NoMirror()
-    describing = {"group": group, "name": name, "tags": tags, "config": config}
-    return WandbMirror(partial(open_run, mode, project=project, run_id=run_id, folder=folder, **describing))
+def describing(spec: Spec, identity: str, *tags: str) -> dict[str, Json]:
+    """How W&B groups and names a run."""
+    label = kinds.of(spec).label(spec)
+    return {
+        "group": f"{spec.protocol.name}/{label.on}",
+        "name": f"{kinds.title(spec)}, {identity[:6]}",
+        "tags": [spec.kind, *tags],
+        "config": spec_dict(spec),
+    }
+
+
+def open_tracker(spec: Spec, settings: ExecSpec, attempt: Attempt, identity: str, tags: Sequence[str] = ()) -> Tracker:
+    """The tracker ``exec.wandb`` asks for, at once; with one warning and no copy if W&B is not there or silent."""
+    if settings.wandb == "none":
+        return Tracker()
+    words = describing(spec, identity, *kinds.of(spec).label(spec).names, *tags)
+    return WandbTracker(
+        partial(open_run, settings.wandb, project=settings.wandb_project, run_id=identity, folder=attempt.path, **words)
+    )
 
 
 def history(store: Store, kind: str, identity: str) -> dict[int, dict[str, float]]:
@@ -145,22 +177,22 @@ def history(store: Store, kind: str, identity: str) -> dict[int, dict[str, float
     return dict(sorted(steps.items()))
 
 
-def _summary(store: Store, kind: str, identity: str) -> dict[str, Any]:
+def _summary(store: Store, kind: str, identity: str) -> dict[str, Json]:
     try:
         record = store.read(kind, identity)
     except DamagedRecord:
         record = None
     if record is None:
-        return {"status": store.state(kind, identity).state}
+        return {"status": run_state(store, kind, identity).state}
     return {"status": record.status, **{f"test/{k}": v for k, v in record.metrics.get("test", {}).items()}}
 
 
-def sync(store: Store, specs: Mapping[str, Mapping[str, Any]], *, project: str, dry_run: bool) -> list[str]:
+def sync(store: Store, specs: Mapping[str, Spec], *, project: str, dry_run: bool) -> list[str]:
     """Uploads every run that has something new; one line per run. UserError without W&B or a key, RunFailed where the
     server does not take a run (what was uploaded before it is noted)."""
     lines = []
     for identity, spec in specs.items():
-        kind = spec["kind"]
+        kind = spec.kind
         steps = history(store, kind, identity)
         if not steps:
             continue
@@ -173,18 +205,11 @@ def sync(store: Store, specs: Mapping[str, Mapping[str, Any]], *, project: str, 
             lines.append(f"{identity}: {len(steps)} steps would be uploaded")
             continue
         note.parent.mkdir(parents=True, exist_ok=True)
-        words = describe(spec)
         try:
             run = open_run(
-                "online",
-                project=project,
-                run_id=identity,
-                folder=note.parent,
-                group=words["group"],
-                name=f"{words['what']} on {words['on']}, seed {spec['seed']}, {identity[:6]}",
-                config=dict(spec),
-                tags=[kind, words["what"]],
-            )
+                "online", project=project, run_id=identity, folder=note.parent,
+                **describing(spec, identity, kinds.of(spec).label(spec).what),
+            )  # fmt: skip
             for step, values in steps.items():
                 run.log(values, step=step)
             run.summary.update(summary)

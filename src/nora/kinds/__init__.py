@@ -1,13 +1,185 @@
-"""The kinds of run: one module each. The folder is the registry."""
+"""The kinds of run: one module each, with its spec, its execution, how it is named, what it says at its end, its cost.
+
+The folder is the registry: a module here is a kind if it has
+
+- ``Spec``: a pydantic dataclass whose ``kind`` and whose ``protocol.name`` are ``Literal``: what a config may say. Two
+  modules may share a kind if their protocols differ (few-shot and instruct are both ``finetune``);
+- ``execute(spec, context) -> Outcome``: the run; torch is imported in here, not when the module is;
+- ``label(spec) -> Label``: what a run is, for people;
+- ``headline(metrics) -> str``: how it ended, on one line;
+- ``like(spec)``: a key that runs of like cost share, and ``cost(spec) -> Cost``: an estimate for one that is like none;
+- if it needs them, ``check(spec, checkout)``: UserError for an input that cannot be read, and ``neutral_exec(spec)``:
+  the settings of exec that would change a number of this run.
+"""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast, get_args, get_type_hints
 
-_MODULES = {"finetune": "few_shot"}
+from nora.config.compose import compose_config
+from nora.config.pins import Pins, unpinned
+from nora.config.schema import ExecSpec, unknown_key, validate
+from nora.config.spec import spec_dict
+from nora.errors import UserError, nearest, one_of
+from nora.kinds.deployment import Spec as DeploymentSpec
+from nora.kinds.dreambooth import Spec as DreamboothSpec
+from nora.kinds.factorize import Spec as FactorizeSpec
+from nora.kinds.few_shot import Spec as FewShotSpec
+from nora.kinds.instruct import Spec as InstructSpec
+
+if TYPE_CHECKING:
+    from nora.config.spec import Json
+    from nora.kinds.parts.cost import Cost, Label
+    from nora.kinds.parts.recipe import Outcome, RunContext
+    from nora.store.record import Record
+
+__all__ = ["DeploymentSpec", "DreamboothSpec", "FactorizeSpec", "FewShotSpec", "InstructSpec"]
+FinetuneSpec = FewShotSpec | InstructSpec
+AnySpec = FewShotSpec | InstructSpec | FactorizeSpec | DeploymentSpec | DreamboothSpec
+Spec = AnySpec
 
 
-def load(kind: str) -> ModuleType:
-    """The module that executes a kind (already validated by the schema)."""
-    return importlib.import_module(f"{__name__}.{_MODULES.get(kind, kind)}")
+class Kind(Protocol):
+    """What a module of this folder offers."""
+
+    Spec: type[AnySpec]
+
+    def execute(self, spec: AnySpec, context: RunContext) -> Outcome: ...
+
+    def label(self, spec: AnySpec) -> Label: ...
+
+    def headline(self, metrics: Mapping[str, Json]) -> str: ...
+
+    def like(self, spec: AnySpec) -> tuple[str, str, str]: ...
+
+    def cost(self, spec: AnySpec) -> Cost: ...
+
+
+def _literals(spec: type, field: str) -> tuple[str, ...]:
+    return get_args(get_type_hints(spec)[field])
+
+
+@cache
+def _modules() -> dict[str, dict[str, Kind]]:
+    """kind → name of the protocol → module."""
+    found: dict[str, dict[str, Kind]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = cast(Kind, importlib.import_module(f"{__name__}.{info.name}"))
+        if hasattr(module, "Spec"):
+            (kind,) = _literals(module.Spec, "kind")
+            protocol = get_type_hints(module.Spec)["protocol"]
+            found.setdefault(kind, {}).update(dict.fromkeys(_literals(protocol, "name"), module))
+    return found
+
+
+def names() -> list[str]:
+    """The kinds there are."""
+    return sorted(_modules())
+
+
+def keys(kind: str) -> list[str]:
+    """The parts of a config that make a spec of this kind; UserError for a kind that is not there."""
+    one_of("kind", kind, names())
+    return [field.name for field in fields(next(iter(_modules()[kind].values())).Spec)]
+
+
+def of(spec: Spec) -> Kind:
+    """The module a spec belongs to."""
+    return _modules()[spec.kind][spec.protocol.name]
+
+
+def read_spec(plain: Mapping[str, Json]) -> Spec:
+    """The typed spec of plain data; UserError with every problem at once."""
+    kind, protocol = plain["kind"], plain["protocol"]
+    known = _modules()[kind]
+    name = protocol.get("name") if isinstance(protocol, Mapping) else None
+    if name in known:
+        return validate(plain, known[name].Spec)
+    if not isinstance(name, str) or len(known) == 1:
+        return validate(plain, next(iter(known.values())).Spec)  # says what is wrong with it
+    raise UserError(f"protocol.name: given {name!r}, allowed {', '.join(known)}{nearest(name, list(known))}")
+
+
+_typed: dict[str, Spec] = {}
+
+
+def spec_of(record: Record) -> Spec:
+    """The typed spec of a record; read once, since the id says what it is."""
+    if record.id not in _typed:
+        _typed[record.id] = read_spec(record.spec)
+    return _typed[record.id]
+
+
+def build_spec(config: Mapping[str, Json], pins: Pins) -> Spec:
+    """The validated spec of a composed config; UserError with every problem at once."""
+    kind = config.get("kind")
+    if not isinstance(kind, str) or kind not in names():
+        raise UserError(f"kind: given {kind!r}, allowed {', '.join(names())}")
+    wanted = keys(kind)
+    absent = [key for key in wanted if config.get(key) is None]
+    if absent:
+        raise UserError("; ".join(f"{key}: required for kind={kind}" for key in absent))
+    given = {key for key, value in config.items() if value is not None}
+    extra = given - set(wanted) - {"exec", "scale"}
+    if extra:
+        raise UserError("; ".join(unknown_key(key, [*wanted, "exec", "scale"]) for key in sorted(extra)))
+    return read_spec(pins.apply({key: config[key] for key in wanted}))
+
+
+def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpec, str]:
+    """Overrides → (spec, exec, scale). Every problem of the spec and of exec is reported in one UserError."""
+    config = compose_config(checkout / "conf", overrides)
+    problems = []
+    spec = settings = None
+    try:
+        spec = build_spec(config, Pins(checkout))
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        settings = validate(config.get("exec"), ExecSpec, prefix="exec.")
+    except UserError as error:
+        problems.append(str(error))
+    if spec is None or settings is None:
+        raise UserError("; ".join(problems))
+    check_exec(spec, settings)
+    return spec, settings, config["scale"]["name"]
+
+
+def check_exec(spec: Spec, settings: ExecSpec) -> None:
+    """UserError if a setting of exec, which is no part of the id, would change a number of this run."""
+    neutral = getattr(of(spec), "neutral_exec", None)
+    for name in neutral(spec) if neutral is not None else ():
+        if getattr(settings, name):
+            raise UserError(
+                f"exec.{name}: given {getattr(settings, name)}, required null: {spec.protocol.name} preconditions "
+                "every part of a batch, so a split would change the result"
+            )
+
+
+def check_inputs(spec: Spec, checkout: Path) -> None:
+    """UserError if an input of the run cannot be read here, or a library it asks for is not installed."""
+    check = getattr(of(spec), "check", None)
+    if check is not None:
+        check(spec, checkout)
+
+
+def check_ready(spec: Spec) -> None:
+    """Refuses to start a run whose Hub inputs are not pinned to a commit."""
+    missing = unpinned(spec_dict(spec))
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: no commit in conf/revisions.lock; run `nora prefetch` for its table first, "
+            "on a machine with network"
+        )
+
+
+def title(spec: Spec) -> str:
+    """A run's name for people: what, on what, which seed."""
+    label = of(spec).label(spec)
+    return f"{label.what} on {label.on}, seed {spec.seed}"

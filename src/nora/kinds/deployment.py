@@ -8,124 +8,89 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from peft import LoraConfig
+from pydantic.dataclasses import dataclass
 
-from nora import streams
-from nora.adapters import factors_at_start, initialize_, inits, prove_init
-from nora.adapters.export import moves_base
-from nora.config.schema import DeploymentSpec
+from nora.config.schema import STRICT, Count, ModelSpec, Positive, Seed
+from nora.config.spec import Json
 from nora.errors import Interrupted
-from nora.kinds.hosts import DiffusionHost, Host, TextHost, Trained, difference
-from nora.kinds.recipe import Outcome, RunContext, Update
+from nora.kinds.parts.cost import Cost, Label
+
+if TYPE_CHECKING:
+    from nora.kinds.parts.recipe import Outcome, RunContext
 
 
-def started(host: Host, spec: DeploymentSpec, init: str) -> Any:
-    """A fresh base with an adapter started by ``init``, ours or PEFT's."""
-    ours = init in inits.names()
-    config = LoraConfig(
-        r=spec.adapter.rank,
-        lora_alpha=spec.adapter.alpha,
-        init_lora_weights=inits.load(init).PEFT_INIT if ours else init,  # type: ignore[arg-type]
-        target_modules=host.targets,
-    )
-    with streams.seeded(spec.seed, f"peft {init}"):
-        model = host.adapted(config)
-    if ours:
-        options: dict[str, Any] = {"xi": spec.adapter.xi} if init == "nystrom" else {}
-        initialize_(model, init, seed=spec.seed, **options)
-    return model
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DeployedAdapter:
+    """The adapter that is deployed: a start by PEFT's or our name, and its size."""
+
+    init: Literal["kaiming", "gaussian", "orthogonal", "nystrom", "pissa", "pissa_niter_4", "olora"]
+    rank: Count
+    alpha: Count
+    xi: Positive
 
 
-def train_adapter(host: Host, spec: DeploymentSpec, init: str) -> Trained:
-    """A started adapter after the protocol's steps, with its output, losses and factors at the start."""
-    model = started(host, spec, init)
-    start_difference = difference(host.output(model), host.output(host.base()))
-    start = factors_at_start(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=spec.protocol.lr, weight_decay=0.0)
-    losses = []
-    for step in range(spec.protocol.steps):
-        optimizer.zero_grad()
-        loss = host.loss(model, step)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return Trained(model, start, host.output(model), losses, start_difference)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DeploymentProtocol:
+    """How long the adapter is trained before it is saved (AdamW)."""
+
+    name: Literal["deployment"]
+    version: Count
+    steps: Count
+    lr: Positive
 
 
-def measure(host: Host, spec: DeploymentSpec, folder: Path) -> dict[str, Any]:
-    """Every column of one host (text or diffusion)."""
-    init = spec.adapter.init
-    ours, plain = train_adapter(host, spec, init), train_adapter(host, spec, "kaiming")
-    base_output = host.output(host.base())
-    ours_saved, plain_saved = folder / "stock", folder / "plain"
-    host.save_stock(ours.model, ours_saved)
-    host.save_stock(plain.model, plain_saved)
-    moved = moves_base(ours.model.peft_config["default"])
-    portable = folder / "portable"
-    host.save_ours(ours.model, portable, ours.start if moved else None)
-    result: dict[str, Any] = {
-        "losses": [ours.losses[0], ours.losses[-1]],
-        "trained_change": difference(ours.output, base_output),
-        "start_difference": ours.start_difference,
-        "moves_base": moved,
-        "bytes": {"stock": _bytes(ours_saved), "portable": _bytes(portable)},
-    }
-    with streams.seeded(spec.seed, "loading"):
-        for label, saved in (("stock", ours_saved), ("portable", portable)):
-            try:
-                alone = host.load({"a": saved}, active="a")
-            except RuntimeError as error:  # what stock diffusers does with a start it repeats on empty tensors
-                result[label] = {"error": str(error).splitlines()[0]}
-                continue
-            pair = host.load({"a": saved, "b": plain_saved}, active="a")
-            result[label] = {
-                "alone": difference(host.output(alone), ours.output),
-                "beside": max(
-                    difference(host.output(host.switch(pair, "a")), ours.output),
-                    difference(host.output(host.switch(pair, "b")), plain.output),
-                    difference(host.output(host.switch(pair, "a")), ours.output),
-                ),
-                "off": difference(host.output(host.switch(pair, None)), base_output),
-            }
-        for dtype in (torch.float32, torch.bfloat16):
-            result[f"merge_{str(dtype).removeprefix('torch.')}"] = host.merge_residue(portable, dtype)
-    result |= host.extra(ours, folder)
-    return result
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Spec:
+    """One start, deployed on a text model and on a UNet."""
+
+    kind: Literal["deployment"]
+    model: ModelSpec
+    adapter: DeployedAdapter
+    protocol: DeploymentProtocol
+    seed: Seed
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+def label(spec: Spec) -> Label:
+    """A start on a base."""
+    names = (spec.adapter.init, spec.model.name)
+    return Label(*names, names)
 
 
-def execute(spec: DeploymentSpec, context: RunContext) -> Outcome:
+def headline(metrics: Mapping[str, Json]) -> str:
+    """How far each host's output is off after loading."""
+    loaded = {host: metrics[host]["portable"]["alone"] for host in ("text", "diffusion")}
+    return ", ".join(f"{host} output off by {value:.1e} after loading" for host, value in loaded.items())
+
+
+def like(spec: Spec) -> tuple[str, str, str]:
+    """Runs of one base and start over as many steps cost about the same."""
+    return spec.model.name, spec.adapter.init, str(spec.protocol.steps)
+
+
+def cost(spec: Spec) -> Cost:
+    """Not known before one was made."""
+    del spec
+    return Cost()
+
+
+def execute(spec: Spec, context: RunContext) -> Outcome:
     """Trains and deploys the adapter on both hosts; the proof is that of the start on the text model."""
+    from nora.kinds.parts.deploy import measure, prove_text_start
+    from nora.kinds.parts.hosts import DiffusionHost, Host, TextHost
+    from nora.kinds.parts.recipe import Outcome, Update
+
     started = time.monotonic()
     text = TextHost(spec, context)
     hosts: dict[str, Host] = {"text": text, "diffusion": DiffusionHost(spec)}
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Json] = {}
     for number, (name, host) in enumerate(hosts.items()):
         if context.stop_requested():
             raise Interrupted(number, saved=False)
         context.report(Update(name, number, len(hosts), {}))
         with tempfile.TemporaryDirectory() as folder:
             metrics[name] = measure(host, spec, Path(folder))
-    return Outcome(metrics=metrics, proof=_proof(text, spec), files={}, run={"seconds": time.monotonic() - started})
-
-
-def _proof(host: TextHost, spec: DeploymentSpec) -> dict[str, Any]:
-    """The init proof for the starts of ours; for PEFT's other starts only that the output is the base's."""
-    init = spec.adapter.init
-    model, base_output = started(host, spec, init), host.output(host.base())
-    if init in inits.names():
-        report = prove_init(
-            model, init=init, inputs=host.inputs, pretrained=host.weights, base_output=base_output
-        )  # fmt: skip
-        return report.to_dict()
-    relative = difference(host.output(model), base_output) / float(base_output.abs().max())
-    problems = [] if relative <= 1e-5 else [f"the output differs from the base's by {relative:.1e} at the start"]
-    return {"init": init, "passed": not problems, "problems": problems, "modules": [], "output_difference": relative}
+    return Outcome(metrics=metrics, proof=prove_text_start(text, spec), run={"seconds": time.monotonic() - started})

@@ -3,112 +3,140 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
-from nora import streams
-from nora.config.schema import FactorizeSpec, ProblemSpec, SolverSpec, StartSpec
+from nora.config.schema import STRICT, Count, Name, Positive, Seed
+from nora.config.spec import Json
 from nora.errors import Interrupted, RunFailed
-from nora.factorization import (
-    Asymmetric,
-    Problem,
-    Staircase,
-    State,
-    Symmetric,
-    Trace,
-    geometric,
-    iterate,
-    plateau,
-    solvers,
-    starts,
-)
-from nora.kinds.recipe import Outcome, RunContext, Update
+from nora.kinds.parts.cost import Cost, Label
 
-_TOLERANCE = 1e-12
-
-
-def expected_start(spec: StartSpec, problem: Problem, seed: int) -> State:
-    """X_0 [m, r] and, for the asymmetric problem, Y_0 [n, r] by the formula of the start's name; ValueError for a start
-    that has none here."""
-    draw = streams.generator(seed, "init")
-    (m, n), rank = problem.shape, problem.rank
-
-    def normal(rows: int, std: float) -> Tensor:
-        return std * torch.randn((rows, rank), generator=draw, dtype=torch.float64)
-
-    def sketched(Omega: Tensor) -> State:  # (3) and (5)
-        return State(problem.apply(Omega), None if problem.symmetric else torch.zeros(n, rank, dtype=torch.float64))
-
-    xi, zeta = spec.xi or 0.0, spec.zeta or 0.0
-    match spec.name:
-        case "small":  # Section 2.1
-            X = normal(m, zeta)
-            return State(X, None if problem.symmetric else normal(n, zeta))
-        case "nystrom" | "nystrom_gradient":  # (3), (5); what Appendix A.4 reads off one gradient is A Omega too
-            return sketched(normal(n, xi))
-        case "nystrom_perturbed":  # Appendix E.1
-            clean = sketched(normal(n, xi))
-            return State(clean.X + normal(m, spec.xi_n or 0.0), clean.Y)
-        case "nystrom_stiefel":  # Section 2.2; the Q factor with a positive diagonal of R is uniform
-            Q, R = torch.linalg.qr(normal(n, 1.0))
-            return sketched(xi * n**0.5 * Q * torch.diagonal(R).sign())
-        case "altgd":  # Ward and Kolda, Section 3.1, with sigma_1(A) = 1
-            return State(problem.apply(normal(n, zeta)), normal(n, zeta))
-        case _:
-            raise ValueError(f"start {spec.name}: no formula to prove it by, required one in runs/start_proof.py")
-
-
-def prove_start(spec: StartSpec, problem: Problem, state: State, seed: int) -> dict[str, Any]:
-    """Whether what the solver is given equals the start's formula on this problem, and by how much it differs."""
-    expected = expected_start(spec, problem, seed)
-    pairs = [(state.X, expected.X)]
-    if expected.Y is not None:
-        pairs.append((torch.zeros_like(expected.Y) if state.Y is None else state.Y, expected.Y))
-    difference = max(float(torch.linalg.norm(given - wanted)) for given, wanted in pairs)
-    relative = difference / float(torch.linalg.norm(expected.X))
-    problems = [] if relative <= _TOLERANCE else [f"the start differs from {spec.name}'s formula by {relative:.2e}"]
-    return {
-        "init": spec.name, "passed": not problems, "problems": problems, "modules": [], "output_difference": relative,
-    }  # fmt: skip
-
+if TYPE_CHECKING:
+    from nora.factorization import Asymmetric, Symmetric, Trace
+    from nora.kinds.parts.recipe import Outcome, RunContext
 
 _REPORTS = 100  # lines of progress
 
 
-def build_problem(spec: ProblemSpec, seed: int) -> Symmetric | Asymmetric:
-    """A with the prescribed spectrum under a basis drawn from the seed's own stream."""
-    if spec.spectrum == "plateau":
-        spectrum = plateau(spec.count, tail=tuple(spec.tail or ()))
-    else:
-        spectrum = geometric(spec.count, spec.kappa or 1.0)
-    draw = streams.generator(seed, "problem")
-    if spec.n is None:
-        return Symmetric.make(m=spec.m, spectrum=spectrum, rank=spec.rank, generator=draw)
-    return Asymmetric.make(m=spec.m, n=spec.n, spectrum=spectrum, rank=spec.rank, generator=draw)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProblemSpec:
+    """A matrix of prescribed spectrum and the rank of its factors (paper, Appendix E.1)."""
+
+    name: Name
+    symmetric: bool
+    m: Count
+    n: Count | None = None
+    rank: Count
+    spectrum: Literal["plateau", "geometric"]
+    count: Count
+    """Values of the plateau (before the tail), or all values of the geometric spectrum."""
+    tail: list[Positive] | None = None
+    kappa: Annotated[float, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> ProblemSpec:
+        problems = []
+        if self.symmetric != (self.n is None):
+            problems.append("n is required for an asymmetric problem and has no meaning for a symmetric one")
+        if (self.spectrum == "geometric") != (self.kappa is not None):
+            problems.append("kappa is required with spectrum=geometric and has no meaning with plateau")
+        smallest = min(self.m, self.n or self.m)
+        if self.rank > smallest:
+            problems.append(f"rank: given {self.rank}, required at most {smallest}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
-def build_start(spec: StartSpec, problem: Problem, seed: int) -> State:
-    """The start, drawn from the stream "init": the sketch's direction does not depend on its scale."""
-    settings = {key: value for key in ("xi", "xi_n", "zeta") if (value := getattr(spec, key)) is not None}
-    return starts.load(spec.name)(problem, generator=streams.generator(seed, "init"), **settings)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StartSpec:
+    """A start of factorization/starts.py and its settings."""
+
+    name: Name
+    xi: Positive | None = None
+    xi_n: Positive | None = None
+    zeta: Positive | None = None
 
 
-def build_solver(spec: SolverSpec) -> Any:
-    """The solver with its settings."""
-    eta: Any = spec.eta
-    if spec.eta_values is not None:
-        eta = Staircase(values=tuple(spec.eta_values), length=spec.eta_length or 1)
-    settings = {key: value for key in ("damping", "rcond") if (value := getattr(spec, key)) is not None}
-    return solvers.load(spec.name)(eta=eta, **settings)  # type: ignore[call-arg]
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SolverSpec:
+    """A solver of factorization/solvers.py and its settings; ``eta_values`` with ``eta_length`` make a staircase."""
+
+    name: Name
+    eta: Positive | None = None
+    eta_values: Annotated[list[Positive], Field(min_length=1)] | None = None
+    eta_length: Count | None = None
+    damping: Positive | None = None
+    rcond: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_step_size(self) -> SolverSpec:
+        if (self.eta is None) == (self.eta_values is None) or (self.eta_values is None) != (self.eta_length is None):
+            raise ValueError("give either eta, or eta_values and eta_length")
+        return self
 
 
-def execute(spec: FactorizeSpec, context: RunContext) -> Outcome:
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class FactorizeProtocol:
+    """How long to iterate and what is noted."""
+
+    name: Literal["factorize"]
+    version: Count
+    iterations: Count
+    metric: Literal["error", "relative", "loss", "weak"]
+    every: Count
+    tolerance: Positive | None = None
+    epsilons: list[Positive] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Spec:
+    """One problem, one start, one solver."""
+
+    kind: Literal["factorize"]
+    problem: ProblemSpec
+    start: StartSpec
+    solver: SolverSpec
+    protocol: FactorizeProtocol
+    seed: Seed
+    measure: list[Literal["trace"]]
+
+
+def label(spec: Spec) -> Label:
+    """A solver from a start, on a problem."""
+    names = (spec.solver.name, spec.start.name, spec.problem.name)
+    return Label(f"{names[0]} from {names[1]}", names[2], names)
+
+
+def headline(metrics: Mapping[str, Json]) -> str:
+    """Why it stopped, and its last metrics."""
+    final = ", ".join(f"{key} {value:.4g}" for key, value in metrics["final"].items())
+    return f"{metrics['stop']} after {metrics['iterations']} iterations, {final}"
+
+
+def like(spec: Spec) -> tuple[str, str, str]:
+    """Runs of one problem and solver over as many iterations cost about the same."""
+    return spec.problem.name, spec.solver.name, str(spec.protocol.iterations)
+
+
+def cost(spec: Spec) -> Cost:
+    """Not known before one was made."""
+    del spec
+    return Cost()
+
+
+def execute(spec: Spec, context: RunContext) -> Outcome:
     """Iterates and returns the metrics along the way (measure=[trace]), iterations to each ε, and the stop reason.
 
     Asked to stop, it ends between two steps; these runs take minutes, so a later attempt begins again.
     """
+    from nora.factorization import iterate
+    from nora.kinds.parts.factors import build_problem, build_solver, build_start, prove_start
+    from nora.kinds.parts.recipe import Outcome, Update
+
     started = time.monotonic()
     budget = spec.protocol.iterations
 
@@ -133,14 +161,14 @@ def execute(spec: FactorizeSpec, context: RunContext) -> Outcome:
         raise RunFailed(str(error)) from None
     context.report(Update("iterate", trace.iterations[0], budget, {}))
     return Outcome(
-        metrics=_metrics(spec, problem, trace), proof=proof, files={},
+        metrics=_metrics(spec, problem, trace), proof=proof,
         run={"seconds": time.monotonic() - started, "step_seconds": trace.seconds},
     )  # fmt: skip
 
 
-def _metrics(spec: FactorizeSpec, problem: Symmetric | Asymmetric, trace: Trace) -> dict[str, Any]:
+def _metrics(spec: Spec, problem: Symmetric | Asymmetric, trace: Trace) -> dict[str, Json]:
     curves = {name: trace.curve(name) for name in trace.metrics}
-    metrics: dict[str, Any] = {
+    metrics: dict[str, Json] = {
         "iterations": trace.iterations[0],
         "stop": trace.reasons[0].value,
         "final": {name: _finite(curve[-1][1]) for name, curve in curves.items()},

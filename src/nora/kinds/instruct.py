@@ -1,62 +1,154 @@
-"""``kind=finetune`` by an instruct protocol: train on instructions, generate answers, extract, score."""
+"""``kind=finetune`` by an instruct protocol (paper, Tables 4 and 9): train on instructions, generate answers, score."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from safetensors.torch import save
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from nora import tasks
-from nora.config.schema import FinetuneSpec, InstructProtocol, MethodSpec
-from nora.errors import RunFailed
-from nora.kinds import bases
-from nora.kinds.recipe import (
-    Outcome,
-    RunContext,
-    Update,
-    at_boundary,
-    diverged,
-    epoch_order,
-    loop_settings,
-    make_preconditioner,
-    pack_predictions,
-    report_step,
-    resume,
-    seed_dropout,
-    stop_if_asked,
-)
-from nora.kinds.rows import load_instruct_rows
-from nora.kinds.sizing import Sizes, answering_table, explain_out_of_memory, measure, training_table
+from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
+from nora.config.spec import Json
+from nora.errors import RunFailed, UserError
+from nora.kinds import few_shot
+from nora.kinds.parts.cost import Cost, Label, training_cost
 from nora.tasks.instruction import Instruction
 from nora.tasks.metrics import score, set_accuracies
-from nora.training.batches import EncodedText, encode_text
-from nora.training.generation import MAX_TOKENS, Decoding, answer
-from nora.training.loop import Diverged, LoopSettings, LoopState, make_state, num_steps, train
-from nora.training.objectives import InstructObjective, mean_loss
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from nora.kinds.parts.bases import Base
+    from nora.kinds.parts.recipe import Outcome, RunContext
+    from nora.kinds.parts.sizing import Sizes
+    from nora.training.batches import EncodedText
+    from nora.training.generation import Decoding
+    from nora.training.loop import LoopSettings, LoopState
+
+_DECODING_SECONDS = 0.03  # per step of a batch
+_DECODED_AT_ONCE = 32
 
 
-def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContext) -> LoopSettings:
-    settings = loop_settings(
-        protocol,
-        epochs=protocol.epochs,
-        warmup_steps=protocol.warmup_steps or 0,
-        max_steps=protocol.max_steps,
-        micro_batch_size=context.settings.micro_batch_size,
-        evaluate_every=protocol.eval_every,
-        keep_best=protocol.keep == "lowest_dev_loss",
-        precondition_each=protocol.precondition == "micro_batch",
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class InstructProtocol(TrainingProtocol):
+    """Training on instructions and scoring generated answers."""
+
+    name: Literal["llm_adapters", "llm_adapters_released", "llm_adapters_modern", "metamath"]
+    epochs: Size
+    warmup_steps: Size | None = None
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"]
+    """fp16: autocast with a scaled loss, as the paper's scripts train (their base is model.dtype=float16)."""
+    cutoff: Count
+    """Tokens of a training text; a longer one is cut on the right (and has no end-of-sequence token)."""
+    loss_on: Literal["text", "answer"]
+    eval_every: Count | None = None
+    """Steps between dev losses; null: at the end of each epoch."""
+    keep: Literal["lowest_dev_loss", "last"]
+    beams: Count
+    max_new_tokens: Count
+    merge: bool
+    """Whether the adapter is merged into the weights before answers are generated."""
+    sketch: Literal["applied", "lost"]
+    """"lost" reproduces the released code: a Nyström init is declared and Kaiming's is what trains."""
+    precondition: Literal["step", "micro_batch"]
+    max_steps: Count | None = None
+    eval_backend: Literal["vllm"] | None = None
+    """What generates the answers; null: transformers."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> InstructProtocol:
+        problems = []
+        if (self.warmup_steps is None) == (self.warmup_ratio is None):
+            problems.append("give either warmup_steps or warmup_ratio")
+        if self.eval_backend == "vllm" and self.beams != 1:
+            problems.append(f"beams: given {self.beams}, required 1 with eval_backend=vllm (greedy protocols alone)")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Spec:
+    """One base model, one task, one method."""
+
+    kind: Literal["finetune"]
+    model: ModelSpec
+    task: TaskSpec
+    method: MethodSpec
+    protocol: InstructProtocol
+    seed: Seed
+    measure: list[Literal["spectrum", "zero_shot"]]
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Spec:
+        if self.method.adapter != "lora":
+            merging = "merge" if self.protocol.merge else "eval_backend" if self.protocol.eval_backend else None
+            if merging is not None:
+                raise ValueError(
+                    f"protocol.{merging}: merges the adapter into the weights, which adapter={self.method.adapter} "
+                    "cannot; required adapter=lora"
+                )
+        return self
+
+
+def label(spec: Spec) -> Label:
+    """A method on a task and a base."""
+    names = (spec.method.name, spec.task.name, spec.model.name)
+    return Label(names[0], f"{names[1]}, {names[2]}", names)
+
+
+headline = few_shot.headline
+
+
+def like(spec: Spec) -> tuple[str, str, str]:
+    """Runs of one base, task and method cost about the same."""
+    return spec.model.name, spec.task.name, spec.method.name
+
+
+def check(spec: Spec, checkout: Path) -> None:
+    """UserError if a library the run asks for is not installed."""
+    del checkout
+    backend = spec.protocol.eval_backend
+    if backend is not None and importlib.util.find_spec(backend) is None:
+        raise UserError(
+            f"protocol.eval_backend: given {backend}, which is not installed here; install it, or leave the field out "
+            "(transformers answers)"
+        )
+
+
+def neutral_exec(spec: Spec) -> tuple[str, ...]:
+    """Settings of exec that would change a number of this run: they must be null."""
+    each = spec.protocol.precondition == "micro_batch" and spec.method.preconditioner is not None
+    return ("micro_batch_size", "data_parallel") if each else ()
+
+
+def cost(spec: Spec) -> Cost:
+    """From the tokens of the task's texts and the answers that are generated."""
+    task, rows, protocol = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol
+    steps = protocol.epochs * -(-rows.num_train // protocol.batch_size)
+    evaluations = steps // protocol.eval_every if protocol.eval_every else protocol.epochs
+    answers = min(task.NUM_TEST_ROWS, len(task.SETS) * rows.num_test)
+    answers += rows.num_dev if task.DEV_IS_SCORED else 0
+    return training_cost(
+        spec.model.name,
+        spec.model.dtype,
+        trained=rows.num_train * task.TEXT_TOKENS * protocol.epochs,
+        scored=evaluations * rows.num_dev * task.TEXT_TOKENS,
+        kept=protocol.batch_size * task.TEXT_TOKENS * 1.5,
+        seconds=answers / _DECODED_AT_ONCE * task.ANSWER_TOKENS * _DECODING_SECONDS,
+        source="estimate: 4N FLOP per trained token at 20 % of an H100, 30 ms per decoding step of 32 answers",
     )
-    if protocol.warmup_ratio is None:
-        return settings
-    return dataclasses.replace(settings, warmup_steps=math.ceil(protocol.warmup_ratio * num_steps(num_rows, settings)))
 
 
 def trained_method(method: MethodSpec, sketch: str) -> tuple[MethodSpec, list[str]]:
@@ -76,34 +168,61 @@ def _quirks(protocol: InstructProtocol) -> list[str]:
     return quirks
 
 
-def _loss_scaling(state: LoopState) -> dict[str, Any]:
+def _loss_scaling(state: LoopState) -> dict[str, Json]:
     """fp16 alone: steps that an overflow skipped, and the last scale of the loss."""
     return {} if state.scaler is None else {"skipped_steps": state.skipped, "loss_scale": state.scaler.get_scale()}
 
 
+def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContext) -> LoopSettings:
+    from nora.kinds.parts.recipe import loop_settings
+    from nora.training.loop import num_steps
+
+    settings = loop_settings(
+        protocol,
+        precision=protocol.precision,
+        epochs=protocol.epochs,
+        warmup_steps=protocol.warmup_steps or 0,
+        max_steps=protocol.max_steps,
+        micro_batch_size=context.settings.micro_batch_size,
+        evaluate_every=protocol.eval_every,
+        keep_best=protocol.keep == "lowest_dev_loss",
+        precondition_each=protocol.precondition == "micro_batch",
+    )
+    if protocol.warmup_ratio is None:
+        return settings
+    return dataclasses.replace(settings, warmup_steps=math.ceil(protocol.warmup_ratio * num_steps(num_rows, settings)))
+
+
 def _encode(
-    rows: Sequence[Instruction], base: bases.Base, protocol: InstructProtocol
+    rows: Sequence[Instruction], base: Base, protocol: InstructProtocol
 ) -> tuple[list[EncodedText], dict[str, int]]:
     """Token ids, and per set how many answers the cut-off takes something of."""
-    eos = base.tokenizer.eos_token_id
+    from nora.training.batches import encode_text
+
+    eos = int(base.tokenizer.eos_token_id)
     texts = [
-        encode_text(row, base.tokenizer, cutoff=protocol.cutoff, loss_on=protocol.loss_on, eos=int(eos)) for row in rows
+        encode_text(row, base.tokenizer, cutoff=protocol.cutoff, loss_on=protocol.loss_on, eos=eos) for row in rows
     ]
     cut = Counter(row.set for row, text in zip(rows, texts, strict=True) if text.answer_cut)
     return texts, dict(sorted(cut.items()))
 
 
 def _tested(
-    model: Any,
+    model: PeftModel,
     *,
     rows: Sequence[Instruction],
     task: ModuleType,
-    base: bases.Base,
+    base: Base,
     decoding: Decoding,
     sizes: Sizes,
     between: Callable[[], None],
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Json], list[dict[str, Json]]]:
     """Per set: accuracy, rows, answers no pattern matches; and one prediction per row with its raw text."""
+    from nora.kinds.parts.sizing import answering_table, explain_out_of_memory
+    from nora.training.batches import encode_text
+    from nora.training.generation import answer
+    from nora.training.objectives import mean_loss
+
     prompts = [row.question for row in rows]
     with explain_out_of_memory("generating answers", answering_table(sizes, tried=decoding.max_tokens)):
         texts = answer(model, prompts, base.tokenizer, decoding, pad_id=base.pad_id, between=between)
@@ -151,9 +270,20 @@ def majority(train: Sequence[Instruction], test: Sequence[Instruction]) -> float
     return sum(sum(hits) / len(hits) for hits in right.values()) / len(right)
 
 
-def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext) -> Outcome:
+def execute(spec: Spec, context: RunContext) -> Outcome:
     """Trains and evaluates one run; returns metrics, the init proof, predictions and the adapter."""
+    import torch
+
+    from nora.kinds.parts import bases
+    from nora.kinds.parts.recipe import TrainingRun, seed_dropout
+    from nora.kinds.parts.rows import load_instruct_rows
+    from nora.kinds.parts.sizing import explain_out_of_memory, measure, training_table
+    from nora.training.generation import MAX_TOKENS, Decoding
+    from nora.training.loop import Diverged, num_steps, train
+    from nora.training.objectives import InstructObjective, mean_loss
+
     started = time.monotonic()
+    protocol = spec.protocol
     task = tasks.load(spec.task.suite, spec.task.name)
     base = bases.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
     rows = load_instruct_rows(spec.task, task, context.checkout, seed=spec.seed)
@@ -168,13 +298,14 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
     adapted = bases.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
     model = adapted.model
     settings = _loop_settings(protocol, len(training), context)
-    preconditioner = make_preconditioner(method, model)
-    state = make_state(model, settings, num_examples=len(training), preconditioner=preconditioner)
-    tokens = sum(len(text.ids) for text in training)
-    common: dict[str, Any] = {
-        "trainable_parameters": sum(p.numel() for p in state.parameters.values()),
+    run = TrainingRun(context, model, method, settings, adapted.proof, seed=spec.seed, num_examples=len(training))
+    common: dict[str, Json] = {
+        "trainable_parameters": run.num_trained,
         "rows": {"train": len(training), "dev": len(dev), "test": len(rows.test)},
-        "tokens": {"train": tokens, "scored": sum(text.num_scored for text in training)},
+        "tokens": {
+            "train": sum(len(text.ids) for text in training),
+            "scored": sum(text.num_scored for text in training),
+        },
         "cut_answers": cut,
         "quirks": [*quirks, *_quirks(protocol)],
         "majority": majority(rows.train, rows.test),
@@ -193,12 +324,12 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
             backend=protocol.eval_backend,
         ),
         sizes=sizes,
-        between=partial(stop_if_asked, context, state),
+        between=run.stop_if_asked,
     )
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
         common["zero_shot"], _ = tested(rows=rows.test)
-    timing: dict[str, Any] = {"setup_seconds": time.monotonic() - started, "resumed_at_step": resume(state, context)}
-    training_started = time.monotonic()
+    run.resume(since=started)
+    state = run.state
     try:
         with explain_out_of_memory("training", training_table(sizes, protocol.batch_size, settings.micro_batch_size)):
             train(
@@ -206,36 +337,20 @@ def execute(spec: FinetuneSpec, protocol: InstructProtocol, context: RunContext)
                 InstructObjective(training, base.pad_id),
                 settings,
                 state,
-                order=partial(epoch_order, spec.seed, len(training)),
                 before_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
                 evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
-                on_step=partial(report_step, context),
-                on_boundary=partial(at_boundary, context, num_steps(len(training), settings)),
-                replicas=context.replicas,
+                **run.hooks(num_steps(len(training), settings)),
             )
     except Diverged as error:
-        common |= _loss_scaling(state)
-        return diverged(error, {**common, "epochs": state.dev_log}, adapted.proof.to_dict(), timing)
+        return run.diverged(error, {**common, **_loss_scaling(state), "epochs": state.dev_log})
     common |= _loss_scaling(state)
-    timing["train_seconds"] = time.monotonic() - training_started
-    context.report(Update("test", 0, 1, {}))
-    adapter = save({name: p.detach().contiguous().cpu() for name, p in state.parameters.items()})
+    run.trained("test")
+    adapter = run.adapter_bytes()
     best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
     kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
     if protocol.merge:
         model.merge_adapter()
     test, predictions = tested(rows=rows.test)
-    scored_dev: dict[str, Any] = {}
-    if task.DEV_IS_SCORED:
-        scored_dev, _ = tested(rows=rows.dev_questions)
+    scored_dev = tested(rows=rows.dev_questions)[0] if task.DEV_IS_SCORED else {}
     metrics = {**common, "steps": state.step, "epochs": state.dev_log, "dev": {**kept, **scored_dev}, "test": test}
-    timing["seconds"] = time.monotonic() - started
-    return Outcome(
-        metrics=metrics,
-        proof=adapted.proof.to_dict(),
-        run=timing,
-        files={
-            "predictions": ("predictions", ".jsonl.gz", pack_predictions(predictions), True),
-            "adapter": ("adapter", ".safetensors", adapter, context.settings.keep_adapter),
-        },
-    )
+    return run.outcome(metrics, run.text_files(predictions, adapter), since=started)

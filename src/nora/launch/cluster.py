@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from nora.config.schema import KINDS, ExecSpec, Spec, validate
-from nora.config.spec import check_ready
+from nora import kinds
 from nora.errors import UserError
+from nora.kinds import AnySpec
 from nora.launch import slurm
-from nora.launch.plan import RETRIED, SUBMITTABLE, PlannedCell, counts, plan
+from nora.launch.plan import RETRIED, SUBMITTABLE, PlannedCell, counts, current_plan
 from nora.launch.profile import Profile, load_profile
-from nora.launch.queue import Queue, read_queue
+from nora.launch.queue import read_queue
 from nora.launch.submission import Array, create, layout, one_launch_at_a_time, submissions
-from nora.store.record import Record
 from nora.store.runs import Store
-from nora.tables.search import Cell, SpecBook
-from nora.tables.target import Target, target_cells
+from nora.store.states import State
+from nora.tables.cell import Cell
+from nora.tables.target import AnyTarget
+from nora.workspace import Workspace
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Where a launch goes to."""
-
-    checkout: Path
-    store: Store
-    settings: ExecSpec
-
-
-def wanted(planned: list[PlannedCell], store: Store, *, max_attempts: int, retry: bool) -> tuple[list[Cell], list[str]]:
+def wanted(
+    planned: list[PlannedCell], store: Store, *, max_attempts: int, retry: bool
+) -> tuple[list[Cell[AnySpec]], list[str]]:
     """The cells to submit, and one line for each that has failed too often and is left alone."""
     states = RETRIED if retry else SUBMITTABLE
     cells, left = [], []
     for p in planned:
         if p.state not in states or p.cell.id is None or p.cell.spec is None:
             continue
-        failures = store.failures(p.cell.spec["kind"], p.cell.id) if p.state == "failed" else 0
+        failures = store.failures(p.cell.spec.kind, p.cell.id) if p.state is State.FAILED else 0
         if failures >= max_attempts and not retry:
             left.append(f"{p.cell.id} has failed {failures} times: left alone (nora why {p.cell.id}; nora retry)")
         else:
@@ -44,12 +38,11 @@ def wanted(planned: list[PlannedCell], store: Store, *, max_attempts: int, retry
     return cells, left
 
 
-def check_specs(cells: list[Cell]) -> None:
-    """UserError where a run's Hub inputs have no commit: found here, not on the node."""
+def check_specs(cells: Sequence[Cell[AnySpec]]) -> None:
+    """UserError if a run's Hub inputs have no commit: found here, not on the node."""
     for cell in cells:
         assert cell.spec is not None
-        spec: Spec = validate(cell.spec, KINDS[cell.spec["kind"]])
-        check_ready(spec)
+        kinds.check_ready(cell.spec)
 
 
 def scripts(arrays: list[Array], profile: Profile, *, target: str, folder: Path, code: Path) -> list[str]:
@@ -62,26 +55,26 @@ def scripts(arrays: list[Array], profile: Profile, *, target: str, folder: Path,
     ]
 
 
-def planned_scripts(table: Target, planned: list[PlannedCell], cluster: Cluster) -> str:
+def planned_scripts(target: AnyTarget, planned: list[PlannedCell], workspace: Workspace) -> str:
     """What ``nora plan --sbatch`` prints: the script of every array that a launch would submit; no SLURM needed."""
-    profile = load_profile(cluster.checkout, cluster.settings)
-    cells, _ = wanted(planned, cluster.store, max_attempts=profile.max_attempts, retry=False)
+    profile = load_profile(workspace.checkout, workspace.settings)
+    cells, _ = wanted(planned, workspace.store, max_attempts=profile.max_attempts, retry=False)
     arrays = layout(cells, profile)
-    code = cluster.checkout
-    if cluster.settings.code == "snapshot":
-        code = cluster.store.root / "snapshots" / "COMMIT"
-    folder = cluster.store.root / "submissions" / "ID"
-    texts = scripts(arrays, profile, target=table.name, folder=folder, code=code)
+    code = workspace.checkout
+    if workspace.settings.code == "snapshot":
+        code = workspace.store.root / "snapshots" / "COMMIT"
+    folder = workspace.store.root / "submissions" / "ID"
+    texts = scripts(arrays, profile, target=target.name, folder=folder, code=code)
     return "\n".join(
         f"# array {n}: {array.num_runs} runs of {array.label} in {len(array.tasks)} tasks\n{text}"
         for n, (array, text) in enumerate(zip(arrays, texts, strict=True))
     )
 
 
-def layout_lines(planned: list[PlannedCell], cluster: Cluster) -> list[str]:
+def layout_lines(planned: list[PlannedCell], workspace: Workspace) -> list[str]:
     """One line per array of a launch: tasks, resources, runs per task."""
-    profile = load_profile(cluster.checkout, cluster.settings)
-    cells, left = wanted(planned, cluster.store, max_attempts=profile.max_attempts, retry=False)
+    profile = load_profile(workspace.checkout, workspace.settings)
+    cells, left = wanted(planned, workspace.store, max_attempts=profile.max_attempts, retry=False)
     lines = []
     for number, array in enumerate(layout(cells, profile)):
         r = array.resources
@@ -93,74 +86,63 @@ def layout_lines(planned: list[PlannedCell], cluster: Cluster) -> list[str]:
     return lines + [f"  {line}" for line in left]
 
 
-def current_plan(
-    table: Target,
-    cluster: Cluster,
-    queue: Queue | None,
-    records: Mapping[str, Record] | None = None,
-    book: SpecBook | None = None,
-) -> list[PlannedCell]:
-    """The plan of a target from the queue and the records as they are (or as they were read just now)."""
-    if records is None:
-        records = {record.id: record for record in cluster.store.records()}
-    return plan(target_cells(table, records, checkout=cluster.checkout, book=book), cluster.store, records, queue)
-
-
-def launch_slurm(table: Target, cluster: Cluster, *, retry: bool = False, dry_run: bool = False) -> int:
+def launch_slurm(target: AnyTarget, workspace: Workspace, *, retry: bool = False, dry_run: bool = False) -> int:
     """Submits what is missing (with ``retry``: what failed, however often); 0 when SLURM has taken all of it.
 
     UserError, with nothing queued, where SLURM would not take an array.
     """
-    profile = load_profile(cluster.checkout, cluster.settings)
+    profile = load_profile(workspace.checkout, workspace.settings)
     if not slurm.installed():
         raise UserError("exec=slurm: sbatch is not found; this is no machine of a SLURM cluster (exec=local runs here)")
-    with one_launch_at_a_time(cluster.store.root):
-        _adopt(cluster.store.root)
-        planned = current_plan(table, cluster, read_queue(cluster.store.root))
-        cells, left = wanted(planned, cluster.store, max_attempts=profile.max_attempts, retry=retry)
+    with one_launch_at_a_time(workspace.store.root):
+        _adopt(workspace.store.root)
+        planned = current_plan(target, workspace, read_queue(workspace.store.root))
+        cells, left = wanted(planned, workspace.store, max_attempts=profile.max_attempts, retry=retry)
         for line in left:
             print(line)
         tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
         if not cells:
-            print(f"{table.headline}: nothing to submit: {tally}", flush=True)
+            print(f"{target.headline}: nothing to submit: {tally}", flush=True)
             return 0
         check_specs(cells)
         limit = slurm.max_array_size()
         if limit is not None:
             profile = replace(profile, max_array_size=min(profile.max_array_size, max(1, limit - 1)))
-        submit_cells(table.name, cells, profile, cluster, dry_run=dry_run)
-        waiting = counts(planned).get("waits", 0)
+        submit_cells(target.name, cells, profile, workspace, dry_run=dry_run)
+        waiting = counts(planned).get(State.WAITS, 0)
         if waiting:
             print(f"{waiting} cells wait for a choice; launch again when the first stage is done")
     return 0
 
 
-def submit_cells(target: str, cells: list[Cell], profile: Profile, cluster: Cluster, *, dry_run: bool = False) -> None:
+def submit_cells(
+    target: str, cells: list[Cell[AnySpec]], profile: Profile, workspace: Workspace, *, dry_run: bool = False
+) -> None:
     """Asks SLURM about every array, then freezes and submits them."""
     from nora.execution import provenance
     from nora.launch.submission import snapshot_code
     from nora.launch.submit import submit
 
     arrays = layout(cells, profile)
-    store = cluster.store
-    preview = scripts(arrays, profile, target=target, folder=store.root / "submissions" / "ID", code=cluster.checkout)
+    store = workspace.store
+    preview = scripts(arrays, profile, target=target, folder=store.root / "submissions" / "ID", code=workspace.checkout)
     for text in preview:
         slurm.test_only(text)
     if not dry_run:
-        if cluster.settings.code == "snapshot":
-            code, commit = snapshot_code(cluster.checkout, store.root)
+        if workspace.settings.code == "snapshot":
+            code, commit = snapshot_code(workspace.checkout, store.root)
         else:
-            code, commit = cluster.checkout, provenance.code_version(cluster.checkout)["commit"]
+            code, commit = workspace.checkout, provenance.code_version(workspace.checkout)["commit"]
         unique = {str(cell.id): cell for cell in cells}
-        kinds = {identity: str(cell.spec["kind"]) for identity, cell in unique.items() if cell.spec is not None}
+        kind_of = {identity: cell.spec.kind for identity, cell in unique.items() if cell.spec is not None}
         submission = create(
             store.root,
             target=target,
             arrays=arrays,
             cells=unique,
-            dead_up_to={i: max((a.number for a in store.attempts(k, i)), default=0) for i, k in kinds.items()},
-            failures_allowed={i: store.failures(k, i) + profile.max_attempts for i, k in kinds.items()},
-            settings=cluster.settings,
+            dead_up_to={i: max((a.number for a in store.attempts(k, i)), default=0) for i, k in kind_of.items()},
+            failures_allowed={i: store.failures(k, i) + profile.max_attempts for i, k in kind_of.items()},
+            settings=workspace.settings,
             code=code,
             commit=commit,
             requeue=profile.requeue,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import ConfigDict, Field
@@ -16,8 +15,10 @@ from pydantic.dataclasses import dataclass
 
 from nora.config import limits
 from nora.config.compose import compose_config
-from nora.config.schema import Count, ExecSpec, Positive, Size, Spec, validate
-from nora.errors import UserError
+from nora.config.schema import Count, ExecSpec, Positive, Size, validate
+from nora.errors import UserError, one_of
+from nora.files import Json
+from nora.kinds import Spec
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SAFE_SETUP = "set -euo pipefail"
@@ -81,11 +82,11 @@ class Profile:
         given = {key: value for key, value in vars(change).items() if value is not None} if change else {}
         return replace(base, **{key: given[key] for key in ("gpus", "cpus", "mem_gb", "time_min") if key in given})
 
-    def sbatch_options(self, gpus: int) -> dict[str, Any]:
+    def sbatch_options(self, gpus: int) -> dict[str, Json]:
         """Where a job with this many GPUs goes and how the site spells them, in submitit's names."""
         options = {key: getattr(self, key) for key in ("partition", "account", "qos", "constraint")}
         # --requeue: some sites have JobRequeue=0 and then refuse `scontrol requeue`
-        extra: dict[str, Any] = {"requeue" if self.requeue else "no-requeue": True}
+        extra: dict[str, Json] = {"requeue" if self.requeue else "no-requeue": True}
         kind = self.gpu.type
         if gpus and self.gpu.spelling == "gres":
             options["gres"] = f"gpu:{kind}:{gpus}" if kind else f"gpu:{gpus}"
@@ -106,17 +107,14 @@ def load_profile(checkout: Path, settings: ExecSpec) -> Profile:
     """The profile ``exec.profile`` names, with what exec says instead; UserError with every problem at once."""
     folder = checkout / "slurm" / "profiles"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if settings.profile not in names:
-        near = difflib.get_close_matches(str(settings.profile), names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"exec.profile: given {settings.profile!r}, slurm/profiles has {', '.join(names)}{hint}")
+    one_of("exec.profile", str(settings.profile), names, "slurm/profiles has")
     path = folder / f"{settings.profile}.yaml"
     limits.check_file(path)
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Json = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"slurm/profiles/{path.name}: {' '.join(str(error).split())}") from None
-    profile: Profile = validate(content, Profile, prefix=f"slurm/profiles/{path.name}: ")
+    profile = validate(content, Profile, prefix=f"slurm/profiles/{path.name}: ")
     if profile.setup[0] != _SAFE_SETUP:
         raise UserError(
             f"slurm/profiles/{path.name}: setup: its first line is {profile.setup[0]!r}, required {_SAFE_SETUP!r}: "
@@ -137,7 +135,7 @@ _ALTERNATIVES = (
 )
 
 
-Launcher = Callable[[Sequence[Spec]], tuple[str, dict[str, Any]]]
+Launcher = Callable[[Sequence[Spec]], tuple[str, dict[str, Json]]]
 """The specs of a sweep → a launcher of Hydra's and its settings."""
 
 
@@ -149,21 +147,21 @@ def place(arguments: Sequence[str], checkout: Path) -> tuple[list[str], Launcher
     if chosen not in ([_SLURM], [_LOCAL]) or (chosen == [_LOCAL] and not words):
         return list(arguments), None
     config = compose_config(checkout / "conf", ["exec=slurm", *words])
-    settings: ExecSpec = validate(config["exec"], ExecSpec, prefix="exec.")
+    settings = validate(config["exec"], ExecSpec, prefix="exec.")
     profile = load_profile(checkout, settings)
     typed = {word.partition("=")[0].lstrip("+~").removeprefix("hydra.launcher.") for word in arguments}
     rest = [word for word in arguments if word not in words]
     return rest, partial(_settings, chosen[0], profile, typed)
 
 
-def _settings(name: str, profile: Profile, typed: set[str], specs: Sequence[Spec]) -> tuple[str, dict[str, Any]]:
+def _settings(name: str, profile: Profile, typed: set[str], specs: Sequence[Spec]) -> tuple[str, dict[str, Json]]:
     resources = _largest(profile, specs)
     if name == _LOCAL:  # starts everything at once on this machine: only the time means anything
         return name, {"timeout_min": resources.time_min}
     options = profile.sbatch_options(resources.gpus)
     if typed & _ALTERNATIVES[0]:
         options["additional_parameters"].pop("gpus-per-node", None)
-    settings: dict[str, Any] = {
+    settings: dict[str, Json] = {
         "name": "nora-multirun",
         "timeout_min": resources.time_min,
         "cpus_per_task": resources.cpus,

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nora.errors import UserError
+from nora.files import Json
 from nora.launch import slurm
 from nora.launch.submission import Submission, submissions
 from nora.store.attempt import Attempt
-from nora.store.runs import RunState, Store, read_json_lines
+from nora.store.runs import Store, read_json_lines
+from nora.store.states import RunState, State, run_state
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,23 @@ def read_queue(results: Path) -> Queue:
 
 def with_queue(state: RunState, store: Store, kind: str, identity: str, queue: Queue) -> RunState:
     """A run's state with what SLURM says: *queued* where it will run, *running* only where its job is alive."""
-    if state.state in ("done", "diverged"):
+    if state.state in (State.DONE, State.DIVERGED):
         return state
     attempts = store.attempts(kind, identity)
     last = attempts[-1] if attempts else None
     job = last.owner().get("job") if last is not None else None
     task = queue.held.get(identity)
-    if state.state == "running":
+    if state.state is State.RUNNING:
         if job is None or (queue.job_is_alive(job) and queue.tasks[job].state != "PENDING"):
             return state
         if task is None:
-            return RunState("failed", f"{state.reason}: SLURM has ended job {job}")
+            return RunState(State.FAILED, f"{state.reason}: SLURM has ended job {job}")
     if task is None:
         return state
-    if state.state == "failed" and last is not None and last.failure() is not None and job == task.id:
+    if state.state is State.FAILED and last is not None and last.failure() is not None and job == task.id:
         return state  # its job goes on with other runs
     after = f" after {state.reason}" if state.reason else ""
-    return RunState("queued", f"job {task.id} {task.state}{after}")
+    return RunState(State.QUEUED, f"job {task.id} {task.state}{after}")
 
 
 _TAIL = 15
@@ -108,7 +109,7 @@ def _tail(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
 
 
-def logs(store: Store, beginning: str) -> dict[str, Any]:
+def logs(store: Store, beginning: str) -> dict[str, Json]:
     """Where a run's logs are (its newest attempt's journal, its newest job's output) and how they end."""
     kind, identity = find_run(store, beginning)
     paths = [attempt.journal for attempt in store.attempts(kind, identity)[-1:]]
@@ -117,7 +118,7 @@ def logs(store: Store, beginning: str) -> dict[str, Any]:
     return {"id": identity, "logs": [{"path": str(path), "tail": _tail(path)} for path in paths]}
 
 
-def logs_text(found: dict[str, Any]) -> str:
+def logs_text(found: dict[str, Json]) -> str:
     """``logs`` for a terminal."""
     lines = []
     for log in found["logs"]:
@@ -136,10 +137,10 @@ def _ending(attempt: Attempt) -> str:
     return "running" if attempt.is_alive() else "ended without a word (killed, node lost, or out of memory)"
 
 
-def why(store: Store, beginning: str, queue: Queue | None) -> dict[str, Any]:
+def why(store: Store, beginning: str, queue: Queue | None) -> dict[str, Json]:
     """A run's state, the reason, its attempts and its SLURM jobs."""
     kind, identity = find_run(store, beginning)
-    state = store.state(kind, identity)
+    state = run_state(store, kind, identity)
     if queue is not None:
         state = with_queue(state, store, kind, identity, queue)
     attempts = []
@@ -166,7 +167,7 @@ def why(store: Store, beginning: str, queue: Queue | None) -> dict[str, Any]:
     return {"id": identity, "state": state.state, "reason": state.reason, "attempts": attempts, "jobs": jobs}
 
 
-def why_text(found: dict[str, Any]) -> str:
+def why_text(found: dict[str, Json]) -> str:
     """``why`` for a terminal."""
     lines = [f"run {found['id']}: {found['state']}{': ' if found['reason'] else ''}{found['reason']}"]
     for a in found["attempts"]:
@@ -191,7 +192,11 @@ def cancel(store: Store, ids: set[str], queue: Queue, *, dry_run: bool) -> list[
     for name, held in sorted(shared.items()):
         if not held & ids:
             continue
-        foreign = {i for i in held - ids if store.state(find_run(store, i)[0], i).state not in ("done", "diverged")}
+        foreign = {
+            i
+            for i in held - ids
+            if run_state(store, find_run(store, i)[0], i).state not in (State.DONE, State.DIVERGED)
+        }
         if foreign:
             lines.append(f"job {name} left: it also holds {', '.join(sorted(foreign))}")
             continue

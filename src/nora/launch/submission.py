@@ -14,16 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nora.config.pins import DOWNLOADS
-from nora.config.schema import KINDS, ExecSpec, Spec, validate
-from nora.config.spec import run_id
+from nora.config.schema import ExecSpec, validate
+from nora.config.spec import run_id, spec_dict
 from nora.errors import RunFailed, UserError
 from nora.execution import provenance
-from nora.files import canonical_json, sha256_bytes, write_atomic
+from nora.files import Json, canonical_json, sha256_bytes, write_atomic
+from nora.kinds import AnySpec, FactorizeSpec, read_spec
 from nora.launch.profile import Profile, Resources
-from nora.tables.search import Cell
+from nora.tables.cell import Cell
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,18 @@ class Array:
     def num_runs(self) -> int:
         return sum(len(ids) for ids in self.tasks)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """As plain data."""
         return {"label": self.label, "resources": vars(self.resources), "tasks": [list(ids) for ids in self.tasks]}
 
 
-def class_of(cell: Cell) -> tuple[str, str | None]:
+def class_of(cell: Cell[AnySpec]) -> tuple[str, str | None]:
     """Kind and base model: runs that share them are given the same resources."""
     assert cell.spec is not None
-    model = cell.spec.get("model")
-    return cell.spec["kind"], model["name"] if model else None
+    return cell.spec.kind, None if isinstance(cell.spec, FactorizeSpec) else cell.spec.model.name
 
 
-def layout(cells: Sequence[Cell], profile: Profile) -> list[Array]:
+def layout(cells: Sequence[Cell[AnySpec]], profile: Profile) -> list[Array]:
     """Arrays in the order of the cells: one per resource class, cut at ``max_array_size``; a run listed once."""
     classes: dict[tuple[str, str | None], list[str]] = {}
     seen: set[str] = set()
@@ -116,15 +115,15 @@ class Submission:
     """One call of ``nora launch exec=slurm``: its frozen content and the jobs it became."""
 
     folder: Path
-    content: Mapping[str, Any]
+    content: Mapping[str, Json]
 
     @property
     def id(self) -> str:
         return self.folder.name
 
     @property
-    def arrays(self) -> Sequence[Mapping[str, Any]]:
-        arrays: Sequence[Mapping[str, Any]] = self.content["arrays"]
+    def arrays(self) -> Sequence[Mapping[str, Json]]:
+        arrays: Sequence[Mapping[str, Json]] = self.content["arrays"]
         return arrays
 
     @property
@@ -147,18 +146,17 @@ class Submission:
         """Notes that an array was accepted by SLURM."""
         write_atomic(self.folder / f"array-{array}.json", json.dumps({"job": job}))
 
-    def spec(self, identity: str) -> Spec:
+    def spec(self, identity: str) -> AnySpec:
         """The frozen spec of a run; RunFailed where it is not what its id says."""
         entry = self.content["runs"][identity]
-        spec: Spec = validate(entry["spec"], KINDS[entry["spec"]["kind"]])
+        spec = read_spec(entry["spec"])
         if run_id(spec) != identity:
             raise RunFailed(f"{self.folder}: the frozen spec of {identity} has the id {run_id(spec)}; launch again")
         return spec
 
     def settings(self) -> ExecSpec:
         """How its runs are executed."""
-        settings: ExecSpec = validate(self.content["exec"], ExecSpec, prefix="exec.")
-        return settings
+        return validate(self.content["exec"], ExecSpec, prefix="exec.")
 
 
 def create(
@@ -166,7 +164,7 @@ def create(
     *,
     target: str,
     arrays: Sequence[Array],
-    cells: Mapping[str, Cell],
+    cells: Mapping[str, Cell[AnySpec]],
     dead_up_to: Mapping[str, int],
     failures_allowed: Mapping[str, int],
     settings: ExecSpec,
@@ -196,7 +194,7 @@ def create(
         "arrays": [array.to_dict() for array in arrays],
         "runs": {
             identity: {
-                "spec": cells[identity].spec,
+                "spec": spec_dict(spec),
                 "tags": [cells[identity].table, cells[identity].scale],
                 "dead_up_to": dead_up_to[identity],
                 "failures_allowed": failures_allowed[identity],
@@ -204,6 +202,7 @@ def create(
             for array in arrays
             for ids in array.tasks
             for identity in ids
+            if (spec := cells[identity].spec) is not None
         },
     }
     body = {"content": content, "sha256": sha256_bytes(canonical_json(content).encode())}

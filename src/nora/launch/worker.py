@@ -9,12 +9,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nora
 from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution import provenance
+from nora.files import Json
 from nora.launch import slurm
 from nora.launch.submission import Submission, load
 from nora.store.runs import Store
@@ -103,7 +103,7 @@ def _one(
 ) -> None:
     from nora.execution.execute import execute
 
-    entry: dict[str, Any] = submission.content["runs"][identity]
+    entry: dict[str, Json] = submission.content["runs"][identity]
     spec = submission.spec(identity)
     if store.failures(spec.kind, identity) >= entry["failures_allowed"]:
         raise RunFailed(

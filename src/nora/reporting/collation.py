@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-from nora.errors import UserError
+from nora.errors import UserError, one_of
 from nora.files import sha256_bytes, write_atomic
-from nora.reporting import labels, ledger
+from nora.kinds import AnySpec
+from nora.reporting import labels, layouts, ledger
 from nora.reporting.document import Document, explained, to_csv, to_markdown
 from nora.reporting.figures import Figure, figure_texts, write_figure
 from nora.reporting.latex import to_latex
@@ -19,28 +21,20 @@ from nora.reporting.proofs import proofs
 from nora.reporting.report import Picture, Section, render_report
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.store.snapshot import Snapshot, take_snapshot
-from nora.tables.search import Cell
-from nora.tables.target import Target, load_target, target_cells
-
-# A layout is a module of this floor with ``build(table, records, *, checkout)``; imported when it is needed.
-_LAYOUTS = (
-    "methods_by_tasks", "models_by_sets", "tuning", "hyperparameters", "singular_values", "convergence", "rates",
-    "deployment", "costs",
-    "subject_losses", "subject_settings", "drawn_pictures", "training_pictures", "loss_curves",
-)  # fmt: skip
+from nora.store.states import Snapshot, take_snapshot
+from nora.tables.cell import Cell
+from nora.tables.target import AnyTarget, load_target
 
 
-def build_artefact(table: Target, records: Mapping[str, Record], *, checkout: Path) -> Document | Figure:
-    """The artefact of a table by its layout."""
-    layout = table.file.layout
-    if layout not in _LAYOUTS:
-        raise UserError(f"conf/table/{table.name}.yaml: given layout {layout!r}, allowed {', '.join(_LAYOUTS)}")
-    module = importlib.import_module(f"nora.reporting.layouts.{layout}")
+def build_artefact(target: AnyTarget, records: Mapping[str, Record]) -> Document | Figure:
+    """The artefact of a target by its layout, a file of layouts/ that is imported when it is needed."""
+    layout = target.file.layout
+    one_of(f"conf/table/{target.name}.yaml: layout", layout, [info.name for info in iter_modules(layouts.__path__)])
+    module = import_module(f"{layouts.__name__}.{layout}")
     try:
-        artefact: Document | Figure = module.build(table, records, checkout=checkout)
+        artefact: Document | Figure = module.build(target, records)
     except KeyError as error:  # a record of this spec and version that holds less than the layout reads
-        raise UserError(f"{table.name}: a record behind it has no {error}, which layout {layout} reads") from error
+        raise UserError(f"{target.name}: a record behind it has no {error}, which layout {layout} reads") from error
     return explained(artefact) if isinstance(artefact, Document) else artefact
 
 
@@ -106,32 +100,31 @@ def up_to_date(store: Store, checkout: Path) -> int | None:
     return len(outputs) if same else None
 
 
-def with_paper_scale(targets: Sequence[Target], checkout: Path) -> list[Target]:
+def with_paper_scale(targets: Sequence[AnyTarget]) -> list[AnyTarget]:
     """The targets, and each one of several scales at paper scale too (after mini), in the paper's order."""
-    paper = [load_target(checkout, target.name, ["scale=paper"]) for target in targets if target.scale]
+    paper = [load_target(t.checkout, t.name, ["scale=paper"]) for t in targets if t.scale]
     return sorted([*targets, *paper], key=lambda t: (labels.papers_order(t.name), t.scale == "paper"))
 
 
 def collate(
-    targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path, show: Callable[[str], None]
+    targets: Sequence[AnyTarget], snapshot: Snapshot, results: Path, *, show: Callable[[str], None]
 ) -> list[Path]:
     """Writes the artefacts of some targets from the records alone; returns the files. ``show`` is also told what this
     checkout knows of runs without a record (failed, running)."""
     paths: list[Path] = []
     alone = snapshot.records_alone()
     for target in targets:
-        artefact = build_artefact(target, alone, checkout=checkout)
-        show(summary(build_artefact(target, snapshot, checkout=checkout) if snapshot.unfinished else artefact))
+        artefact = build_artefact(target, alone)
+        show(summary(build_artefact(target, snapshot) if snapshot.unfinished else artefact))
         paths += write_artefact(artefact, results)
     return paths
 
 
 def report_text(
-    targets: Sequence[Target],
+    targets: Sequence[AnyTarget],
     snapshot: Snapshot,
     results: Path,
     *,
-    checkout: Path,
     place: Callable[[Document | Figure], bytes],
 ) -> str:
     """The report of some targets, the ledger kept in ``results`` and the init proofs.
@@ -139,10 +132,10 @@ def report_text(
     ``place`` is handed every artefact, to write it or to compare it, and returns the PNG of a figure.
     """
     sections: list[Section] = []
-    cells: list[Cell] = []
+    cells: list[Cell[AnySpec]] = []
     for target in targets:
-        own = target_cells(target, snapshot, checkout=checkout)
-        artefact = build_artefact(target, snapshot, checkout=checkout)
+        own = target.cells(snapshot)
+        artefact = build_artefact(target, snapshot)
         if isinstance(artefact, Figure) and target.scale == "paper" and not any(c.id in snapshot for c in own):
             continue  # a figure without runs shows nothing
         cells += own
@@ -163,7 +156,7 @@ def _picture(figure: Figure, png: bytes) -> Picture:
 
 
 def collate_all(
-    targets: Sequence[Target],
+    targets: Sequence[AnyTarget],
     store: Store,
     *,
     checkout: Path,
@@ -178,7 +171,9 @@ def collate_all(
     for line in snapshot.damaged.values():
         warn(line)
     if taken.unfinished:
-        counted = ", ".join(f"{n} {state}" for state, n in sorted(Counter(taken.unfinished.values()).items()))
+        counted = ", ".join(
+            f"{n} {state}" for state, n in sorted(Counter(str(run.state) for run in taken.unfinished.values()).items())
+        )
         show(f"runs without a record here, missing in what is written: {counted} (nora status all)")
     paths: list[Path] = []
 
@@ -188,7 +183,7 @@ def collate_all(
         show(f"{artefact.name:18} {artefact.title}")
         return b"" if isinstance(artefact, Document) else next(p for p in written if p.suffix == ".png").read_bytes()
 
-    text = report_text(targets, snapshot, store.root, checkout=checkout, place=place)
+    text = report_text(targets, snapshot, store.root, place=place)
     report = store.root / REPORT
     if not report.is_file() or report.read_text(encoding="utf-8") != text:
         write_atomic(report, text)
@@ -207,13 +202,13 @@ def _differing(texts: Sequence[tuple[Path, str]], results: Path, again: str) -> 
     ]
 
 
-def audit(target: Target, snapshot: Snapshot, results: Path, *, checkout: Path) -> list[str]:
+def audit(target: AnyTarget, snapshot: Snapshot, results: Path) -> list[str]:
     """One line per file of the target that is not what the records give; a file that was not made is no problem."""
-    artefact = build_artefact(target, snapshot.records_alone(), checkout=checkout)
+    artefact = build_artefact(target, snapshot.records_alone())
     return _differing(artefact_texts(artefact, results), results, target.name)
 
 
-def audit_all(targets: Sequence[Target], snapshot: Snapshot, results: Path, *, checkout: Path) -> list[str]:
+def audit_all(targets: Sequence[AnyTarget], snapshot: Snapshot, results: Path) -> list[str]:
     """The same for every artefact and the report."""
     problems: list[str] = []
 
@@ -222,5 +217,5 @@ def audit_all(targets: Sequence[Target], snapshot: Snapshot, results: Path, *, c
         png = results / "figures" / f"{artefact.name}.png"
         return png.read_bytes() if isinstance(artefact, Figure) and png.is_file() else b""
 
-    text = report_text(targets, snapshot.records_alone(), results, checkout=checkout, place=place)
+    text = report_text(targets, snapshot.records_alone(), results, place=place)
     return problems + _differing([(results / REPORT, text)], results, "all")

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
-from nora.files import readable_json
+from nora.files import Json, readable_json
 from nora.reporting import labels
 from nora.reporting.proofs import proof_line
 from nora.reporting.provenance import flat_values
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.store.snapshot import Snapshot
+from nora.store.states import Snapshot
 
 _PACKAGES = ("transformers", "datasets", "peft", "torch", "bitsandbytes")
 _FLOAT_BYTES = 4  # adapters are kept in float32
@@ -32,7 +31,7 @@ def export(snapshot: Snapshot, store: Store) -> list[tuple[str, bytes]]:
     return files
 
 
-def flat_record(record: Record) -> dict[str, Any]:
+def flat_record(record: Record) -> dict[str, Json]:
     """Column → value of one record: spec, numbers and run, without lists (curves, per-module proofs)."""
     proof = record.result["proof"]
     row = {"id": record.id, "status": record.status, "proof.init": proof["init"], "proof.passed": proof["passed"]}
@@ -57,7 +56,7 @@ def _tables(records: list[Record]) -> dict[str, bytes]:
     return {"records.csv": text.encode(), "records.parquet": parquet.getvalue()}
 
 
-def _peft_config(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _peft_config(spec: Mapping[str, Json]) -> dict[str, Json]:
     method = spec["method"]
     if method["adapter"] == "prefix":
         return {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": method["num_virtual_tokens"]}
@@ -71,7 +70,7 @@ def _peft_config(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def peft_result(record: Record) -> dict[str, Any]:
+def peft_result(record: Record) -> dict[str, Json]:
     """One run as huggingface/peft, method_comparison, keeps it. null: our records do not have it."""
     spec, run, metrics = record.spec, record.run, record.metrics
     # A run on the CPU reserves nothing of an accelerator.

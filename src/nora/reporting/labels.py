@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from nora import tasks
+
 METHODS = {
     "lora": "LoRA",
     "lora_p": "LoRA-P",
@@ -14,27 +16,7 @@ METHODS = {
     "nora_plus": "NoRA+",
     "prefix": "Prefix",
 }
-TASKS = {
-    "sst2": "SST-2",
-    "wsc": "WSC",
-    "boolq": "BoolQ",
-    "cb": "CB",
-    "rte": "RTE",
-    "record": "ReCoRD",
-    "multirc": "MultiRC",
-    "squad": "SQuAD",
-    "piqa": "PIQA",
-    "social_i_qa": "SIQA",
-    "hellaswag": "HS",
-    "winogrande": "WG",
-    "arc_easy": "ARC-e",
-    "arc_challenge": "ARC-c",
-    "openbookqa": "OBQA",
-    "gsm8k": "GSM8K",
-    "dog": "dog",
-    "cat_toy": "cat toy",
-    "duck_toy": "rubber duck",
-}
+SUBJECTS = {"cat_toy": "cat toy", "duck_toy": "rubber duck"}
 MODELS = {
     "opt_1.3b": "OPT-1.3B",
     "llama_7b": "LLaMA-7B",
@@ -116,7 +98,8 @@ def method(name: str) -> str:
 
 
 def task(name: str) -> str:
-    return TASKS.get(name, name)
+    """A task or a set by its own file's label; a subject of pictures by its name here."""
+    return tasks.labels().get(name) or SUBJECTS.get(name, name)
 
 
 def model(name: str) -> str:
@@ -126,7 +109,7 @@ def model(name: str) -> str:
 
 def column(axis: str, name: str) -> str:
     """A column of a table whose columns are tasks, models or protocols."""
-    return {"task": TASKS, "model": MODELS, "protocol": PROTOCOLS}[axis].get(name, name)
+    return task(name) if axis == "task" else {"model": MODELS, "protocol": PROTOCOLS}[axis].get(name, name)
 
 
 def init(name: str) -> str:

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nora.errors import UserError
+from nora.files import Json
 from nora.reporting.document import Block, Document, Entry, Line
 
 _GREEK = {
@@ -24,12 +24,12 @@ _READ = ("id", "verdict", "instances", "searched", "quantity", "worst", "limit",
 _HEADER = ("id", "verdict", "instances", "searched", "quantity", "worst", "limit", "frequency")
 
 
-def _verdict(row: Mapping[str, Any]) -> str:
+def _verdict(row: Mapping[str, Json]) -> str:
     share = "" if row["frequency"] is None else f" {100 * row['frequency']:.1f} %"
     return f"{row['verdict']}{share}"
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Json]]:
     """The rows of a ledger file; UserError where it is not what ``nora theory`` writes."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
@@ -49,13 +49,13 @@ def mathematics(text: str) -> str:
     return re.sub(r" - |-(?=[Α-ω])", lambda found: found[0].replace("-", "−"), text)
 
 
-def ledger_line(row: Mapping[str, Any]) -> str:
+def ledger_line(row: Mapping[str, Json]) -> str:
     """One row for a terminal."""
     tried = f"{row['instances']} random + {row['searched']} searched"
     return f"{row['id']:22} {_verdict(row):32} worst {row['worst']:.3g} (limit {row['limit']:.3g})  {tried}"
 
 
-def ledger_document(rows: Sequence[Mapping[str, Any]]) -> Document:
+def ledger_document(rows: Sequence[Mapping[str, Json]]) -> Document:
     """Verdicts in the paper's order, then each statement with its condition or counter-example."""
     verdicts = tuple(
         Line(
@@ -95,7 +95,7 @@ def ledger_document(rows: Sequence[Mapping[str, Any]]) -> Document:
     )
 
 
-def _remark(row: Mapping[str, Any]) -> str:
+def _remark(row: Mapping[str, Json]) -> str:
     parts = []
     if row["condition"]:
         parts.append(f"holds if {row['condition']}")

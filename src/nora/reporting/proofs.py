@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from nora.files import Json
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.store.record import Record
-from nora.store.snapshot import Snapshot
+from nora.store.states import Snapshot
 
 
-def proof_line(proof: Mapping[str, Any]) -> str:
+def proof_line(proof: Mapping[str, Json]) -> str:
     """What a run's init proof measured, in one line."""
     modules = proof.get("modules", [])
     worst = max((m["relative_difference"] for m in modules), default=proof.get("output_difference") or 0.0)

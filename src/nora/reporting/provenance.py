@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import shlex
@@ -13,15 +12,17 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from nora.errors import UserError
+from nora.config.spec import spec_dict
+from nora.errors import UserError, nearest
+from nora.files import Json
+from nora.kinds import AnySpec, FinetuneSpec
 from nora.reporting import labels
 from nora.reporting.proofs import proof_line
-from nora.reporting.reported import report
 from nora.store.record import Record
-from nora.store.snapshot import Snapshot
-from nora.tables.search import Cell, SpecBook, make_cell
-from nora.tables.table import Settings, Table
-from nora.tables.target import Target, target_cells
+from nora.store.states import Snapshot
+from nora.tables.cell import Cell, Settings
+from nora.tables.methods import Table
+from nora.tables.target import AnyTarget
 
 ABSENT = "absent"
 _PARTS = ("spec", "status", "metrics", "proof", "files", "run")
@@ -30,17 +31,17 @@ _KEY = 32  # characters in which keys are padded to stand in a column
 _ALWAYS = ("started", "host")  # of the run: never the same, and say nothing
 
 
-def flat_values(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat_values(value: Json, prefix: str = "") -> dict[str, Json]:
     """Dotted key → value; lists are values."""
     if not isinstance(value, Mapping):
         return {prefix: value}
-    found: dict[str, Any] = {}
+    found: dict[str, Json] = {}
     for key, inner in value.items():
         found |= flat_values(inner, f"{prefix}.{key}" if prefix else str(key))
     return found
 
 
-def _parts(record: Record) -> dict[str, Any]:
+def _parts(record: Record) -> dict[str, Json]:
     proof = dict(record.result["proof"])
     # By module name, so that one module more does not shift every other.
     proof["modules"] = {m["name"]: {k: v for k, v in m.items() if k != "name"} for m in proof.get("modules", [])}
@@ -54,10 +55,10 @@ def _parts(record: Record) -> dict[str, Any]:
     }
 
 
-def differences(one: Record, other: Record) -> dict[str, dict[str, tuple[Any, Any]]]:
+def differences(one: Record, other: Record) -> dict[str, dict[str, tuple[Any, Json]]]:
     """Part of the record → dotted key → (one's value, the other's); parts and keys that agree are left out."""
     mine, theirs = _parts(one), _parts(other)
-    outcome: dict[str, dict[str, tuple[Any, Any]]] = {}
+    outcome: dict[str, dict[str, tuple[Any, Json]]] = {}
     for part in _PARTS:
         a, b = flat_values(mine[part]), flat_values(theirs[part])
         changed = {
@@ -70,11 +71,11 @@ def differences(one: Record, other: Record) -> dict[str, dict[str, tuple[Any, An
     return outcome
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Json) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _spell_beside(value: Any, other: Any) -> str:
+def _spell_beside(value: Json, other: Json) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,}", value):
         return f"{value[:12]}…"
     if isinstance(value, list):
@@ -106,7 +107,7 @@ def differences_text(one: Record, other: Record) -> str:
     return "\n".join(lines)
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(value: Mapping[str, Json], prefix: str = "") -> dict[str, str]:
     """A spec as dotted keys → text; hashes of files and a random model's architecture are left out."""
     flat: dict[str, str] = {}
     for key, inner in value.items():
@@ -128,24 +129,24 @@ def usual_settings(specs: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return {key: min(counter, key=lambda v: (-counter[v], v)) for key, counter in sorted(counts.items())}
 
 
-def run_facts(cells: Sequence[Cell], snapshot: Snapshot) -> dict[str, dict[str, Any]]:
+def run_facts(cells: Sequence[Cell[AnySpec]], snapshot: Snapshot) -> dict[str, dict[str, Json]]:
     """id → what is told of a run: state, seed, commit, how its settings differ from those most runs of its table have
     at its scale (keys it has no value for, such as another method's, are no difference), command."""
     groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
-    first: dict[str, tuple[Cell, tuple[str, str, str]]] = {}
+    first: dict[str, tuple[Cell[AnySpec], tuple[str, str, str]]] = {}
     for cell in cells:
         if cell.id is None or cell.spec is None or cell.id in first:
             continue
-        group = cell.spec["kind"], cell.table, cell.scale
-        groups.setdefault(group, {})[cell.id] = flatten(cell.spec)
+        group = str(cell.spec.kind), cell.table, cell.scale
+        groups.setdefault(group, {})[cell.id] = flatten(spec_dict(cell.spec))
         first[cell.id] = cell, group
     usual = {group: usual_settings(specs.values()) for group, specs in groups.items()}
-    facts: dict[str, dict[str, Any]] = {}
+    facts: dict[str, dict[str, Json]] = {}
     for identity, (cell, group) in first.items():
         own, base = groups[group][identity], usual[group]
         record = snapshot.get(identity)
         facts[identity] = {
-            "state": snapshot.state(identity, cell.spec),
+            "state": snapshot.state(identity, cell.spec).state,
             "seed": cell.seed,
             "difference": [f"{key}={own[key]}" for key in sorted(own) if key != "seed" and own[key] != base[key]],
             "command": command(cell),
@@ -154,24 +155,24 @@ def run_facts(cells: Sequence[Cell], snapshot: Snapshot) -> dict[str, dict[str, 
     return facts
 
 
-def command(cell: Cell) -> str:
+def command(cell: Cell[AnySpec]) -> str:
     """What repeats a cell's run, as a shell takes it."""
     return shlex.join(["nora", "run", *cell.overrides])
 
 
-def outcome(record: Record) -> dict[str, Any]:
+def outcome(record: Record) -> dict[str, Json]:
     """What a run came to: its test scores, a factorisation's last errors, or DreamBooth's losses."""
     key = next((key for key in ("test", "final", "loss") if key in record.metrics), None)
-    scores: Mapping[str, Any] = {} if key is None else record.metrics[key]
+    scores: Mapping[str, Json] = {} if key is None else record.metrics[key]
     return {name: value for name, value in scores.items() if not isinstance(value, list)}  # a curve is no outcome
 
 
-def outcome_line(scores: Mapping[str, Any]) -> str:
+def outcome_line(scores: Mapping[str, Json]) -> str:
     """The numbers among them, in one line."""
     return ", ".join(f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, int | float))
 
 
-def _recorded(record: Record) -> dict[str, Any]:
+def _recorded(record: Record) -> dict[str, Json]:
     return {
         "commit": str(record.run.get("commit") or "")[:12],
         "dirty": bool(record.run.get("dirty")),
@@ -191,12 +192,12 @@ def _field(name: str, text: str, width: int = 8) -> list[str]:
     return [f"  {label:{width}} {line}" for label, line in zip([name, *[""] * (len(lines) - 1)], lines, strict=True)]
 
 
-def _fields(values: Mapping[str, Any]) -> list[str]:
+def _fields(values: Mapping[str, Json]) -> list[str]:
     width = max(map(len, values), default=0)
     return [line for key, value in values.items() for line in _field(key, _spell(value), width)]
 
 
-def _spell(value: Any) -> str:
+def _spell(value: Json) -> str:
     """Numbers to six digits, long lists by their length, hashes by their beginning."""
     if isinstance(value, Mapping):
         return ", ".join(
@@ -208,9 +209,9 @@ def _spell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _spec(record: Record) -> dict[str, Any]:
+def _spec(record: Record) -> dict[str, Json]:
     """The spec without the hashes of files, which are counted, and a random model's architecture."""
-    shown: dict[str, Any] = {}
+    shown: dict[str, Json] = {}
     for key, value in record.spec.items():
         if isinstance(value, Mapping):
             value = {k: v for k, v in value.items() if k != "architecture"}
@@ -241,18 +242,19 @@ def show_text(record: Record, folder: Path) -> str:
     return "\n".join([*lines, "run", *_fields({key: value for key, value in run.items() if value is not None})])
 
 
-def trace(target: Target, cell: str, snapshot: Snapshot, *, checkout: Path) -> dict[str, Any]:
+def trace_cell(target: AnyTarget, cell: str, snapshot: Snapshot) -> dict[str, Json]:
     """Everything behind one cell; UserError for a cell the target does not have.
 
     A cell is METHOD/COLUMN of a table (its chosen settings), by name or as printed (NoRA+/CB), and ROW/COLUMN, ROW or
     COLUMN of any other target: a curve of a panel, a start of the deployment table.
     """
-    listed = target_cells(target, snapshot, checkout=checkout)
+    listed = target.cells(snapshot)
     settings: Settings | None = {}
+    wanted: Sequence[Cell[AnySpec]]
     if not listed:
         raise UserError(f"TARGET: given {target.name}, which has no runs of its own to trace")
     if isinstance(target, Table):
-        settings, wanted = _reported_cells(target, cell, snapshot, checkout)
+        settings, wanted = _reported_cells(target, cell, snapshot)
     else:
         wanted = [c for c in listed if cell in (f"{c.row}/{c.column}", c.row, c.column)]
         if not wanted:
@@ -275,35 +277,31 @@ def trace(target: Target, cell: str, snapshot: Snapshot, *, checkout: Path) -> d
 
 
 def _reported_cells(
-    table: Table, cell: str, snapshot: Snapshot, checkout: Path
-) -> tuple[Settings | None, Sequence[Cell]]:
-    """The settings a table reports a cell with (None where nothing is chosen yet), and a cell per seed."""
+    table: Table, cell: str, snapshot: Snapshot
+) -> tuple[Settings | None, Sequence[Cell[FinetuneSpec]]]:
+    """The settings a table reports a cell with (None if nothing is chosen yet), and a cell per seed."""
     axis = table.file.axis
     known = {f"{m}/{c}": (m, c) for m in table.methods for c in table.columns}
     printed = {f"{labels.method(m)}/{labels.column(axis, c)}".casefold(): (m, c) for m, c in known.values()}
     found = known.get(cell) or printed.get(cell.casefold())
     if found is None:
-        near = difflib.get_close_matches(cell, known, n=1)
         raise UserError(
             f"CELL: given {cell!r}, required METHOD/COLUMN with a method of {', '.join(table.methods)} "
-            f"and a column of {', '.join(table.columns)}" + (f"; did you mean {near[0]}?" if near else "")
+            f"and a column of {', '.join(table.columns)}{nearest(cell, list(known))}"
         )
     method, column = found
-    book = SpecBook(checkout, table)
-    settings = report(table, book, snapshot, checkout)[method, column].settings
+    settings = table.chosen(method, column, snapshot)
     if settings is None:
         return None, []
-    return settings, [make_cell(table, book, method, column, seed, 0, settings) for seed in table.seeds]
+    return settings, [table.cell(method, column, seed, 0, settings) for seed in table.seeds]
 
 
 def _unknown(cell: str, known: Sequence[str]) -> UserError:
-    near = difflib.get_close_matches(cell, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
     shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-    return UserError(f"CELL: given {cell!r}, required ROW/COLUMN, ROW or COLUMN of {shown}{hint}")
+    return UserError(f"CELL: given {cell!r}, required ROW/COLUMN, ROW or COLUMN of {shown}{nearest(cell, known)}")
 
 
-def trace_text(traced: Mapping[str, Any]) -> str:
+def trace_text(traced: Mapping[str, Json]) -> str:
     """The trace for a terminal; commands stay in one piece, so that they can be copied."""
     where = f"{traced['table']} ({traced['scale']})" if traced["scale"] else traced["table"]
     lines = [f"{where}, {traced['cell']}"]

@@ -10,17 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from os.path import commonprefix
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from nora.files import Json
+from nora.kinds import AnySpec
 from nora.reporting.document import Document
 from nora.reporting.figures import to_jpeg
 from nora.reporting.labels import rendered
 from nora.reporting.provenance import run_facts
-from nora.store.snapshot import Snapshot
-from nora.tables.search import Cell
+from nora.store.states import Snapshot
+from nora.tables.cell import Cell
 
 _SEED = "{seed}"  # stands for the seed in a command, so that the seeds of a setting share it
 
@@ -28,7 +29,7 @@ _SEED = "{seed}"  # stands for the seed in a command, so that the seeds of a set
 class RunIndex:
     """Runs numbered in the order they are listed, so that a cell's runs are mostly neighbours."""
 
-    def __init__(self, facts: Mapping[str, Mapping[str, Any]], others: Iterable[str]) -> None:
+    def __init__(self, facts: Mapping[str, Mapping[str, Json]], others: Iterable[str]) -> None:
         """``facts``: id → what is told of a listed run; ``others``: further ids, of records that nothing lists."""
         self._facts = facts
         self._places = {identity: i for i, identity in enumerate(dict.fromkeys([*facts, *others]))}
@@ -53,7 +54,7 @@ class RunIndex:
         def text(value: str) -> int:
             return texts.setdefault(value, len(texts))
 
-        runs: list[list[Any]] = []
+        runs: list[list[Json]] = []
         for identity in self._places:
             fact = self._facts.get(identity)
             if fact is None:
@@ -124,7 +125,7 @@ class Section:
         return self.content if isinstance(self.content, Document) else None
 
 
-def render_report(sections: Sequence[Section], cells: Sequence[Cell], snapshot: Snapshot) -> str:
+def render_report(sections: Sequence[Section], cells: Sequence[Cell[AnySpec]], snapshot: Snapshot) -> str:
     """The page's text; the same artefacts and records give the same bytes."""
     runs = run_facts(cells, snapshot)
     index = RunIndex(runs, snapshot)
@@ -173,7 +174,7 @@ def _contents(sections: Sequence[Section]) -> list[tuple[str, list[tuple[str, st
 
 
 def _scales(
-    cells: Sequence[Cell], runs: Mapping[str, Mapping[str, Any]]
+    cells: Sequence[Cell[AnySpec]], runs: Mapping[str, Mapping[str, Json]]
 ) -> list[tuple[str, str, list[tuple[str, int]]]]:
     """(scale, what its numbers mean, how many of its runs are in which state)."""
     of = {cell.id: cell.scale for cell in cells if cell.id in runs}

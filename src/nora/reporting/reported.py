@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from nora.kinds import AnySpec
 from nora.reporting import labels
 from nora.reporting.statistics import Summary, summarize
 from nora.store.record import Record
-from nora.store.snapshot import Snapshot
-from nora.tables.search import Cell, SpecBook, chosen_settings, make_cell, reused_settings, trials
-from nora.tables.table import Settings, Table
+from nora.store.states import Snapshot, State
+from nora.tables.cell import Cell, Settings
+from nora.tables.methods import Table
 
 MISSING = "missing"
 _WORST_FIRST = ("diverged", "damaged", "stale", "failed", "interrupted", "running")
@@ -39,10 +39,10 @@ def absent(states: Sequence[str]) -> str:
     return f"{others.total()} of {len(states)} runs are not there: {counted}"
 
 
-def states_of(cells: Sequence[Cell], records: Mapping[str, Record]) -> tuple[str, ...]:
+def states_of(cells: Sequence[Cell[AnySpec]], records: Mapping[str, Record]) -> tuple[State, ...]:
     """The state of each cell's run."""
     snapshot = as_snapshot(records)
-    return tuple(snapshot.state(cell.id, cell.spec) for cell in cells)
+    return tuple(snapshot.state(cell.id, cell.spec).state for cell in cells)
 
 
 def as_snapshot(records: Mapping[str, Record]) -> Snapshot:
@@ -86,36 +86,32 @@ class Reported:
         return sum(bool(r.run.get("dirty")) for r in self.records if r is not None)
 
 
-def report(
-    table: Table, book: SpecBook, records: Mapping[str, Record], checkout: Path
-) -> dict[tuple[str, str], Reported]:
-    """(method, task) → what is reported."""
+def report(table: Table, records: Mapping[str, Record]) -> dict[tuple[str, str], Reported]:
+    """(method, column) → what is reported."""
     outcome = {}
-    for task in table.columns:
+    for column in table.columns:
         for method in table.methods:
-            settings = chosen_settings(table, book, method, task, records, checkout)
+            settings = table.chosen(method, column, records)
             if settings is None:
-                why, searched = _unchosen(table, book, method, task, records)
-                outcome[method, task] = Reported(None, (), (), why=why, searched=searched)
+                why, searched = _unchosen(table, method, column, records)
+                outcome[method, column] = Reported(None, (), (), why=why, searched=searched)
                 continue
-            made = [make_cell(table, book, method, task, seed, 0, settings) for seed in table.seeds]
+            made = [table.cell(method, column, seed, 0, settings) for seed in table.seeds]
             ids = tuple(str(cell.id) for cell in made)
             found = tuple(records.get(i) for i in ids)
-            outcome[method, task] = Reported(settings, ids, found, states_of(made, records))
+            outcome[method, column] = Reported(settings, ids, found, states_of(made, records))
     return outcome
 
 
-def _unchosen(
-    table: Table, book: SpecBook, method: str, task: str, records: Mapping[str, Record]
-) -> tuple[str, tuple[str, ...]]:
+def _unchosen(table: Table, method: str, column: str, records: Mapping[str, Record]) -> tuple[str, tuple[str, ...]]:
     """Why a method has no settings on a task, and its search's runs: what they lack, or that every setting diverged."""
     if table.search == "chosen":
         return MISSING, ()
-    reused = reused_settings(table, book, task, records) if method != table.file.search.first else {}
+    reused = table.reused(column, records) if method != table.file.search.first else {}
     if reused is None:
         return MISSING, ()
-    tried = trials(table, book, method, task, records, reused)
-    searched = [make_cell(table, book, method, task, seed, 0, t.settings) for t in tried for seed in table.seeds]
+    tried = table.trials(method, column, records, reused)
+    searched = [table.cell(method, column, seed, 0, t.settings) for t in tried for seed in table.seeds]
     ids = tuple(str(cell.id) for cell in searched)
     if all(t.complete for t in tried):
         return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})", ids

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from nora.config.spec import run_id, versionless_id
-from nora.files import canonical_json, readable_json, sha256_bytes
+from nora.files import Json, canonical_json, readable_json, sha256_bytes
 
 SCHEMA = 1
 STATUSES = ("done", "diverged")
@@ -24,23 +23,27 @@ class Record:
     """``result``: spec, status, metrics, proof, hashes of the published files. ``run``: how it came about."""
 
     id: str
-    result: Mapping[str, Any]
-    run: Mapping[str, Any]
+    result: Mapping[str, Json]
+    run: Mapping[str, Json]
     folder: Path | None = field(default=None, compare=False)
     """Where it was read from: the files it names lie there."""
 
     @property
-    def spec(self) -> Mapping[str, Any]:
-        spec: Mapping[str, Any] = self.result["spec"]
+    def spec(self) -> Mapping[str, Json]:
+        spec: Mapping[str, Json] = self.result["spec"]
         return spec
+
+    @property
+    def kind(self) -> str:
+        return str(self.spec["kind"])
 
     @property
     def status(self) -> str:
         return str(self.result["status"])
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
-        metrics: Mapping[str, Any] = self.result["metrics"]
+    def metrics(self) -> Mapping[str, Json]:
+        metrics: Mapping[str, Json] = self.result["metrics"]
         return metrics
 
     @property
@@ -97,7 +100,7 @@ def parse_record(text: str, *, where: Path | str) -> Record:
     return record
 
 
-def _of_numbers(scores: Any) -> bool:
+def _of_numbers(scores: Json) -> bool:
     """Whether every score is a number (or a list: answers, curves), however deep."""
     if isinstance(scores, dict):
         return all(map(_of_numbers, scores.values()))

@@ -8,27 +8,15 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
 from nora.store.attempt import ENDS, Attempt, process_started
 from nora.store.record import DamagedRecord, Record, read_record
 
-State = Literal["missing", "queued", "running", "interrupted", "failed", "diverged", "stale", "done", "damaged"]
 _NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
-
-
-@dataclass(frozen=True)
-class RunState:
-    """What the store knows of one run and why."""
-
-    state: State
-    reason: str = ""
-    record: Record | None = None
 
 
 class Store:
@@ -121,50 +109,6 @@ class Store:
 
     def read(self, kind: str, run_id: str) -> Record | None:
         return read_record(self.record_path(kind, run_id))
-
-    def read_all(self) -> tuple[dict[str, Record], list[str]]:
-        """Every readable record below the root by its id, and one line per record that cannot be trusted."""
-        found: dict[str, Record] = {}
-        damaged = []
-        for path in sorted(self.root.glob("runs/*/*/record.json")):
-            try:
-                record = read_record(path)
-            except DamagedRecord as error:
-                damaged.append(str(error))
-                continue
-            if record is not None:
-                found[record.id] = record
-        return found, damaged
-
-    def records(self) -> Iterator[Record]:
-        """The readable records."""
-        yield from self.read_all()[0].values()
-
-    def damaged(self) -> list[str]:
-        """One line per record that cannot be trusted."""
-        return self.read_all()[1]
-
-    def state(self, kind: str, run_id: str) -> RunState:
-        """missing, running, failed, diverged, done or damaged; *stale* is a table's judgement, not a run's."""
-        try:
-            record = self.read(kind, run_id)
-        except DamagedRecord as error:
-            return RunState("damaged", str(error))
-        if record is not None:
-            where = f" at step {record.result['diverged']['step']}" if record.status == "diverged" else ""
-            return RunState("diverged" if where else "done", where.strip(), record)
-        attempts = self.attempts(kind, run_id)
-        if not attempts:
-            return RunState("missing")
-        alive = [a for a in attempts if a.is_alive()]
-        if alive:
-            return RunState("running", f"attempt {alive[-1].number}")
-        last = attempts[-1]
-        stopped = last.interruption()
-        if stopped is not None:
-            return RunState("interrupted", f"attempt {last.number}: {stopped}")
-        reason = last.failure() or "its process ended without a word (killed?)"
-        return RunState("failed", f"attempt {last.number}: {reason}")
 
     def verify_files(self, record: Record) -> list[str]:
         """Problems with the files a record names: one line each, [] where every hash is right."""

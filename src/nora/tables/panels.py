@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora.config.compose import choices, choices_side_by_side, compose_config
-from nora.config.spec import Pins, build_spec, run_id, spec_dict
+from nora.config.pins import Pins
+from nora.config.spec import run_id, spec_dict
 from nora.errors import UserError
-from nora.tables.search import Cell, format_value, with_settings
-from nora.tables.table import pick
+from nora.files import Json
+from nora.kinds import FactorizeSpec, build_spec
+from nora.store.record import Record
+from nora.tables.cell import Cell, Target, format_value, pick, split_overrides, with_settings
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_GROUPS = ("problem", "start", "solver")
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -31,15 +36,14 @@ class Curve:
     problem: str
     start: str
     solver: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    sweep: dict[str, list[Any]] = field(default_factory=dict)
+    settings: dict[str, Json] = field(default_factory=dict)
+    sweep: dict[str, list[Json]] = field(default_factory=dict)
     style: Literal["solid", "dotted", "dashed"] = "solid"
     colour: int | None = None
     seeds: list[int] | None = None
     """Where a curve is too long for every seed of the figure."""
     inset: list[float] | None = None
     """Where a long curve is shown whole: [x, y, width, height] as fractions of the axes."""
-    beyond_paper: bool = False
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -61,24 +65,67 @@ class PanelsFile:
     seeds: list[int]
     panels: dict[str, Panel]
     caption: list[str]
-    shared: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Json] = field(default_factory=dict)
     """Settings of every curve, unless it sets them itself."""
 
 
 @dataclass(frozen=True)
-class Panels:
+class Panels(Target[FactorizeSpec]):
     """Such a file, narrowed by ``panel=…`` and ``seed=…``. It has no scale: factorisation runs at the paper's size."""
 
-    name: str
     file: PanelsFile
     panels: tuple[str, ...]
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
-    scale: str = ""
 
-    @property
-    def headline(self) -> str:
-        return self.name
+    def curve_seeds(self, curve: Curve) -> tuple[int, ...]:
+        """The seeds one curve is run with."""
+        return tuple(s for s in self.seeds if curve.seeds is None or s in curve.seeds)
+
+    @cached_property
+    def _configs(self) -> dict[tuple[str, str], dict[str, Json]]:
+        """Group and choice → the composed config; each choice is composed once."""
+        conf = self.checkout / "conf"
+        side_by_side = {group: choices(conf, group) for group in _GROUPS}
+        curves = [curve for name in self.panels for curve in self.file.panels[name].curves]
+        wanted = dict.fromkeys((group, str(getattr(curve, group))) for curve in curves for group in _GROUPS)
+        fixed = ["kind=factorize", *self.overrides]
+        return {key: compose_config(conf, [*fixed, *choices_side_by_side(side_by_side, *key)]) for key in wanted}
+
+    def _spec(self, curve: Curve, pins: Pins) -> FactorizeSpec:
+        config = dict(self._configs["problem", curve.problem])
+        for group in _GROUPS:
+            config[group] = dict(self._configs[group, getattr(curve, group)][group])
+        config["seed"] = self.seeds[0]
+        spec = build_spec(with_settings(config, curve.settings), pins)
+        if not isinstance(spec, FactorizeSpec):
+            raise UserError(f"a panel is made of kind=factorize, given {spec.kind}")
+        return spec
+
+    def cells(self, records: Mapping[str, Record]) -> list[Cell[FactorizeSpec]]:
+        """A run that two curves share is listed for both; one curve's specs differ in the seed alone."""
+        pins = Pins(self.checkout)
+        made = []
+        for panel in self.panels:
+            for curve in self.file.panels[panel].curves:
+                spec = self._spec(curve, pins)
+                plain = spec_dict(spec)
+                words = (
+                    "kind=factorize",
+                    f"problem={curve.problem}",
+                    f"start={curve.start}",
+                    f"solver={curve.solver}",
+                    *(f"{path}={format_value(value)}" for path, value in curve.settings.items()),
+                    *self.overrides,
+                )
+                made += [
+                    Cell(
+                        self.name, "", curve.label, panel, seed, 1, dict(curve.settings), (*words, f"seed={seed}"),
+                        replace(spec, seed=seed), run_id({**plain, "seed": seed}),
+                    )
+                    for seed in self.curve_seeds(curve)
+                ]  # fmt: skip
+        return made
 
 
 def _expand(file: PanelsFile) -> PanelsFile:
@@ -102,84 +149,20 @@ def _expand(file: PanelsFile) -> PanelsFile:
     return replace(file, panels=panels)
 
 
-def curve_seeds(target: Panels, curve: Curve) -> tuple[int, ...]:
-    """The seeds one curve is run with."""
-    return tuple(s for s in target.seeds if curve.seeds is None or s in curve.seeds)
-
-
-class PanelSpecs:
-    """Specs of a target's curves: groups are composed once per choice, settings are merged in as plain data."""
-
-    def __init__(self, checkout: Path, target: Panels) -> None:
-        self._conf = checkout / "conf"
-        self._pins = Pins(checkout)
-        self._fixed = ["kind=factorize", *target.overrides]
-        self._side_by_side = {group: choices(self._conf, group) for group in ("problem", "start", "solver")}
-        self._configs: dict[str, dict[str, Any]] = {}
-        self._curves: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def _config(self, group: str, choice: str) -> dict[str, Any]:
-        key = f"{group}={choice}"
-        if key not in self._configs:
-            words = choices_side_by_side(self._side_by_side, group, choice)
-            self._configs[key] = compose_config(self._conf, [*self._fixed, *words])
-        return self._configs[key]
-
-    def spec(self, curve: Curve, seed: int) -> dict[str, Any]:
-        """The resolved spec of one curve and seed."""
-        config = dict(self._config("problem", curve.problem))
-        for group in ("problem", "start", "solver"):
-            config[group] = dict(self._config(group, getattr(curve, group))[group])
-        config["seed"] = seed
-        return spec_dict(build_spec(with_settings(config, curve.settings), self._pins))
-
-    def cell(self, target: Panels, panel: str, key: str, curve: Curve, seed: int) -> Cell:
-        """One run of one curve: its spec differs from that of another seed in the seed alone."""
-        if (panel, key) not in self._curves:
-            self._curves[panel, key] = self.spec(curve, seed)
-        spec = {**self._curves[panel, key], "seed": seed}
-        overrides = (
-            "kind=factorize",
-            f"problem={curve.problem}",
-            f"start={curve.start}",
-            f"solver={curve.solver}",
-            *(f"{path}={format_value(value)}" for path, value in curve.settings.items()),
-            *target.overrides,
-            f"seed={seed}",
-        )
-        return Cell(target.name, "", key, panel, seed, 1, dict(curve.settings), overrides, spec, run_id(spec))
-
-
-def panel_cells(target: Panels, *, checkout: Path, specs: PanelSpecs | None = None) -> list[Cell]:
-    """Every run of the target; a run that two curves share is listed for both."""
-    specs = specs or PanelSpecs(checkout, target)
-    made = []
-    for name in target.panels:
-        for curve in target.file.panels[name].curves:
-            made += [specs.cell(target, name, curve.label, curve, seed) for seed in curve_seeds(target, curve)]
-    return made
-
-
-def pick_panels(file: PanelsFile, name: str, overrides: Sequence[str]) -> Panels:
+def load_panels(checkout: Path, file: PanelsFile, name: str, overrides: Sequence[str]) -> Panels:
     """The target narrowed by ``panel=…`` and ``seed=…``; other overrides apply to every run."""
     file = _expand(file)
-    panels, seeds, rest = tuple(file.panels), tuple(file.seeds), []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "panel":
-            panels = pick("panel", value, tuple(file.panels))
-        elif key == "seed":
-            seeds = pick("seed", value, file.seeds)
-        elif key in ("scale", "search"):
-            continue  # a factorisation has neither; `all` may carry them for the other tables
-        else:
-            rest.append(override)
-    return Panels(name, file, panels, seeds, tuple(rest))
+    own, rest = split_overrides(overrides, ("panel", "seed", "scale", "search"))  # it has neither of the last two
+    panels = pick("panel", own["panel"], tuple(file.panels)) if "panel" in own else tuple(file.panels)
+    seeds = pick("seed", own["seed"], file.seeds) if "seed" in own else tuple(file.seeds)
+    return Panels(checkout, name, "", file, panels, seeds, rest)
 
 
-def by_curve(records: Mapping[str, Any], cells: Sequence[Cell]) -> dict[tuple[str, str], dict[int, Any]]:
-    """(panel, curve) → seed → record, None where there is none."""
-    grouped: dict[tuple[str, str], dict[int, Any]] = {}
+def by_curve(
+    records: Mapping[str, Record], cells: Sequence[Cell[FactorizeSpec]]
+) -> dict[tuple[str, str], dict[int, Record | None]]:
+    """(panel, curve) → seed → record, None if there is none."""
+    grouped: dict[tuple[str, str], dict[int, Record | None]] = {}
     for cell in cells:
         grouped.setdefault((cell.column, cell.row), {})[cell.seed] = records.get(cell.id or "")
     return grouped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from types import ModuleType
 
 
@@ -11,6 +12,22 @@ def names(suite: str) -> list[str]:
     """The tasks of one suite: the file names of its folder."""
     package = importlib.import_module(f"{__name__}.{suite}")
     return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+
+
+def suites() -> list[str]:
+    """The suites there are: the folders."""
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.ispkg)
+
+
+@cache
+def labels() -> dict[str, str]:
+    """Task, or set of a task → how it is spelt in print."""
+    modules = [(name, load(suite, name)) for suite in suites() for name in names(suite)]
+    found = {name: str(module.LABEL) for name, module in modules}
+    for _, module in modules:
+        sets = getattr(module, "SETS", ())
+        found |= {name: one.label for name, one in sets.items()} if isinstance(sets, dict) else {}
+    return found
 
 
 def load(suite: str, name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""prefetch, sync-wandb, doctor, pretrain, bench, completion: what stands around a campaign."""
+"""prefetch, sync-wandb, doctor, pretrain, bench: what stands around a campaign."""
 
 from __future__ import annotations
 
@@ -6,20 +6,68 @@ import importlib.util
 import json
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-from nora.config.compose import choices
-from nora.errors import UserError
+from nora.errors import UserError, one_of
 from nora.execution import provenance
 from nora.files import write_atomic
-from nora.verbs.asked import exec_settings, open_store, read_records, read_targets
-from nora.workspace import find_checkout
+from nora.store.states import take_snapshot
+from nora.verbs.words import read_targets
+from nora.workspace import find_checkout, open_workspace
 
 
-def load_program(path: Path) -> Any:
+def prefetch(words: Sequence[str], *, dry_run: bool) -> int:
+    """Brings what the targets read of the Hub, at paper scale unless another is typed."""
+    from nora.execution.prefetch import prefetch as bring
+
+    scaled = words if any(w.startswith("scale=") for w in words) else [*words, "scale=paper"]
+    targets, workspace = read_targets(scaled)
+    specs = [c.spec for target in targets for c in target.cells({}) if c.spec is not None]
+    lines = bring(specs, workspace.checkout, dry_run=dry_run)
+    print("\n".join(lines) or "nothing to fetch: this target reads no Hub model or data set")
+    return 0
+
+
+def sync_wandb(words: Sequence[str], *, dry_run: bool) -> int:
+    """Uploads what the targets' runs have that W&B has not."""
+    from nora.execution.tracker import sync
+
+    targets, workspace = read_targets(words)
+    snapshot = take_snapshot(workspace.store)
+    for line in snapshot.damaged.values():
+        print(f"nora: {line}", file=sys.stderr)
+    cells = [c for target in targets for c in target.cells(snapshot)]
+    specs = {c.id: c.spec for c in cells if c.id is not None and c.spec is not None}
+    lines = sync(workspace.store, specs, project=workspace.settings.wandb_project, dry_run=dry_run)
+    print("\n".join(lines) or "nothing to upload")
+    return 0
+
+
+def doctor(words: Sequence[str], *, as_json: bool) -> int:
+    """What this machine has and lacks."""
+    from nora.launch.doctor import examine, report
+
+    workspace = open_workspace(words)
+    findings = examine(workspace.checkout, workspace.store.root)
+    print(json.dumps([vars(f) for f in findings], indent=1) if as_json else report(findings))
+    return 1 if any(f.verdict == "bad" for f in findings) else 0
+
+
+def pretrain(model: str, *, corpus: Path | None, out: Path | None) -> int:
+    """Makes a base again, by tools/make_base of the checkout."""
+    checkout = find_checkout()
+    tools = checkout / "tools"
+    if not (tools / "make_base").is_dir():
+        raise UserError(f"pretrain: {tools}/make_base is not there: the bases are made in a checkout")
+    sys.path.insert(0, str(tools))
+    from make_base import make_base
+
+    return int(make_base(model, corpus=corpus, checkout=checkout, out=out))
+
+
+def load_program(path: Path) -> ModuleType:
     """A Python file outside the package (a benchmark, a script, an example) as a module."""
     source = importlib.util.spec_from_file_location(f"nora_program_{path.stem}", path)
     assert source is not None and source.loader is not None
@@ -28,13 +76,13 @@ def load_program(path: Path) -> Any:
     return module
 
 
-def run_benchmark(name: str, *, checkout: Path, quick: bool) -> int:
+def bench(name: str, *, quick: bool) -> int:
     """A benchmark is a file with ``run(*, quick) -> dict`` and ``table(result) -> str``; results/bench/NAME.json keeps
     the result of a full one."""
+    checkout = find_checkout()
     folder = checkout / "benchmarks"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    if name not in names:
-        raise UserError(f"NAME: given {name!r}, allowed {', '.join(names)}")
+    one_of("NAME", name, names)
     module = load_program(folder / f"{name}.py")
     started = time.time()
     result = module.run(quick=quick)
@@ -54,119 +102,3 @@ def run_benchmark(name: str, *, checkout: Path, quick: bool) -> int:
         write_atomic(path, json.dumps(body, indent=1, sort_keys=True) + "\n")
         print(path)
     return 0
-
-
-_GROUPS = ("scale", "model", "task", "method", "protocol", "exec", "kind")
-_KEYS = (
-    "seed=",
-    "method.rank=",
-    "method.alpha=",
-    "method.xi=",
-    "method.side=",
-    "method.damping=",
-    "protocol.lr=",
-    "protocol.batch_size=",
-    "protocol.epochs=",
-    "exec.device=",
-    "exec.threads=",
-    "exec.processes=",
-    "exec.results=",
-    "exec.wandb=",
-    "search=grid",
-    "search=chosen",
-)
-
-_BASH = """\
-_nora() {{
-  local current="${{COMP_WORDS[COMP_CWORD]}}"
-  if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "{verbs}" -- "$current"))
-  else
-    COMPREPLY=($(compgen -W "{words}" -- "$current"))
-    [[ ${{COMPREPLY[0]}} == *= ]] && compopt -o nospace
-  fi
-}}
-COMP_WORDBREAKS=${{COMP_WORDBREAKS//=}}
-complete -F _nora nora
-"""
-
-_ZSH = """\
-#compdef nora
-_nora() {{
-  if (( CURRENT == 2 )); then compadd {verbs}; else compadd -S '' -- {words}; fi
-}}
-compdef _nora nora
-"""
-
-
-def script(shell: str, verbs: Sequence[str], checkout: Path) -> str:
-    """The script for ``source <(nora completion bash)`` or zsh's."""
-    conf = checkout / "conf"
-    words = [*choices(conf, "table"), *_KEYS]
-    words += [f"{group}={choice}" for group in _GROUPS for choice in choices(conf, group)]
-    return (_BASH if shell == "bash" else _ZSH).format(verbs=" ".join(verbs), words=" ".join(words))
-
-
-def run(arguments: Sequence[str]) -> int:
-    """``nora run``: Hydra's grammar, hence not ours to parse."""
-    from nora.verbs.run import run as hydra_run
-
-    checkout = find_checkout()
-    if not any(word.startswith("hydra/launcher=") for word in arguments):
-        return hydra_run(arguments, checkout)
-    from nora.launch.profile import place
-
-    rest, launcher = place(arguments, checkout)
-    return hydra_run(rest, checkout, launcher)
-
-
-def prefetch(options: Namespace) -> int:
-    from nora.execution.prefetch import prefetch
-    from nora.tables.target import target_cells
-
-    words = (
-        options.targets if any(w.startswith("scale=") for w in options.targets) else [*options.targets, "scale=paper"]
-    )
-    tables, _, _ = read_targets(words)
-    cells = [cell for t in tables for cell in target_cells(t, {}, checkout=find_checkout())]
-    lines = prefetch([c.spec for c in cells if c.spec is not None], find_checkout(), dry_run=options.dry_run)
-    print("\n".join(lines) or "nothing to fetch: this target reads no Hub model or data set")
-    return 0
-
-
-def sync_wandb(options: Namespace) -> int:
-    from nora.execution.tracker import sync
-    from nora.tables.target import target_cells
-
-    tables, settings, _ = read_targets(options.targets)
-    store = open_store(settings)
-    records = read_records(store)
-    cells = [c for table in tables for c in target_cells(table, records, checkout=find_checkout())]
-    specs = {c.id: c.spec for c in cells if c.id is not None and c.spec is not None}
-    lines = sync(store, specs, project=settings["wandb_project"], dry_run=options.dry_run)
-    print("\n".join(lines) or "nothing to upload")
-    return 0
-
-
-def doctor(options: Namespace) -> int:
-    from nora.launch.doctor import examine, report
-
-    findings = examine(find_checkout(), open_store(exec_settings(options.overrides)).root)
-    print(json.dumps([vars(f) for f in findings], indent=1) if options.json else report(findings))
-    return 1 if any(f.verdict == "bad" for f in findings) else 0
-
-
-def pretrain(options: Namespace) -> int:
-    checkout = find_checkout()
-    tools = checkout / "tools"
-    if not (tools / "make_base").is_dir():
-        raise UserError(f"pretrain: {tools}/make_base is not there: the bases are made in a checkout")
-    sys.path.insert(0, str(tools))
-    from make_base import make_base
-
-    return make_base(options.model, corpus=options.corpus, checkout=checkout, out=options.out)
-
-
-def bench(options: Namespace) -> int:
-
-    return run_benchmark(options.name, checkout=find_checkout(), quick=options.quick)

@@ -1,95 +1,77 @@
-"""``nora run``: one run through the compose API, or Hydra itself for multiruns and its own flags."""
+"""``nora run`` beyond a single run: Hydra's multiruns and its own flags; a run that several processes share."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nora import kinds
 from nora.config.compose import expand_sweep, first_line
-from nora.config.schema import ExecSpec, FinetuneSpec, InstructProtocol, Spec, validate
-from nora.config.spec import Pins, build_spec, check_inputs, check_ready, compose_run, describe, run_id, spec_dict
+from nora.config.pins import Pins
+from nora.config.schema import ExecSpec, validate
+from nora.config.spec import run_id
 from nora.errors import RunFailed, UserError
+from nora.files import Json
+from nora.kinds import InstructSpec, Spec
 from nora.store.record import Record
+from nora.store.runs import Store
+from nora.workspace import find_checkout
 
 if TYPE_CHECKING:
-    from nora.launch.profile import Launcher
     from nora.training.replicas import Replicas
 
+_FLAGS_WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info",
+    "-i",
+)  # fmt: skip
 
-def headline(record: Record, *, made: bool, folder: Path) -> str:
+
+def ended(record: Record, *, made: bool, folder: Path) -> str:
     """One line that says how a run ended."""
-    spec, metrics = record.spec, record.metrics
-    words = describe(spec)
-    name = f"{record.id}  {words['what']} on {words['on']}, seed {spec['seed']}"
+    spec = kinds.spec_of(record)
     if record.status == "diverged":
         outcome = f"diverged at step {record.result['diverged']['step']} ({record.result['diverged']['tensor']})"
-    elif spec["kind"] == "factorize":
-        final = ", ".join(f"{key} {value:.4g}" for key, value in metrics["final"].items())
-        outcome = f"{metrics['stop']} after {metrics['iterations']} iterations, {final}"
-    elif spec["kind"] == "deployment":
-        loaded = {host: metrics[host]["portable"]["alone"] for host in ("text", "diffusion")}
-        outcome = ", ".join(f"{host} output off by {value:.1e} after loading" for host, value in loaded.items())
-    elif spec["kind"] == "dreambooth":
-        loss = metrics["loss"]
-        outcome = f"mean loss {loss['mean']:.4f} of {metrics['steps']} steps, {loss['last_100']:.4f} of the last 100"
     else:
-        test = metrics["test"]
-        outcome = (
-            ", ".join(f"{key} {value:.4g}" for key, value in test.items() if key not in ("n", "sets"))
-            + f" on {test['n']} test rows"
-        )
+        outcome = kinds.of(spec).headline(record.metrics)
     proof = "init proved" if record.result["proof"]["passed"] else "INIT NOT PROVED"
-    return f"{name}: {outcome}; {proof}{'' if made else '; already done, nothing to do'}  [{folder}]"
+    again = "" if made else "; already done, nothing to do"
+    return f"{record.id}  {kinds.title(spec)}: {outcome}; {proof}{again}  [{folder}]"
 
 
-def run_once(spec: Spec, settings: ExecSpec, checkout: Path, *, slurm_job: str | None = None) -> Record:
-    """Executes one run with a progress bar and prints its headline."""
-    from nora.execution.execute import execute
-    from nora.execution.progress import progress_bar
-    from nora.store.runs import Store
-
+def check_place(settings: ExecSpec) -> None:
+    """UserError for a run that is to be submitted: that is what ``nora launch`` is for."""
     if settings.name != "local":
         raise UserError(
             f"exec={settings.name}: `nora run` runs here; `nora launch TARGET exec={settings.name}` submits"
         )
-    replicas = _replicas(spec, settings) if settings.data_parallel else None
-    if replicas is not None and replicas.rank > 0:  # it helps the first process, which alone publishes
-        with tempfile.TemporaryDirectory() as folder:
-            silent = replace(settings, progress=False, wandb="none")
-            return execute(spec, silent, checkout=checkout, store=Store(Path(folder)), replicas=replicas)[0]
-    store = Store(checkout / settings.results)
-    label = describe(spec_dict(spec))["what"]
-    with progress_bar(label, enabled=settings.progress) as show:
-        record, made = execute(
-            spec,
-            settings,
-            checkout=checkout,
-            store=store,
-            show=show,  # type: ignore[arg-type]
-            job=slurm_job,
-            replicas=replicas,
-        )
-    print(headline(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
-    return record
 
 
-def _replicas(spec: Spec, settings: ExecSpec) -> Replicas:
-    """This process's place; UserError where it was not started beside others, or the run knows no such thing."""
+def join_others(spec: Spec, settings: ExecSpec) -> tuple[Replicas | None, ExecSpec, str]:
+    """This process's place among those that share the run, its settings and its results folder.
+
+    The first process publishes; the others are silent and keep what they write to themselves. UserError if it was not
+    started beside others, or the run knows no such thing.
+    """
+    if not settings.data_parallel:
+        return None, settings, settings.results
     from nora.execution.execute import choose_device
     from nora.training.replicas import join_replicas
 
-    if not isinstance(spec, FinetuneSpec) or not isinstance(spec.protocol, InstructProtocol):
+    if not isinstance(spec, InstructSpec):
         raise UserError("exec.data_parallel: allowed for the instruct protocols alone (Tables 4 and 9)")
     replicas = join_replicas(cpu=choose_device(settings).type == "cpu")
     if replicas.size < 2:
@@ -97,39 +79,35 @@ def _replicas(spec: Spec, settings: ExecSpec) -> Replicas:
             "exec.data_parallel: required to be started by `accelerate launch --num_processes N -m nora run …`, "
             "on a CPU by `torchrun --nproc_per_node N -m nora run …`"
         )
-    return replicas
+    if replicas.rank == 0:
+        return replicas, settings, settings.results
+    return replicas, replace(settings, progress=False, wandb="none"), tempfile.mkdtemp(prefix="nora-replica-")
 
 
 def job(config: DictConfig) -> None:
     """One job of a Hydra multirun, on this machine or wherever its launcher put it."""
-    from nora.workspace import find_checkout
+    from nora.execution.execute import execute
+    from nora.execution.progress import progress_bar
 
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain: dict[str, Json] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     checkout = find_checkout()
-    spec = build_spec(plain, Pins(checkout))
-    settings: ExecSpec = validate(plain["exec"], ExecSpec, prefix="exec.")
+    spec = kinds.build_spec(plain, Pins(checkout))
+    settings = validate(plain["exec"], ExecSpec, prefix="exec.")
+    check_place(settings)
     slurm_job = _slurm_job()
-    if slurm_job is not None:
-        settings = replace(settings, progress=False)
-    record = run_once(spec, settings, checkout, slurm_job=slurm_job)
+    store = Store(checkout / settings.results)
+    bar = settings.progress and slurm_job is None
+    with progress_bar(kinds.of(spec).label(spec).what, enabled=bar) as show:
+        record, made = execute(spec, settings, checkout=checkout, store=store, show=show, job=slurm_job)
+    print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     if record.status != "done":
         raise RunFailed(f"run {record.id} {record.status}")
 
 
-_FLAGS_WITH_VALUE = (
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-    "--info",
-    "-i",
-)
+def _slurm_job() -> str | None:
+    """The SLURM job that Hydra's launcher put this into: earlier starts of it are dead, whatever their heartbeat."""
+    own = HydraConfig.get()
+    return str(own.job.id) if own.runtime.choices.get("hydra/launcher") == "submitit_slurm" else None
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -148,57 +126,57 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return flags, overrides
 
 
-def _slurm_job() -> str | None:
-    """The SLURM job that Hydra's launcher put this into: earlier starts of it are dead, whatever their heartbeat."""
-    own = HydraConfig.get()
-    return str(own.job.id) if own.runtime.choices.get("hydra/launcher") == "submitit_slurm" else None
-
-
-def _set_launcher(name: str, settings: dict[str, Any]) -> None:
+def _set_launcher(name: str, settings: dict[str, Json]) -> None:
     """Gives a submitit launcher other defaults; what is typed as hydra.launcher.… still wins."""
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.plugins import Plugins
-
     try:
         from hydra_plugins.hydra_submitit_launcher import config as plugin
     except ImportError:
         raise UserError(f"hydra/launcher={name}: hydra-submitit-launcher is not installed") from None
     Plugins.instance()  # the plugin's own defaults are there before they are replaced
-    kinds = {"submitit_slurm": plugin.SlurmQueueConf, "submitit_local": plugin.LocalQueueConf}
-    node = kinds[name](**settings)
+    queues = {"submitit_slurm": plugin.SlurmQueueConf, "submitit_local": plugin.LocalQueueConf}
+    node = queues[name](**settings)
     ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="nora")
 
 
-def run(arguments: Sequence[str], checkout: Path, launcher: Launcher | None = None) -> int:
-    """The exit code of ``nora run ARGUMENTS``; raises UserError for wrong input and RunFailed for failed work.
+@contextmanager
+def _as_hydra_reads(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra's one public door for its launchers and flags, ``hydra.main``, reads the process's own arguments."""
+    given, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["nora run", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it would print the error of a job with its traceback and exit itself
+    try:
+        yield
+    finally:
+        sys.argv = given
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
 
-    ``launcher`` gives the settings of the launcher that a multirun names.
-    """
-    flags, overrides = _split(arguments)
-    if not flags:
-        spec, settings, _ = compose_run(checkout, overrides)
-        check_ready(spec)
-        check_inputs(spec, checkout)
-        return 0 if run_once(spec, settings, checkout).status == "done" else 1
+
+def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
+    """The exit code of ``nora run WORDS`` with flags; UserError for wrong input, RunFailed for failed work."""
+    from nora.launch.profile import place
+
+    words, launcher = place(words, checkout)
+    flags, overrides = _split(words)
+    multirun = {"-m", "--multirun"} & set(flags)
     shows = {"--cfg", "-c", "--info", "-i"} & {flag.split("=")[0] for flag in flags}
-    if shows and {"-m", "--multirun"} & set(flags):
+    if shows and multirun:
         raise UserError(f"{', '.join(sorted(shows))}: given with -m; required without it: it shows one run's config")
     own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
-    if {"-m", "--multirun"} & set(flags):
+    if multirun:
         jobs = expand_sweep(own)
-        specs = [compose_run(checkout, one)[0] for one in jobs]  # all of them are right before the first one starts
+        specs = [kinds.compose_run(checkout, one)[0] for one in jobs]  # all are right before the first one starts
         for spec in specs:
-            check_ready(spec)
-            check_inputs(spec, checkout)
+            kinds.check_ready(spec)
+            kinds.check_inputs(spec, checkout)
         print(f"{len(jobs)} jobs, {len({run_id(spec) for spec in specs})} different runs", flush=True)
         if launcher is not None:
             _set_launcher(*launcher(specs))
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
-        compose_run(checkout, own)
-    sys.argv = ["nora run", *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print the error of a job with its traceback and exit itself
-    try:
-        hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(first_line(error)) from None
+        kinds.compose_run(checkout, own)
+    with _as_hydra_reads(words):
+        try:
+            hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(first_line(error)) from None
     return 0

@@ -1,1 +1,1 @@
-"""One file per layout of a table or figure: ``build(target, records, *, checkout)``. The folder is the registry."""
+"""One file per layout of a table or figure: ``build(target, records)``. The folder is the registry."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nora.reporting import labels
 from nora.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PAPER_WIDTH, PURPLE, SKY, VERMILION, Figure
 from nora.reporting.reported import absent, states_of
 from nora.store.record import Record
-from nora.tables.panels import Curve, Panels, by_curve, curve_seeds, panel_cells
+from nora.tables.panels import Curve, Panels, by_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,9 +59,9 @@ def _values(record: Record, metric: str) -> list[float | None]:
     return [None if v is None else max(v / best - 1, _EXCESS_FLOOR) for v in trace["error"]]
 
 
-def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Figure:
+def build(target: Panels, records: Mapping[str, Record]) -> Figure:
     """One pair of axes per panel; a curve without all its runs says so in the legend."""
-    cells = panel_cells(target, checkout=checkout)
+    cells = target.cells(records)
     runs = by_curve(records, cells)
     rows: list[tuple[object, ...]] = []
     drawn: dict[str, list[tuple[Curve, Band | None]]] = {}
@@ -70,7 +69,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> F
         panel = target.file.panels[name]
         drawn[name] = []
         for curve in panel.curves:
-            wanted = curve_seeds(target, curve)
+            wanted = target.curve_seeds(curve)
             found = [
                 r for seed in wanted if (r := runs[name, curve.label].get(seed)) is not None and r.status == "done"
             ]

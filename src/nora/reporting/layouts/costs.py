@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from nora.kinds import AnySpec
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.store.record import Record
+from nora.tables.cell import Cell
 from nora.tables.estimate import Measured, estimate, measured_hours, memory_gib
-from nora.tables.search import Cell
-from nora.tables.target import Costs, load_target, target_cells
+from nora.tables.target import Costs, load_target
 
 _FLOAT_BYTES = 4
 _COLUMNS = ("runs there", "planned", "so far", "memory, GiB", "adapter, kB")
@@ -39,7 +39,7 @@ class Cost:
     """Bytes, the largest."""
 
 
-def cost(cells: Sequence[Cell], records: Mapping[str, Record], measured: Measured) -> Cost:
+def cost(cells: Sequence[Cell[AnySpec]], records: Mapping[str, Record], measured: Measured) -> Cost:
     """The cost of some cells; a run that two cells share counts once."""
     single = {cell.id: cell for cell in cells if cell.id is not None}
     waiting = sum(cell.id is None for cell in cells)
@@ -62,24 +62,24 @@ def cost(cells: Sequence[Cell], records: Mapping[str, Record], measured: Measure
     )
 
 
-def build(target: Costs, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(target: Costs, records: Mapping[str, Record]) -> Document:
     """A row per target and kind of run, the totals below a rule."""
     measured = measured_hours(records.values())
     found: list[tuple[str, str, Cost]] = []
-    everything: list[Cell] = []
-    others = [load_target(checkout, name, [f"scale={target.scale}"]) for name in target.targets]
+    everything: list[Cell[AnySpec]] = []
+    others = [load_target(target.checkout, name, [f"scale={target.scale}"]) for name in target.targets]
     # A hyper-parameter table lists the runs of the table it belongs to: they are that one's.
     others.sort(key=lambda other: (other.file.layout == "hyperparameters", labels.papers_order(other.name)))
     for other in others:
         name = other.name
-        cells = target_cells(other, records, checkout=checkout)
+        cells = other.cells(records)
         listed = {cell.id for cell in cells if cell.id is not None}
         if listed <= {cell.id for cell in everything}:
             continue  # the runs of targets before it, shown again
         everything += cells
-        kinds = dict.fromkeys(str(cell.spec["kind"]) for cell in cells if cell.spec is not None)
+        kinds = dict.fromkeys(cell.spec.kind for cell in cells if cell.spec is not None)
         for kind in kinds:
-            own = [c for c in cells if (c.spec is None and kind == "finetune") or (c.spec and c.spec["kind"] == kind)]
+            own = [c for c in cells if (c.spec is None and kind == "finetune") or (c.spec and c.spec.kind == kind)]
             found.append((name, kind, cost(own, records, measured)))
     lines = [Line(_row(name, kind), _entries(c)) for name, kind, c in found]
     lines.append(Line("all, a shared run once", _entries(cost(everything, records, measured)), True))

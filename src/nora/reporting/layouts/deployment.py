@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
+from nora.files import Json
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import absent, gap, states_of
 from nora.store.record import Record
-from nora.tables.target import Deployments, deployment_cells
+from nora.tables.subjects import Deployments
 
 _EQUAL = 1e-4  # outputs are of order 1 to 10: float32 after a conversion, far below what a wrong base does
 _HOSTS = (("text", "opt_mini, PEFT"), ("diffusion", "UNet, diffusers"))
@@ -31,7 +30,7 @@ def _worst(records: Sequence[Record], host: str, *path: str) -> float | str | No
     """The largest value over the seeds, or the error that stood in its place."""
     values: list[float] = []
     for record in records:
-        value: Any = record.metrics[host]
+        value: Json = record.metrics[host]
         for key in path:
             if "error" in value:
                 return "does not load"
@@ -98,7 +97,7 @@ def _merge_block(found: Mapping[str, Sequence[Record]], gaps: Mapping[str, str])
 
 
 def _rows(found: Mapping[str, Sequence[Record]]) -> tuple[tuple[object, ...], ...]:
-    def flat(value: Any, path: str) -> list[tuple[str, object]]:
+    def flat(value: Json, path: str) -> list[tuple[str, object]]:
         if isinstance(value, dict):
             return [row for key, inner in value.items() for row in flat(inner, f"{path}/{key}")]
         return [(path, value)] if not isinstance(value, list) else [(path, " ".join(map(str, value)))]
@@ -112,9 +111,9 @@ def _rows(found: Mapping[str, Sequence[Record]]) -> tuple[tuple[object, ...], ..
     )
 
 
-def build(target: Deployments, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(target: Deployments, records: Mapping[str, Record]) -> Document:
     """A block per host, then what merging leaves; every number is in the CSV with its run."""
-    cells = deployment_cells(target, checkout=checkout)
+    cells = target.cells(records)
     own = {init: [cell for cell in cells if cell.row == init] for init in target.inits}
     gaps = {init: gap(states_of(own[init], records)) for init in target.inits}
     # The worst of fewer seeds than the caption says would look better than it is.

@@ -12,7 +12,7 @@ from nora.files import sha256_bytes
 from nora.reporting import labels
 from nora.reporting.figures import PAPER_WIDTH, Figure
 from nora.store.record import Record
-from nora.tables.subjects import Subjects, subject_cells
+from nora.tables.subjects import Subjects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -39,16 +39,16 @@ def picture_bytes(record: Record, file: Mapping[str, str]) -> bytes | str:
     return data if sha256_bytes(data) == file["sha256"] else "damaged"
 
 
-def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) -> Figure:
+def build(target: Subjects, records: Mapping[str, Record]) -> Figure:
     """The grid of the first seed's runs; a run that is missing leaves its row empty and says so."""
-    cells = [c for c in subject_cells(target, checkout=checkout) if c.seed == target.seeds[0]]
+    cells = [c for c in target.cells(records) if c.seed == target.seeds[0]]
     cells.sort(key=lambda c: _TOP.index(c.row) if c.row in _TOP else len(_TOP))
     spec = next(c.spec for c in cells if c.spec is not None)
-    columns = spec["protocol"]["pictures"]
+    columns = spec.protocol.pictures
     found = [(c, records.get(c.id or "")) for c in cells]
     side = (PAPER_WIDTH - _LABEL) / columns
     rows = tuple(
-        (cell.row, cell.seed, i, spec["task"]["prompt"], cell.id, file["name"], file["sha256"])
+        (cell.row, cell.seed, i, spec.task.prompt, cell.id, file["name"], file["sha256"])
         for cell, record in found
         for i, file in enumerate(picture_files(record))
     )
@@ -90,10 +90,10 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         csv_rows=rows,
         banner=labels.BANNERS[target.scale],
         notes=(
-            f"Prompt “{spec['task']['prompt']}” after {spec['protocol']['steps']} steps on "
-            f"“{spec['task']['instance_prompt']}” ({labels.task(target.subject)}, training seed {target.seeds[0]}, "
-            f"{spec['model']['name']}). Columns are picture seeds: a column starts from the same noise in every row.",
-            f"{spec['protocol']['picture_steps']} DPM-Solver++ steps, guidance {spec['protocol']['guidance']:g}. "
+            f"Prompt “{spec.task.prompt}” after {spec.protocol.steps} steps on "
+            f"“{spec.task.instance_prompt}” ({labels.task(target.subject)}, training seed {target.seeds[0]}, "
+            f"{spec.model.name}). Columns are picture seeds: a column starts from the same noise in every row.",
+            f"{spec.protocol.picture_steps} DPM-Solver++ steps, guidance {spec.protocol.guidance:g}. "
             "Prompt, seeds, file and hash of every picture are in the CSV; none was chosen by eye.",
             *target.file.caption,
             *(f"{count} of the pictures are {state} here." for state, count in sorted(absent.items())),

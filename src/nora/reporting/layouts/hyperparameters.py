@@ -4,68 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.store.record import Record
+from nora.tables.methods import Table
 from nora.tables.printed import printed_settings
-from nora.tables.search import SpecBook
-from nora.tables.table import Table
 
 _KEYS = (
     ("rank", "rank r"), ("alpha", "α"), ("num_virtual_tokens", "prefix vectors"), ("xi", "ξ"), ("damping", "λ"),
 )  # fmt: skip
 _SHARED = (
-    "schedule",
-    "warmup_steps",
-    "warmup_ratio",
-    "optimizer",
-    "betas",
-    "eps",
-    "weight_decay",
-    "max_grad_norm",
-    "precision",
-    "cutoff",
-    "loss_on",
-    "eval_every",
-    "keep",
-    "beams",
-    "max_new_tokens",
-)
+    "schedule", "warmup_steps", "warmup_ratio", "optimizer", "betas", "eps", "weight_decay", "max_grad_norm",
+    "precision", "cutoff", "loss_on", "eval_every", "keep", "beams", "max_new_tokens",
+)  # fmt: skip
 
 
-def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(table: Table, records: Mapping[str, Record]) -> Document:
     """What each method is run with, and the values searched."""
     del records
-    book = SpecBook(checkout, table)
     task = table.columns[0]
     lines, rows = [], []
     for method in table.methods:
-        spec = book.spec(method, task, table.seeds[0], [], {})
+        spec = table.spec(method, task)
         grid = {key.rsplit(".", 1)[-1]: values for key, values in table.file.grid(method, task).items()}
         entries = []
         for key, _ in _KEYS:
-            value = spec["method"].get(key)
+            value = getattr(spec.method, key)
             entries.append("–" if value is None else _values(grid.get(key, [value])))
         entries.append(_values(grid["lr"]))
         reused = "protocol.batch_size" in table.file.search.reuse and "batch_size" not in grid
-        batch = _values(grid.get("batch_size", [spec["protocol"]["batch_size"]]))
+        batch = _values(grid.get("batch_size", [spec.protocol.batch_size]))
         entries.append(f"as {labels.method(table.file.search.first)}" if reused else batch)
-        entries.append(_values(grid.get("epochs", [spec["protocol"]["epochs"]])))
+        entries.append(_values(grid.get("epochs", [spec.protocol.epochs])))
         lines.append(Line(labels.method(method), tuple(Entry(e) for e in entries), method in table.file.below_rule[:1]))
         rows.append((table.scale, method, *entries))
     columns = (*(label for _, label in _KEYS), "learning rate", "batch size", "epochs")
     used = [i for i in range(len(columns)) if any(line.entries[i].text != "–" for line in lines)]
     shown = tuple(replace(line, entries=tuple(line.entries[i] for i in used)) for line in lines)
-    protocol = book.spec(table.methods[0], task, table.seeds[0], [], {})["protocol"]
+    protocol = table.spec(table.methods[0], task).protocol
     shared = tuple(
-        Line(labels.setting(key), (Entry(labels.value(protocol[key])),)) for key in _SHARED if key in protocol
+        Line(labels.setting(key), (Entry(labels.value(value)),))
+        for key in _SHARED
+        if (value := getattr(protocol, key, None)) is not None
     )
     sizes = tuple(
         Line(
             labels.column(table.file.axis, t),
-            tuple(Entry(f"{book.spec(table.methods[0], t, 0, [], {})['task'][k]:,}") for k in _ROWS),
+            tuple(Entry(f"{getattr(table.spec(table.methods[0], t).task, k):,}") for k in _ROWS),
         )
         for t in table.columns
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nora.reporting import labels
@@ -11,7 +10,7 @@ from nora.reporting.figures import BLUE, GREEN, ORANGE, PAPER_WIDTH, VERMILION, 
 from nora.reporting.layouts.subject_losses import finished
 from nora.reporting.statistics import summarize
 from nora.store.record import Record
-from nora.tables.subjects import Subjects, subject_cells
+from nora.tables.subjects import Subjects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -30,9 +29,9 @@ def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float
     return [(sums[i] - sums[i - window]) / window for i in range(window, len(values) + 1)]
 
 
-def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) -> Figure:
+def build(target: Subjects, records: Mapping[str, Record]) -> Figure:
     """Left: the losses; right: their difference from LoRA's within each seed."""
-    found = finished(subject_cells(target, checkout=checkout), records)
+    found = finished(target.cells(records), records)
     smooth = {
         method: [moving_average(r.metrics["loss"]["steps"]) for r in runs if r is not None]
         for method, runs in found.items()

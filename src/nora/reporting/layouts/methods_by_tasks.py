@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
+from nora.files import Json
+from nora.kinds.few_shot import FewShotProtocol
+from nora.kinds.instruct import InstructProtocol
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import MISSING, Reported, answer_notes, report
 from nora.reporting.statistics import Summary, best_of
 from nora.store.record import Record
+from nora.tables.methods import Table
 from nora.tables.printed import PrintedValue, printed_grid
-from nora.tables.search import SpecBook
-from nora.tables.table import Table
 
 
 def _percent(summary: Summary) -> str:
@@ -37,14 +37,13 @@ def _test_metric(name: str) -> Callable[[Record], float]:
     return lambda record: float(record.metrics["test"][name])
 
 
-def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(table: Table, records: Mapping[str, Record]) -> Document:
     """The table's document from the records there are."""
-    book = SpecBook(checkout, table)
-    reported = report(table, book, records, checkout)
+    reported = report(table, records)
     printed = printed_grid(table.name) if table.scale == "paper" else {}
     rows = tuple(m for m in table.file.rows if m in table.methods)
     below = tuple(m for m in table.file.below_rule if m in table.methods)
-    metric = {task: book.metric(task) for task in table.columns}
+    metric = {task: table.book.metric(task) for task in table.columns}
     scores = {
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
@@ -74,10 +73,10 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         blocks.append(_loss_block(table, reported, (*rows, *below)))
     return Document(
         name=f"{table.name}.{table.scale}",
-        title=f"{labels.heading(table.name, table.file.title)} of {_model(table, book)}",
+        title=f"{labels.heading(table.name, table.file.title)} of {_model(table)}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
-        notes=_notes(table, book, reported, metric),
+        notes=_notes(table, reported, metric),
         csv_header=(
             "table",
             "scale",
@@ -90,15 +89,15 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
             "settings",
             "id",
             "state",
-        ),
+        ),  # fmt: skip
         csv_rows=_csv_rows(table, reported, metric),
     )
 
 
-def _model(table: Table, book: SpecBook) -> str:
+def _model(table: Table) -> str:
     """The base models of the table's columns."""
-    specs = [book.spec(table.methods[0], column, table.seeds[0], [], {}) for column in table.columns]
-    return ", ".join(dict.fromkeys(labels.model(spec["model"]["name"]) for spec in specs))
+    names = [table.spec(table.methods[0], column).model.name for column in table.columns]
+    return ", ".join(dict.fromkeys(map(labels.model, names)))
 
 
 def _averaged(table: Table) -> bool:
@@ -127,7 +126,7 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
     return outcome
 
 
-def _metric_of(scores: Mapping[str, Any]) -> float | None:
+def _metric_of(scores: Mapping[str, Json]) -> float | None:
     found = [scores[name] for name in ("accuracy", "mean_accuracy") if name in scores]
     return float(found[0]) if found else None
 
@@ -172,21 +171,19 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
     )
 
 
-def _selection(protocol: Mapping[str, Any], seeds: int) -> str:
+def _selection(protocol: FewShotProtocol | InstructProtocol, seeds: int) -> str:
     """What the seeds draw and what dev is for, by the protocol."""
-    if "keep" not in protocol:
+    if isinstance(protocol, FewShotProtocol):
         each = ", each with its own train, dev and test rows" if seeds > 1 else ""
         return f"{each}; epoch and hyper-parameters chosen on dev, scored on test"
     each = ", all on the same test rows" if seeds > 1 else ""
-    kept = "the checkpoint of lowest dev loss" if protocol["keep"] == "lowest_dev_loss" else "the last checkpoint"
+    kept = "the checkpoint of lowest dev loss" if protocol.keep == "lowest_dev_loss" else "the last checkpoint"
     return f"{each}; hyper-parameters chosen on dev, {kept} scored on test"
 
 
-def _notes(
-    table: Table, book: SpecBook, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]
-) -> tuple[str, ...]:
+def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]) -> tuple[str, ...]:
     over = labels.over_seeds(table.seeds)
-    protocols = [book.spec(table.methods[0], c, table.seeds[0], [], {})["protocol"] for c in table.columns]
+    protocols = [table.spec(table.methods[0], c).protocol for c in table.columns]
     selections = dict.fromkeys(_selection(protocol, len(table.seeds)) for protocol in protocols)
     notes = [
         f"{over[0].upper()}{over[1:]}{' or '.join(selections)}.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from nora import tasks
 from nora.reporting import labels
@@ -11,9 +10,8 @@ from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import MISSING, Reported, answer_notes, binomial_error, report
 from nora.reporting.statistics import Summary, best_of
 from nora.store.record import Record
+from nora.tables.methods import Table
 from nora.tables.printed import PrintedValue, printed_grid
-from nora.tables.search import SpecBook
-from nora.tables.table import Table
 
 
 def _summaries(entry: Reported, sets: tuple[str, ...]) -> dict[str, Summary | None]:
@@ -33,12 +31,11 @@ def _detail(summary: Summary | None, printed: PrintedValue | None) -> str:
     return paper if summary is None else f"{paper}, Δ {100 * summary.mean - printed.mean:+.1f}, n={summary.n}"
 
 
-def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(table: Table, records: Mapping[str, Record]) -> Document:
     """A block per base model; the csv has a line per run and set with its binomial standard error."""
-    book = SpecBook(checkout, table)
-    reported = report(table, book, records, checkout)
-    spec = book.spec(table.methods[0], table.columns[0], table.seeds[0], [], {})
-    sets = tuple(tasks.load(spec["task"]["suite"], spec["task"]["name"]).SETS)
+    reported = report(table, records)
+    task = table.spec(table.methods[0], table.columns[0]).task
+    sets = tuple(tasks.load(task.suite, task.name).SETS)
     blocks, rows = [], []
     for model in table.columns:
         printed = printed_grid(table.name, model) if table.scale == "paper" else {}

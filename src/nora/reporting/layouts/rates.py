@@ -6,17 +6,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 import yaml
 
+from nora.files import Json
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import gap, states_of
 from nora.reporting.statistics import Count, Slope, slope_in_digits, slope_in_doublings, slope_in_kappa
 from nora.store.record import Record
-from nora.tables.panels import Panels, by_curve, panel_cells
+from nora.tables.panels import Panels, by_curve
 
 _MEASURED_FROM = 3  # columns: algorithm, start, printed, then what was measured
 
@@ -60,10 +59,10 @@ def shape(counts: Sequence[Count]) -> str:
     return "quadratic" if quadratic.r2 > linear.r2 and linear.value < 1 else "linear"
 
 
-def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(target: Panels, records: Mapping[str, Record]) -> Document:
     """Printed rows in the paper's order with their measurement, then what is measured beyond them."""
     printed = yaml.safe_load(files("nora.tables").joinpath("paper", "table1.yaml").read_text(encoding="utf-8"))
-    cells = panel_cells(target, checkout=checkout)
+    cells = target.cells(records)
     runs = by_curve(records, cells)
     shared = target.file.shared
     budget, kappas = shared["protocol.iterations"], (10.0, 100.0)
@@ -132,7 +131,7 @@ def build(target: Panels, records: Mapping[str, Record], *, checkout: Path) -> D
 
 
 def _entries(
-    row: Mapping[str, Any],
+    row: Mapping[str, Json],
     counts: Sequence[Count],
     absent: str,
     beyond: bool,

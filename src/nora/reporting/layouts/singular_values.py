@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nora.reporting import labels
 from nora.reporting.figures import BLUE, ORANGE, PAPER_WIDTH, Figure
 from nora.reporting.reported import report
 from nora.store.record import Record
-from nora.tables.search import SpecBook
-from nora.tables.table import Table
+from nora.tables.methods import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -20,9 +18,9 @@ if TYPE_CHECKING:
 _PER_LINE = 4
 
 
-def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Figure:
+def build(table: Table, records: Mapping[str, Record]) -> Figure:
     """One panel per task from the first seed's LoRA run at its chosen settings; a task without one says missing."""
-    reported = report(table, SpecBook(checkout, table), records, checkout)
+    reported = report(table, records)
     method, seed = table.methods[0], table.seeds[0]
     panels: list[tuple[str, Record | None]] = []
     gaps: dict[str, str] = {}

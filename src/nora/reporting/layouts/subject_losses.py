@@ -6,24 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 import yaml
 
+from nora.files import Json
+from nora.kinds import dreambooth
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import gap, states_of
 from nora.reporting.statistics import Interval, Summary, best_of, paired_interval, summarize
 from nora.store.record import Record
-from nora.tables.search import Cell
-from nora.tables.subjects import Subjects, subject_cells
+from nora.tables.cell import Cell
+from nora.tables.subjects import Subjects
 
 MISSING = "missing"
 _MEASURES = (("mean", "all\N{NO-BREAK SPACE}steps"), ("last_100", "last\N{NO-BREAK SPACE}100\N{NO-BREAK SPACE}steps"))
 
 
-def finished(cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, list[Record | None]]:
+def finished(cells: Sequence[Cell[dreambooth.Spec]], records: Mapping[str, Record]) -> dict[str, list[Record | None]]:
     """Method → its record per seed, None where there is no finished one."""
     found: dict[str, list[Record | None]] = {}
     for cell in cells:
@@ -39,11 +39,11 @@ def _values(records: Sequence[Record | None], measure: str) -> list[float] | Non
     return [float(r.metrics["loss"][measure]) for r in present] if len(present) == len(records) else None
 
 
-def _gap(method: str, cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
+def _gap(method: str, cells: Sequence[Cell[dreambooth.Spec]], records: Mapping[str, Record]) -> str:
     return gap(states_of([cell for cell in cells if cell.row == method], records))
 
 
-def _with_runs(block: Block, cells: Sequence[Cell]) -> Block:
+def _with_runs(block: Block, cells: Sequence[Cell[dreambooth.Spec]]) -> Block:
     """The block with each method's runs behind its cells."""
     runs = {labels.method(c.row): tuple(str(o.id) for o in cells if o.row == c.row) for c in cells}
     return replace(
@@ -66,10 +66,10 @@ def _difference(interval: Interval | None, scale: float = 1.0, digits: int = 4) 
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
-def printed() -> dict[str, Any]:
+def printed() -> dict[str, Json]:
     """The paper's own numbers."""
     text = files("nora.tables").joinpath("paper", "table3.yaml").read_text(encoding="utf-8")
-    data: dict[str, Any] = yaml.safe_load(text)
+    data: dict[str, Json] = yaml.safe_load(text)
     return data
 
 
@@ -145,24 +145,24 @@ def _fidelity_block(found: Mapping[str, Sequence[Record | None]], gaps: Mapping[
     return (Block("Drawn pictures: mean cosine with the real ones and with the prompt", columns, tuple(lines)),)
 
 
-def _fidelity_notes(cells: Sequence[Cell]) -> list[str]:
-    spec = next((c.spec for c in cells if c.spec is not None and "fidelity" in c.spec["measure"]), None)
+def _fidelity_notes(cells: Sequence[Cell[dreambooth.Spec]]) -> list[str]:
+    spec = next((c.spec for c in cells if c.spec is not None and "fidelity" in c.spec.measure), None)
     if spec is None:
         return []
-    words = [f"{e['name']} ({e['repo']})" for e in spec["protocol"]["encoders"]]
+    words = [f"{e.name} ({e.repo})" for e in (spec.protocol.encoders or [])]
     notes = [
-        f"Cosines over {spec['protocol']['pictures']} pictures of “{spec['task']['prompt']}” per run, by "
-        f"{', '.join(words)}; the text says {spec['task']['noun']} for {spec['task']['subject']}. The real pictures: "
+        f"Cosines over {spec.protocol.pictures} pictures of “{spec.task.prompt}” per run, by "
+        f"{', '.join(words)}; the text says {spec.task.noun} for {spec.task.subject}. The real pictures: "
         "pairs of different ones, which is the ceiling, and each with the prompt, which none of them shows."
     ]
-    if any(e["source"] == "asset" for e in spec["protocol"]["encoders"]):
+    if any(e.source == "asset" for e in (spec.protocol.encoders or [])):
         notes.append("STAND-IN: a tiny CLIP of this project takes the place of DINO, DINOv2 and CLIP at this scale.")
     return notes
 
 
-def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(target: Subjects, records: Mapping[str, Record]) -> Document:
     """The table's document from the records there are."""
-    cells = subject_cells(target, checkout=checkout)
+    cells = target.cells(records)
     found = finished(cells, records)
     losses = {method: {m: _values(rs, m) for m, _ in _MEASURES} for method, rs in found.items()}
     gaps = {method: _gap(method, cells, records) for method in found}
@@ -179,9 +179,9 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
     )
 
 
-def _row(cell: Cell, records: Mapping[str, Record]) -> tuple[object, ...]:
+def _row(cell: Cell[dreambooth.Spec], records: Mapping[str, Record]) -> tuple[object, ...]:
     record = records.get(cell.id or "")
-    loss: Mapping[str, Any] = record.metrics.get("loss", {}) if record is not None else {}
+    loss: Mapping[str, Json] = record.metrics.get("loss", {}) if record is not None else {}
     return (
         cell.table, cell.scale, cell.row, cell.seed, loss.get("mean", ""), loss.get("last_100", ""),
         record.metrics["steps"] if record is not None else "", cell.id,
@@ -189,11 +189,13 @@ def _row(cell: Cell, records: Mapping[str, Record]) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _notes(target: Subjects, cells: Sequence[Cell], found: Mapping[str, Sequence[Record | None]]) -> list[str]:
+def _notes(
+    target: Subjects, cells: Sequence[Cell[dreambooth.Spec]], found: Mapping[str, Sequence[Record | None]]
+) -> list[str]:
     there = [r for records in found.values() for r in records if r is not None]
     spec = next(c.spec for c in cells if c.spec is not None)
     notes = [
-        f"The noise-prediction loss of each of the {spec['protocol']['steps']} steps (one picture a step), "
+        f"The noise-prediction loss of each of the {spec.protocol.steps} steps (one picture a step), "
         f"averaged over a run; then {labels.over_seeds(target.seeds)}. "
         "The paper does not say what its average is over. Bold: the smallest mean.",
         "Per seed all methods see the same pictures, crops, VAE samples, noise and timesteps: the spread over seeds is "
@@ -202,7 +204,7 @@ def _notes(target: Subjects, cells: Sequence[Cell], found: Mapping[str, Sequence
         'The paper\'s text says "9.6 % smaller than LoRA and LoRA-P"; its printed means give '
         f"{_printed_share('nora', 'lora'):.1f} % against LoRA and {_printed_share('nora', 'lora_p'):.1f} % against "
         "LoRA-P.",
-        f'Base: {labels.model(spec["model"]["name"])}. LoRA and LoRA-P start "gaussian", as in the script.',
+        f'Base: {labels.model(spec.model.name)}. LoRA and LoRA-P start "gaussian", as in the script.',
     ]
     counts = sorted({r.metrics["trainable_parameters"] for r in there})
     if counts:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 from nora.reporting import labels
 from nora.reporting.figures import PAPER_WIDTH, Figure
 from nora.store.record import Record
-from nora.tables.subjects import Subjects, subject_spec
+from nora.tables.subjects import Subjects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 
-def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) -> Figure:
+def build(target: Subjects, records: Mapping[str, Record]) -> Figure:
     """The shipped pictures in a row; those of the Hub are named and left out."""
     del records
-    subject = subject_spec(checkout, target)
-    shipped = sorted(subject.get("files", {})) if subject["source"] == "slice" else []
-    manifest = json.loads((checkout / "data" / "MANIFEST.json").read_text(encoding="utf-8"))
+    subject = target.spec().task
+    shipped = sorted(subject.files or {}) if subject.source == "slice" else []
+    manifest = json.loads((target.checkout / "data" / "MANIFEST.json").read_text(encoding="utf-8"))
     rows = tuple(
-        (name, subject["files"][name], manifest[name]["licence"], manifest[name]["source"]) for name in shipped
+        (name, (subject.files or {})[name], manifest[name]["licence"], manifest[name]["source"]) for name in shipped
     )
     places = max(len(shipped), 1)
 
@@ -34,12 +34,12 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         for ax in axes:
             ax.set_axis_off()
         for ax, name in zip(axes, shipped, strict=False):
-            ax.imshow(imread(checkout / "data" / name))
+            ax.imshow(imread(target.checkout / "data" / name))
             ax.set_title(Path(name).name, fontsize=7)
         if not shipped:
-            axes[0].text(0.5, 0.5, f"the pictures of {subject['repo']} are on the Hub", ha="center", va="center")
+            axes[0].text(0.5, 0.5, f"the pictures of {subject.repo} are on the Hub", ha="center", va="center")
 
-    where = f"data/{Path(shipped[0]).parent}" if shipped else f"the Hub's data set {subject['repo']}"
+    where = f"data/{Path(shipped[0]).parent}" if shipped else f"the Hub's data set {subject.repo}"
     licences = sorted({row[2] for row in rows})
     return Figure(
         name=f"{target.name}.{target.scale}",
@@ -50,8 +50,8 @@ def build(target: Subjects, records: Mapping[str, Record], *, checkout: Path) ->
         csv_header=("file", "sha256", "licence", "source"),
         csv_rows=rows,
         notes=(
-            f"{labels.task(target.subject)}: {len(shipped) or subject.get('num_images', '?')} pictures of {where}, "
-            f"called “{subject['subject']}” in “{subject['instance_prompt']}”.",
+            f"{labels.task(target.subject)}: {len(shipped) or subject.num_images or '?'} pictures of {where}, "
+            f"called “{subject.subject}” in “{subject.instance_prompt}”.",
             *(f"Licence: {licence}." for licence in licences),
             *(
                 ("Source: github.com/google/dreambooth (Ruiz et al. 2023), files and commit in the CSV.",)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import yaml
 
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.store.record import Record
-from nora.tables.search import SpecBook, Trial, choose, reused_settings, trials
-from nora.tables.table import Settings, Table, chosen_path
+from nora.tables.cell import Settings
+from nora.tables.choice import Trial, choose, chosen_path
+from nora.tables.methods import Table
 
 
 def _spell(settings: Settings) -> str:
@@ -22,13 +22,12 @@ def _in_words(settings: Settings) -> str:
     return ", ".join(f"{labels.setting(k.rsplit('.', 1)[-1])} {labels.value(value)}" for k, value in settings.items())
 
 
-def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Document:
+def build(table: Table, records: Mapping[str, Record]) -> Document:
     """Every trial's dev outcome per task and method, the chosen one in bold, and the choice as a file."""
-    book = SpecBook(checkout, table)
     blocks, rows = [], []
     chosen: dict[str, dict[str, object]] = {}
     for task in table.columns:
-        reused = reused_settings(table, book, task, records)
+        reused = table.reused(task, records)
         lines: list[Line] = []
         for method in table.methods:
             stage_two = method != table.file.search.first
@@ -37,7 +36,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
                 waiting = (Entry(f"waits for {first}"), *[Entry("–")] * 3)
                 lines.append(Line(labels.method(method), waiting, bool(lines)))
                 continue
-            tried = trials(table, book, method, task, records, reused if stage_two else None)
+            tried = table.trials(method, task, records, reused if stage_two else None)
             best = choose(tried)
             for i, trial in enumerate(tried):
                 lines.append(
@@ -66,7 +65,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
                 }
         blocks.append(
             Block(
-                f"{labels.task(task)}, dev {labels.metric(book.metric(task))}",
+                f"{labels.task(task)}, dev {labels.metric(table.book.metric(task))}",
                 ("settings", "dev, %", "dev loss", "runs"),
                 tuple(lines),
             )
@@ -87,7 +86,7 @@ def build(table: Table, records: Mapping[str, Record], *, checkout: Path) -> Doc
         ),
         csv_header=("scale", "task", "method", "settings", "dev_metric", "dev_loss", "runs", "diverged", "chosen"),
         csv_rows=tuple(rows),
-        files=((chosen_path(checkout, source, table.scale), text),) if chosen else (),
+        files=((chosen_path(table.checkout, source, table.scale), text),) if chosen else (),
     )
 
 

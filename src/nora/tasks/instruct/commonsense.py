@@ -32,6 +32,7 @@ READS_PROMPT = True
 DEV_IS_SCORED = False
 TEXT_TOKENS, ANSWER_TOKENS = 110, 8
 """Rough means of the real rows: tokens of a training text, tokens an answer takes."""
+NUM_TEST_ROWS = 22_419
 SETS = {
     "boolq": AnswerSet("BoolQ", "boolq", ("true", "false"), 9_427, 3_270),
     "piqa": AnswerSet("PIQA", "piqa", _numbered("solution", 2), 16_113, 1_838),

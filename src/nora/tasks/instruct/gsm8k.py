@@ -30,6 +30,7 @@ SOURCES = {
     "train": HubSource("meta-math/MetaMathQA", None, "train", "train", 395000, 395000),
     "test": HubSource("openai/gsm8k", "main", "train", "test", 7473, 1319),
 }
+NUM_TEST_ROWS = 1_319
 SETS = ("gsm8k",)
 TRAIN_FIELDS = ("query", "response")
 TEST_FIELDS = ("question", "answer")

@@ -14,15 +14,16 @@ import pytest
 from nora.files import sha256_file
 from nora.reporting.collation import audit_all, collate, collate_all, with_paper_scale
 from nora.store.runs import Store
-from nora.store.snapshot import take_snapshot
-from nora.tables.table import Table, names
+from nora.store.states import take_snapshot
+from nora.tables.cell import names
+from nora.tables.methods import Table
 from nora.tables.target import load_target
 
 CODE = """
 import sys
 from pathlib import Path
 import nora.reporting.collation as collation
-from nora.store.snapshot import Snapshot
+from nora.store.states import Snapshot
 from nora.store.runs import Store
 from nora.tables.target import load_target
 
@@ -60,8 +61,8 @@ def test_two_processes_write_the_same_bytes(checkout: Path, tmp_path: Path) -> N
 def test_what_is_committed_is_what_the_committed_records_give(checkout: Path) -> None:
     """Tables, figures' numbers and captions, and the report around the committed pictures."""
     store = Store(checkout / "results")
-    targets = with_paper_scale([load_target(checkout, name) for name in names(checkout)], checkout)
-    problems = audit_all(targets, take_snapshot(store), store.root, checkout=checkout)
+    targets = with_paper_scale([load_target(checkout, name) for name in names(checkout)])
+    problems = audit_all(targets, take_snapshot(store), store.root)
     assert problems == [], "run `make paper` and commit what it writes"
     assert len(list((store.root / "tables").glob("*.tex"))) > 8
 
@@ -74,7 +75,7 @@ def test_runs_without_a_record_change_no_file(store: Store, narrow: Table, check
 
     def written() -> dict[str, str]:
         paths = collate_all([narrow], store, checkout=checkout, show=said.append)
-        paths += collate([narrow], take_snapshot(store), store.root, checkout=checkout, show=said.append)
+        paths += collate([narrow], take_snapshot(store), store.root, show=said.append)
         return {path.name: sha256_file(path) for path in paths}
 
     before = written()
@@ -82,7 +83,7 @@ def test_runs_without_a_record_change_no_file(store: Store, narrow: Table, check
     store.new_attempt("finetune", absent.name).interrupt("SIGTERM at step 7")
     assert written() == before
     assert any("1 interrupted" in line for line in said)
-    assert audit_all([narrow], take_snapshot(store), store.root, checkout=checkout) == []
+    assert audit_all([narrow], take_snapshot(store), store.root) == []
 
 
 @pytest.mark.parametrize("suffix", ["md", "tex", "csv"])

@@ -11,8 +11,7 @@ from nora.reporting.collation import build_artefact
 from nora.reporting.document import Document
 from nora.reporting.reported import answer_notes
 from nora.store.record import Record
-from nora.tables.search import cells
-from nora.tables.table import Table, load_table
+from nora.tables.methods import Table, load_table
 
 from synthetic import complete, record_of  # isort: skip
 
@@ -20,12 +19,12 @@ from synthetic import complete, record_of  # isort: skip
 def _records(checkout: Path, name: str, scores: dict[str, Any], **changes: Any) -> dict[str, Record]:
     """Every cell of a table with the same test scores; ``changes`` replace metrics."""
     table = load_table(checkout, name, ["scale=mini"])
-    made = [record_of(cell, **scores) for cell in cells(table, {}, checkout=checkout)]
+    made = [record_of(cell, **scores) for cell in table.cells({})]
     return {r.id: Record(r.id, {**r.result, "metrics": {**r.metrics, **changes}}, r.run) for r in made}
 
 
 def _document(checkout: Path, name: str, records: dict[str, Record], *words: str) -> Document:
-    return build_artefact(load_table(checkout, name, ["scale=mini", *words]), records, checkout=checkout)
+    return build_artefact(load_table(checkout, name, ["scale=mini", *words]), records)
 
 
 def _gsm8k(accuracy: float, unanswered: int) -> dict[str, Any]:
@@ -80,4 +79,4 @@ def test_the_ablation_keeps_the_checkpoint_of_lowest_dev_loss(checkout: Path) ->
 
 
 def test_scored_candidates_have_no_such_notes(narrow: Table, checkout: Path) -> None:
-    assert answer_notes(list(complete(narrow, checkout).values())) == []
+    assert answer_notes(list(complete(narrow).values())) == []

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from nora.config.spec import spec_dict
 from nora.files import sha256_bytes
 from nora.reporting.collation import build_artefact
 from nora.reporting.document import Document, to_markdown
@@ -21,8 +22,8 @@ from nora.reporting.latex import to_latex
 from nora.reporting.layouts.loss_curves import moving_average
 from nora.reporting.statistics import paired_interval
 from nora.store.record import Record
-from nora.tables.search import Cell
-from nora.tables.subjects import Subjects, subject_cells
+from nora.tables.cell import Cell
+from nora.tables.subjects import Subjects
 from nora.tables.target import load_target
 from nora.training.diffusion.pictures import to_jpeg
 
@@ -49,10 +50,10 @@ def _record(cell: Cell, folder: Path | None = None, **change: Any) -> Record:
     }  # fmt: skip
     files = {f"picture_{i:02d}": {"name": f"p{i}.jpg", "sha256": "ab" * 32} for i in range(10)}
     result = {
-        "spec": cell.spec, "status": "done", "metrics": metrics, "files": files,
+        "spec": spec_dict(cell.spec), "status": "done", "metrics": metrics, "files": files,
         "proof": {"passed": True, "init": "x", "problems": [], "modules": [], "output_difference": 0.0}, **change,
     }  # fmt: skip
-    assert cell.id is not None
+    assert cell.id is not None and cell.spec is not None
     return Record(cell.id, result, {"wall_seconds": 10.0, "dirty": False}, folder)
 
 
@@ -64,25 +65,26 @@ def _target(name: str, checkout: Path, scale: str = "paper") -> Subjects:
 
 @pytest.fixture
 def records(checkout: Path) -> dict[str, Record]:
-    return {str(c.id): _record(c) for c in subject_cells(_target("table3", checkout), checkout=checkout)}
+    return {str(c.id): _record(c) for c in _target("table3", checkout).cells({})}
 
 
 def test_44_runs_at_the_papers_scale(checkout: Path) -> None:
     ids = {
         c.id for name in ("table3", "fig7", "fig3", "fig5", "fig6", "curves", "table6")
-        for c in subject_cells(_target(name, checkout), checkout=checkout)
+        for c in _target(name, checkout).cells({})
     }  # fmt: skip
     assert len(ids) == 44
     for name, count in (("table3", 40), ("fig7", 4), ("fig3", 4), ("fig5", 0)):
-        assert len(subject_cells(_target(name, checkout), checkout=checkout)) == count
+        assert len(_target(name, checkout).cells({})) == count
 
 
 def test_each_cells_command_makes_exactly_its_run(checkout: Path) -> None:
-    from nora.config.spec import compose_run, run_id
+    from nora.config.spec import run_id
+    from nora.kinds import compose_run
 
     for scale in ("paper", "mini", "smoke"):
         for name in ("table3", "fig7"):
-            for cell in subject_cells(_target(name, checkout, scale), checkout=checkout)[::7]:
+            for cell in _target(name, checkout, scale).cells({})[::7]:
                 assert run_id(compose_run(checkout, cell.overrides)[0]) == cell.id
 
 
@@ -103,7 +105,7 @@ def _cells_of(document: Document, block: int) -> dict[str, list[str]]:
 
 
 def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str, Record], checkout: Path) -> None:
-    document = build_artefact(_target("table3", checkout), records, checkout=checkout)
+    document = build_artefact(_target("table3", checkout), records)
     assert isinstance(document, Document)
     values: dict[str, list[float]] = {}
     for record in records.values():
@@ -127,7 +129,7 @@ def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str,
 
 
 def test_fidelity_stands_beside_what_real_pictures_reach(records: dict[str, Record], checkout: Path) -> None:
-    document = build_artefact(_target("table3", checkout), records, checkout=checkout)
+    document = build_artefact(_target("table3", checkout), records)
     assert isinstance(document, Document)
     found = _cells_of(document, 2)
     assert document.blocks[2].columns == ("clip_x: picture", "clip_x: text")
@@ -139,18 +141,18 @@ def test_fidelity_stands_beside_what_real_pictures_reach(records: dict[str, Reco
 def test_a_missing_and_a_diverged_run_are_shown_and_not_averaged_over(
     records: dict[str, Record], checkout: Path
 ) -> None:
-    cells = subject_cells(_target("table3", checkout), checkout=checkout)
+    cells = _target("table3", checkout).cells({})
     del records[str(next(c.id for c in cells if c.row == "nora"))]
     gone = next(c for c in cells if c.row == "lora_p")
     records[str(gone.id)] = _record(gone, status="diverged", metrics={"steps": 3}, diverged={"step": 3, "tensor": "x"})
-    document = build_artefact(_target("table3", checkout), records, checkout=checkout)
+    document = build_artefact(_target("table3", checkout), records)
     assert isinstance(document, Document)
     main, shares = _cells_of(document, 0), _cells_of(document, 1)
     assert main["NoRA"][0].startswith("missing (9/10)") and main["LoRA-P"][0].startswith("diverged 1/10")
     assert main["NoRA"][2] == "–" and shares["NoRA"][0] == "missing (paper +8.7)"
     assert shares["NoRA+"][2] == "missing (paper +9.7)"
     assert not any(e.best for line in document.blocks[0].lines for e in line.entries[:1])
-    assert build_artefact(_target("table3", checkout), {}, checkout=checkout).title
+    assert build_artefact(_target("table3", checkout), {}).title
 
 
 def test_the_moving_average_is_numpys() -> None:
@@ -160,7 +162,7 @@ def test_the_moving_average_is_numpys() -> None:
 
 
 def test_the_curves_end_at_the_mean_of_the_last_fifty(records: dict[str, Record], checkout: Path) -> None:
-    figure = build_artefact(_target("curves", checkout), records, checkout=checkout)
+    figure = build_artefact(_target("curves", checkout), records)
     assert isinstance(figure, Figure)
     last = [r for r in figure.csv_rows if r[:3] == ("loss", "nora", 500)]
     expected = np.mean([r.metrics["loss"]["steps"][-50:] for r in _of(records, "nora")])
@@ -180,7 +182,7 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
     target = _target("fig3", checkout)
     colours = {"nora_plus": (250, 0, 0), "nora": (0, 250, 0), "lora_p": (0, 0, 250), "lora": (250, 250, 0)}
     records = {}
-    for cell in subject_cells(target, checkout=checkout):
+    for cell in target.cells({}):
         folder = tmp_path / cell.row
         folder.mkdir()
         data = to_jpeg(Image.new("RGB", (8, 8), colours[cell.row]))
@@ -188,7 +190,7 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
         for i in range(10):
             (folder / f"p{i}.jpg").write_bytes(data)
         records[str(cell.id)] = dataclasses.replace(_record(cell, files=files), folder=folder)
-    figure = build_artefact(target, records, checkout=checkout)
+    figure = build_artefact(target, records)
     assert isinstance(figure, Figure) and len(figure.csv_rows) == 40
     image = np.asarray(Image.open(io.BytesIO(render(figure)["png"])).convert("RGB"), dtype=int)
     for column in (0.3, 0.95):
@@ -199,27 +201,27 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
     (tmp_path / "lora" / "p3.jpg").unlink()
     for name in ("p1.jpg", "p2.jpg"):
         (tmp_path / "nora" / name).write_bytes(to_jpeg(Image.new("RGB", (8, 8), (1, 2, 3))))
-    spoilt = build_artefact(target, records, checkout=checkout)
+    spoilt = build_artefact(target, records)
     assert isinstance(spoilt, Figure) and render(spoilt)["png"] != render(figure)["png"]
     assert [note for note in spoilt.notes if note not in figure.notes] == [
         "2 of the pictures are damaged here.", "1 of the pictures are missing here.",
     ]  # fmt: skip
     records.pop(next(iter(records)))
-    assert set(render(build_artefact(target, records, checkout=checkout)))  # type: ignore[arg-type]
+    assert set(render(build_artefact(target, records)))  # type: ignore[arg-type]
 
 
 def test_training_pictures_name_licence_and_source(checkout: Path) -> None:
     for name, count, words in (("fig5", 5, "Unsplash License"), ("fig6", 4, "Nataniel Ruiz")):
-        figure = build_artefact(_target(name, checkout, "mini"), {}, checkout=checkout)
+        figure = build_artefact(_target(name, checkout, "mini"), {})
         assert isinstance(figure, Figure) and len(figure.csv_rows) == count
         assert any(words in note for note in figure.notes)
         render(figure)
-    far = build_artefact(_target("fig6", checkout), {}, checkout=checkout)
+    far = build_artefact(_target("fig6", checkout), {})
     assert isinstance(far, Figure) and not far.csv_rows and "cat_toy_example" in far.notes[0]
 
 
 def test_table6_agrees_with_what_the_paper_prints(checkout: Path) -> None:
-    document = build_artefact(_target("table6", checkout), {}, checkout=checkout)
+    document = build_artefact(_target("table6", checkout), {})
     assert isinstance(document, Document)
     shared = _cells_of(document, 1)
     for key in ("steps", "batch size", "learning rate", "weight decay"):

@@ -1,12 +1,12 @@
-"""The rows of an instruct task: from data/ at mini scale, from the pinned downloads at paper scale."""
+"""The rows of a task: from data/ at mini scale, from the Hub or the pinned downloads at paper scale; checked."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -14,9 +14,58 @@ from nora import streams
 from nora.config.pins import DOWNLOADS
 from nora.config.schema import TaskSpec
 from nora.errors import RunFailed
-from nora.files import sha256_file
-from nora.kinds.bases import check_files, read_lines
+from nora.files import Json, sha256_file
 from nora.tasks.instruction import Instruction
+from nora.tasks.sampling import Subsets, draw_subsets
+
+
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """RunFailed where a file is missing or not what its hash says."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise RunFailed(f"{path}: missing; the checkout is incomplete")
+        given = sha256_file(path)
+        if given != expected:
+            raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
+
+
+def read_lines(path: Path) -> list[Json]:
+    """The rows of a JSON-lines file; RunFailed naming the line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RunFailed(f"{path}, line {number}: not valid JSON ({error})") from None
+    return rows
+
+
+def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Json], list[Json]]:
+    """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
+    if spec.source == "slice":
+        folder = checkout / "data"
+        check_files(folder, spec.files or {})
+        return (
+            read_lines(folder / spec.name / "train.jsonl"),
+            read_lines(folder / spec.name / "validation.jsonl"),
+        )
+    from datasets import load_dataset
+
+    source = task.SOURCE
+    splits = []
+    for split, rows in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
+        data = load_dataset(source.path, source.name, split=split, revision=spec.revision)
+        if len(data) != rows:
+            raise RunFailed(f"{spec.name}: the split {split} has {len(data)} rows, the protocol expects {rows}")
+        splits.append(list(data))
+    return splits[0], splits[1]
+
+
+def few_shot_rows(spec: TaskSpec, task: ModuleType, checkout: Path, *, seed: int) -> Subsets:
+    """The seed's training, dev and test rows of a few-shot task."""
+    train, test = load_rows(spec, task, checkout)
+    return draw_subsets(train, test, seed=seed, num_train=spec.num_train, num_dev=spec.num_dev, num_test=spec.num_test)
 
 
 @dataclass(frozen=True)
@@ -38,12 +87,12 @@ def load_instruct_rows(spec: TaskSpec, task: ModuleType, checkout: Path, *, seed
         raise RunFailed(str(error)) from None
 
 
-def _shuffled(rows: list[Any], seed: int) -> list[Any]:
+def _shuffled(rows: list[Json], seed: int) -> list[Json]:
     order = torch.randperm(len(rows), generator=streams.generator(seed, "rows"))
     return [rows[i] for i in order.tolist()]
 
 
-def _take(rows: list[Any], count: int, what: str) -> list[Any]:
+def _take(rows: list[Json], count: int, what: str) -> list[Json]:
     if len(rows) < count:
         raise RunFailed(f"{what}: {count} rows are asked for, {len(rows)} are there")
     return rows[:count]
@@ -51,7 +100,7 @@ def _take(rows: list[Any], count: int, what: str) -> list[Any]:
 
 def _commonsense(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:
     """The mixture shuffled by the seed; its first rows are dev, the next ones training. Tests are each set's first."""
-    pool: list[tuple[dict[str, Any], str]] = []
+    pool: list[tuple[dict[str, Json], str]] = []
     test: list[Instruction] = []
     if spec.source == "slice":
         folder = checkout / "data"
@@ -85,7 +134,7 @@ def _math(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:
     return Rows([task.training(row, "metamath") for row in train], questions, tests, questions)
 
 
-def _from_hub(spec: TaskSpec, task: ModuleType) -> tuple[list[Any], list[Any], list[Any]]:
+def _from_hub(spec: TaskSpec, task: ModuleType) -> tuple[list[Json], list[Json], list[Json]]:
     from datasets import load_dataset
 
     commits = dict(zip(task.SOURCES, str(spec.revision).split("+"), strict=True))
@@ -103,7 +152,7 @@ def _from_hub(spec: TaskSpec, task: ModuleType) -> tuple[list[Any], list[Any], l
     return found[0], found[1], found[2]
 
 
-def _counted(path: Path, rows: int) -> list[Any]:
+def _counted(path: Path, rows: int) -> list[Json]:
     if not path.is_file():
         raise RunFailed(f"{path}: missing; run `nora prefetch` for its table first, on a machine with network")
     data = json.loads(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from nora.reporting.document import to_csv, to_markdown
 from nora.reporting.latex import escape_latex, to_latex
 from nora.reporting.statistics import summarize
 from nora.store.record import Record
-from nora.tables.table import Table, load_table
+from nora.tables.methods import Table, load_table
 
 from golden.regenerate import SUFFIXES, golden_texts  # isort: skip
 from synthetic import complete, record_of
@@ -31,7 +31,7 @@ def table(checkout: Path) -> Table:
 
 @pytest.fixture(scope="module")
 def records(table: Table, checkout: Path) -> dict[str, Record]:
-    return complete(table, checkout)
+    return complete(table)
 
 
 def test_golden(checkout: Path) -> None:
@@ -41,7 +41,7 @@ def test_golden(checkout: Path) -> None:
 
 
 def _rows(table: Table, records: dict[str, Record], checkout: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(to_csv(build_artefact(table, records, checkout=checkout)))))
+    return list(csv.DictReader(io.StringIO(to_csv(build_artefact(table, records)))))
 
 
 def _line(text: str, label: str) -> list[str]:
@@ -51,7 +51,7 @@ def _line(text: str, label: str) -> list[str]:
 
 def test_each_mean_and_spread_is_that_of_its_seeds(table: Table, records: dict[str, Record], checkout: Path) -> None:
     """Recomputed from the csv by the standard library; the csv's values are those of the records."""
-    text = to_markdown(build_artefact(table, records, checkout=checkout))
+    text = to_markdown(build_artefact(table, records))
     rows = _rows(table, records, checkout)
     for method, label in (("lora", "LoRA"), ("nora_plus", "NoRA+"), ("prefix", "Prefix")):
         averages = []
@@ -75,37 +75,34 @@ def test_a_missing_seed_shows_missing_and_no_mean_of_fewer(
     table: Table, records: dict[str, Record], checkout: Path
 ) -> None:
     kept = {k: r for k, r in records.items() if r.spec["method"]["name"] != "prefix" or r.spec["task"]["name"] != "cb"}
-    line = _line(to_markdown(build_artefact(table, kept, checkout=checkout)), "Prefix")
+    line = _line(to_markdown(build_artefact(table, kept)), "Prefix")
     assert line[1] == "missing" and line[2] != "missing" and line[3] == "missing", "no average over fewer tasks"
     gone = _chosen(table, records, checkout, "nora", "1")
-    line = _line(
-        to_markdown(build_artefact(table, {k: r for k, r in records.items() if k != gone}, checkout=checkout)), "NoRA"
-    )
+    line = _line(to_markdown(build_artefact(table, {k: r for k, r in records.items() if k != gone})), "NoRA")
     assert line[1] == "missing" and line[3] == "missing"
 
 
 def test_a_diverged_seed_is_not_averaged_over(checkout: Path) -> None:
     """With one trial per method there is nothing else to choose: the gap says why."""
     table = load_table(checkout, "table2", ["scale=smoke", "seed=0,1", "task=cb"])
-    records = complete(table, checkout)
-    from nora.tables.search import cells
+    records = complete(table)
 
-    victim = next(c for c in cells(table, records, checkout=checkout) if (c.row, c.seed) == ("nora", 1))
+    victim = next(c for c in table.cells(records) if (c.row, c.seed) == ("nora", 1))
     records[str(victim.id)] = record_of(victim, status="diverged")
-    text = to_markdown(build_artefact(table, records, checkout=checkout))
+    text = to_markdown(build_artefact(table, records))
     assert "±" not in _line(text, "NoRA")[1] and _line(text, "NoRA")[1].startswith("diverged (1/")
     assert "±" in _line(text, "NoRA+")[1]
 
 
 def test_a_cell_without_a_choice_leads_to_the_runs_of_its_search(table: Table, checkout: Path) -> None:
-    document = build_artefact(table, {}, checkout=checkout)
+    document = build_artefact(table, {})
     runs = {line.label: line.entries[0].runs for line in document.blocks[0].lines}
     assert len(runs["LoRA"]) == len(set(runs["LoRA"])) == 4 * 2, "four settings, two seeds"
     assert runs["NoRA"] == (), "they wait for LoRA's batch size: they have no ids yet"
 
 
 def test_no_records_make_a_table_of_gaps(table: Table, checkout: Path) -> None:
-    text = to_markdown(build_artefact(table, {}, checkout=checkout))
+    text = to_markdown(build_artefact(table, {}))
     for label in ("Prefix", "LoRA", "OLoRA", "PiSSA", "NoRA", "NoRA+", "LoRA-P (not in the paper)"):
         assert _line(text, label)[1:4] == ["missing"] * 3
     assert "±" not in text.split("\n- ")[0]
@@ -114,7 +111,7 @@ def test_no_records_make_a_table_of_gaps(table: Table, checkout: Path) -> None:
 @pytest.mark.parametrize("scale, words", [("mini", "not the paper's numbers"), ("smoke", "These numbers mean nothing")])
 def test_the_banner_is_in_the_texts_a_person_reads(scale: str, words: str, checkout: Path) -> None:
     table = load_table(checkout, "table2", [f"scale={scale}", "seed=0", "task=cb"])
-    document = build_artefact(table, {}, checkout=checkout)
+    document = build_artefact(table, {})
     assert words in to_markdown(document) and words in to_latex(document)
     assert document.name == f"table2.{scale}"
     assert all(row[1] == scale for row in document.csv_rows), "each csv row names its scale"
@@ -124,27 +121,27 @@ def test_the_papers_value_stands_beside_ours_at_paper_scale_alone(
     table: Table, records: dict[str, Record], checkout: Path
 ) -> None:
     mini, table = table, load_table(checkout, "table2", ["scale=paper", "seed=0,1", "task=sst2"])
-    text = to_markdown(build_artefact(table, complete(table, checkout), checkout=checkout))
+    text = to_markdown(build_artefact(table, complete(table)))
     assert "(paper 93.4 ± 0.7, Δ " in _line(text, "NoRA")[1] and "n=2" in _line(text, "NoRA")[1]
     assert "(paper" not in _line(text, "LoRA-P (not in the paper)")[1]
-    assert "(paper" not in to_markdown(build_artefact(mini, records, checkout=checkout))
+    assert "(paper" not in to_markdown(build_artefact(mini, records))
 
 
 def test_notes_count_trials_proofs_and_dirty_runs(table: Table, records: dict[str, Record], checkout: Path) -> None:
-    notes = "\n".join(build_artefact(table, records, checkout=checkout).notes)
+    notes = "\n".join(build_artefact(table, records).notes)
     assert "n = 2 seeds (0, 1)" in notes
     assert "Prefix 2, LoRA 4, OLoRA 2, PiSSA 2, NoRA 4, NoRA+ 4, LoRA-P 2" in notes
     assert "Init proof passed in 28 of 28 runs" in notes and "uncommitted" not in notes
     dirty = {k: Record(r.id, r.result, {**r.run, "dirty": True}) for k, r in records.items()}
     assert "28 of the runs were made from a checkout with uncommitted changes" in "\n".join(
-        build_artefact(table, dirty, checkout=checkout).notes
+        build_artefact(table, dirty).notes
     )
 
 
 def test_the_best_of_a_column_is_bold_only_where_all_are_there(
     table: Table, records: dict[str, Record], checkout: Path
 ) -> None:
-    document = build_artefact(table, records, checkout=checkout)
+    document = build_artefact(table, records)
     for i in (0, 1):
         shown = {line.label: line.entries[i] for line in document.blocks[0].lines[:6]}
         best = max(float(e.text.split()[0]) for e in shown.values())
@@ -152,13 +149,11 @@ def test_the_best_of_a_column_is_bold_only_where_all_are_there(
             label for label, e in shown.items() if float(e.text.split()[0]) == best
         }
     some = {k: r for k, r in records.items() if r.spec["method"]["name"] != "pissa"}
-    assert not any(
-        e.best for b in build_artefact(table, some, checkout=checkout).blocks for x in b.lines for e in x.entries
-    )
+    assert not any(e.best for b in build_artefact(table, some).blocks for x in b.lines for e in x.entries)
 
 
 def test_unchanged_files_are_left_alone(table: Table, tmp_path: Path, checkout: Path) -> None:
-    document = build_artefact(table, {}, checkout=checkout)
+    document = build_artefact(table, {})
     paths = write_artefact(document, tmp_path)
     before = [p.stat().st_mtime_ns for p in paths]
     assert [p.name for p in paths] == ["table2.mini.md", "table2.mini.tex", "table2.mini.csv"]

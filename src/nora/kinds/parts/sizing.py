@@ -1,7 +1,4 @@
-"""Out of memory: a table of what would fit and what to type for it. Nothing is made smaller by itself.
-
-Imports no torch: the plan's estimates read its figures.
-"""
+"""Out of memory: a table of what would fit and what to type for it. Nothing is made smaller by itself."""
 
 from __future__ import annotations
 
@@ -11,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nora.errors import RunFailed
+from nora.kinds.parts.cost import KEPT_BYTES_PER_UNIT
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-# Activations in float32 that a backward pass keeps per token, layer and hidden unit of a transformer block, attention
-# aside; half of it in 16 bits.
-KEPT_BYTES_PER_UNIT = 34
 _COPIES = 5  # of each trained parameter: itself, its gradient, AdamW's two moments, the best so far
 
 

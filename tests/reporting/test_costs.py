@@ -11,20 +11,20 @@ from nora.reporting.labels import papers_order
 from nora.reporting.layouts.costs import build, cost
 from nora.store.record import Record
 from nora.tables.estimate import measured_hours
-from nora.tables.table import load_table
-from nora.tables.target import Costs, CostsFile, load_target, pick_costs, target_cells
+from nora.tables.methods import load_table
+from nora.tables.target import Costs, CostsFile, load_costs, load_target
 
 from synthetic import complete  # isort: skip
 
 
 def test_hours_memory_and_bytes_are_sums_and_largest_of_the_records(checkout: Path) -> None:
     table = load_table(checkout, "table2", ["scale=mini", "task=cb", "seed=0,1", "method=lora"])
-    records = complete(table, checkout)
+    records = complete(table)
     for i, (key, record) in enumerate(sorted(records.items())):
         metrics = {**record.metrics, "trainable_parameters": 1000 + i}
         run = {**record.run, "wall_seconds": 36.0 * (i + 1), "peak_memory_gib": 0.5 + i / 8}
         records[key] = Record(key, {**record.result, "metrics": metrics}, run)
-    cells = target_cells(table, records, checkout=checkout)
+    cells = table.cells(records)
     assert len(cells) == len(records) == 8
     found = cost([*cells, *cells], records, measured_hours(records.values()))
     assert (found.runs, found.done, found.waiting, found.unknown) == (8, 8, 0, 0), "a run listed twice counts once"
@@ -42,7 +42,7 @@ def test_hours_memory_and_bytes_are_sums_and_largest_of_the_records(checkout: Pa
 def test_at_paper_scale_waiting_runs_are_counted_and_memory_is_an_estimate(checkout: Path) -> None:
     target = load_target(checkout, "cost", ["scale=paper"])
     assert isinstance(target, Costs)
-    document = build(target, {}, checkout=checkout)
+    document = build(target, {})
     lines = {line.label: line.entries for line in document.blocks[0].lines}
     row = lines["Table 2, fine-tuning"]
     assert row[0].text == "0 of 1520" and "1160 wait" in row[1].detail and row[2].text == "0 s"
@@ -55,4 +55,4 @@ def test_at_paper_scale_waiting_runs_are_counted_and_memory_is_an_estimate(check
 def test_an_unknown_target_is_one_clear_line(checkout: Path) -> None:
     file = CostsFile(title="t", layout="costs", targets=["table2", "tabel4"])
     with pytest.raises(UserError, match=r"conf/table/cost.yaml: targets: given 'tabel4', allowed all, "):
-        pick_costs(checkout, file, "cost", [])
+        load_costs(checkout, file, "cost", [])

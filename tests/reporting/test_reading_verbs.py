@@ -11,12 +11,12 @@ import pytest
 
 from nora import cli
 from nora.config.spec import run_id
-from nora.files import sha256_bytes
 from nora.reporting.exports import export, flat_record
 from nora.reporting.provenance import differences
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.store.snapshot import take_snapshot
+from nora.store.states import take_snapshot
+from synthetic import ADAPTER_SHA256
 
 Out = pytest.CaptureFixture[str]
 WORDS = ["scale=mini", "task=cb", "seed=0,1"]
@@ -33,7 +33,7 @@ PEFT_METRICS = ("test accuracy", "train loss", "train samples", "train total tok
 
 
 def _ids(store: Store) -> list[str]:
-    return sorted(store.read_all()[0])
+    return sorted(take_snapshot(store))
 
 
 def test_trace_of_a_curve_a_panel_and_a_start(tmp_path: Path, capsys: Out) -> None:
@@ -165,8 +165,10 @@ def test_a_card_for_each_adapter_that_is_kept(store: Store, tmp_path: Path, caps
     assert cli.main(["export", f"exec.results={store.root}", "--out", str(tmp_path / "out")]) == 0
     (card,) = (tmp_path / "out" / "cards").iterdir()
     text = card.read_text(encoding="utf-8")
-    assert card.stem == identity and text.startswith("---\nlibrary_name: peft\n") and "ab" * 32 in text
-    assert sha256_bytes(b"kept") not in text, "the hash is the record's"
+    assert card.stem == identity and text.startswith("---\nlibrary_name: peft\n")
+    assert ADAPTER_SHA256 in text
+    (folder / "a.safetensors").write_bytes(b"another")
+    assert list(take_snapshot(store).damaged) == [identity], "what lies there is not what the record lists"
     (tmp_path / "file").write_text("")
     assert cli.main(["export", f"exec.results={store.root}", "--out", str(tmp_path / "file")]) == 2
     assert "which is a file" in capsys.readouterr().err
@@ -176,7 +178,7 @@ def test_verify_compares_a_curve_with_the_value_reported_from_it(checkout: Path)
     from nora.store.verify import verify_record
 
     real = Store(checkout / "results")
-    record = next(r for r in real.records() if r.spec["kind"] == "factorize" and "trace" in r.metrics)
+    record = next(r for r in take_snapshot(real).values() if r.spec["kind"] == "factorize" and "trace" in r.metrics)
     assert verify_record(real, record) == []
     final = {**record.metrics["final"], "error": 1e-16}
     better = Record(record.id, {**record.result, "metrics": {**record.metrics, "final": final}}, record.run)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from nora.reporting.collation import artefact_texts, build_artefact
 from nora.store.runs import Store
-from nora.store.snapshot import Snapshot
-from nora.tables.table import Table
+from nora.store.states import Snapshot
+from nora.tables.methods import Table
 
 from synthetic import complete  # isort: skip
 
@@ -28,15 +28,15 @@ while not end.exists() or rounds < 3:
 
 
 def test_every_file_is_the_table_of_one_snapshot(checkout: Path, tmp_path: Path) -> None:
-    from nora.tables.table import load_table
+    from nora.tables.methods import load_table
 
     table: Table = load_table(checkout, "table2", ["scale=mini", "task=cb", "seed=0,1", "method=lora"])
-    records = list(complete(table, checkout).values())
+    records = list(complete(table).values())
     results = tmp_path / "results"
     moments: list[dict[Path, str]] = []
     for count in range(len(records) + 1):
         snapshot = Snapshot({r.id: r for r in records[:count]})
-        moments.append(dict(artefact_texts(build_artefact(table, snapshot, checkout=checkout), results)))
+        moments.append(dict(artefact_texts(build_artefact(table, snapshot), results)))
     allowed = {path: {moment[path] for moment in moments} for path in moments[0]}
     assert all(len(texts) > 1 for texts in allowed.values()), "the records do change each file"
     end = tmp_path / "end"

@@ -9,8 +9,8 @@ from safetensors.torch import load
 
 from nora.config.schema import MethodSpec, ModelSpec, validate
 from nora.errors import UserError
-from nora.kinds import bases
 from nora.kinds.instruct import trained_method
+from nora.kinds.parts import bases
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.training.generation import save_merged

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from nora import cli
-from nora.config.spec import run_id
+from nora.config.spec import run_id, spec_dict
 from nora.errors import UserError
 from nora.files import canonical_json, sha256_bytes
 from nora.reporting.collation import build_artefact
@@ -19,15 +19,16 @@ from nora.reporting.document import Document, Entry, to_csv
 from nora.reporting.ledger import read_rows
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.store.snapshot import take_snapshot
-from nora.tables.table import Table, load_table, read_chosen
-from nora.tables.target import Target, load_target, target_cells
+from nora.store.states import take_snapshot
+from nora.tables.choice import read_chosen
+from nora.tables.methods import Table, load_table
+from nora.tables.target import Target, load_target
 
 from synthetic import record_of  # isort: skip
 
 
 def _entry(table: Target, store: Store, checkout: Path, row: str = "NoRA") -> Entry:
-    document = build_artefact(table, take_snapshot(store), checkout=checkout)
+    document = build_artefact(table, take_snapshot(store))
     assert isinstance(document, Document)
     return next(line.entries[0] for line in document.blocks[0].lines if line.label == row)
 
@@ -155,7 +156,7 @@ def chosen(checkout: Path, tmp_path: Path) -> tuple[Table, Store]:
     small = Store(tmp_path / "small")
     while True:
         snapshot = take_snapshot(small)
-        open_cells = [c for c in target_cells(table, snapshot, checkout=checkout) if c.id and c.id not in snapshot]
+        open_cells = [c for c in table.cells(snapshot) if c.id and c.id not in snapshot]
         if not open_cells:
             return table, small
         for cell in open_cells:
@@ -172,13 +173,13 @@ def test_a_run_that_cannot_be_counted_has_a_named_state(
     assert "±" in before.text
     # The choice is fixed, as a committed one is.
     settings = {t: {m: _settings(table, store, checkout, m) for m in table.methods} for t in table.columns}
-    monkeypatch.setattr("nora.tables.search.read_chosen", lambda *_: settings)
+    monkeypatch.setattr("nora.tables.methods.read_chosen", lambda *_: settings)
     table = load_table(checkout, "table2", ["scale=smoke", "task=cb", "seed=0,1", "search=chosen"])
     assert _entry(table, store, checkout).text == before.text
     break_it(_victim(table, store, checkout), store)
     after = _entry(table, store, checkout)
     assert after.text == state and not after.best
-    document = build_artefact(table, take_snapshot(store), checkout=checkout)
+    document = build_artefact(table, take_snapshot(store))
     assert isinstance(document, Document)
     assert f",{state.split()[0]}\n" in to_csv(document), "the csv names it too"
     others = [line.entries[0].text for line in document.blocks[0].lines[:6] if line.label != "NoRA"]
@@ -193,9 +194,8 @@ def test_a_run_that_cannot_be_counted_has_a_named_state(
 
 def _settings(table: Table, store: Store, checkout: Path, method: str) -> dict[str, object]:
     from nora.reporting.reported import report
-    from nora.tables.search import SpecBook
 
-    found = report(table, SpecBook(checkout, table), take_snapshot(store), checkout)[method, "cb"].settings
+    found = report(table, take_snapshot(store))[method, "cb"].settings
     assert found is not None
     return found
 
@@ -214,7 +214,7 @@ def test_records_of_an_older_protocol_beside_the_new_ones_are_not_averaged_in(
     """Every record again with the version before and another score; and a stray file, which is no run."""
     table, store = chosen
     before = _entry(table, store, checkout)
-    for record in list(store.read_all()[0].values()):
+    for record in list(take_snapshot(store).values()):
         spec = {**record.spec, "protocol": {**record.spec["protocol"], "version": 0}}
         test = {**record.metrics["test"], "accuracy": 0.0}
         result = {**record.result, "spec": spec, "metrics": {**record.metrics, "test": test}}
@@ -236,17 +236,17 @@ def test_a_factorisation_or_deployment_run_that_went_wrong(
     target: str, status: str, tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path)
-    cell = target_cells(load_target(checkout, target), {}, checkout=checkout)[0]
+    cell = load_target(checkout, target).cells({})[0]
     assert cell.spec is not None and cell.id is not None
     proof = {"init": "x", "passed": True, "problems": [], "modules": [], "output_difference": 0.0}
-    result = {"spec": cell.spec, "status": "diverged", "metrics": {}, "proof": proof, "files": {},
+    result = {"spec": spec_dict(cell.spec), "status": "diverged", "metrics": {}, "proof": proof, "files": {},
               "diverged": {"step": 3, "tensor": "X"}}  # fmt: skip
     if status == "failed":
-        store.new_attempt(str(cell.spec["kind"]), cell.id).fail("it broke")
+        store.new_attempt(str(cell.spec.kind), cell.id).fail("it broke")
     else:
         store.publish_record(Record(cell.id, result, {"wall_seconds": 1.0}))
     if status == "damaged":
-        _rewrite(store.record_path(str(cell.spec["kind"]), cell.id), lambda body: body.update(schema=9))
+        _rewrite(store.record_path(str(cell.spec.kind), cell.id), lambda body: body.update(schema=9))
     assert cli.main(["collate", target, f"exec.results={tmp_path}"]) == 0
     shown = capsys.readouterr()
     written = "".join(p.read_text(encoding="utf-8") for p in tmp_path.glob("*/*.md"))
@@ -264,12 +264,12 @@ def test_a_record_that_holds_less_than_a_layout_reads(chosen: tuple[Table, Store
 
     _rewrite(folder / "record.json", forget, rehash=True)
     with pytest.raises(UserError, match="table2: a record behind it has no 'accuracy', which layout methods_by_tasks"):
-        build_artefact(table, take_snapshot(store), checkout=checkout)
+        build_artefact(table, take_snapshot(store))
 
 
 BAD_TABLES = {
     "metric": ("fig4", {"panels": {"a": {"metric": "accuracy"}}}, "panels.a.metric"),
-    "layout": ("table2", {"layout": "methods_by_taks"}, "given layout 'methods_by_taks'"),
+    "layout": ("table2", {"layout": "methods_by_taks"}, "layout: given 'methods_by_taks'"),
     "field": ("table2", {"colums": ["cb"]}, "colums"),
     "task": ("table2", {"columns": ["cbb"]}, "cbb"),
     "measure": ("table2", {"measure": {"default": ["spektrum"]}}, "spektrum"),
@@ -290,7 +290,7 @@ def test_a_bad_table_file_is_one_clear_line(what: str, checkout: Path, tmp_path:
         content |= changes
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        build_artefact(load_target(tmp_path, name, []), {}, checkout=tmp_path)
+        build_artefact(load_target(tmp_path, name, []), {})
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

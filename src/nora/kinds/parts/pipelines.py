@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -36,47 +36,54 @@ from nora.adapters import (
     snapshot_weights,
 )
 from nora.config.pins import not_here
-from nora.config.schema import DreamboothSpec, EncoderSpec, MethodSpec, ModelSpec
+from nora.config.schema import MethodSpec, ModelSpec
 from nora.errors import RunFailed
-from nora.kinds import bases
+from nora.files import Json
+from nora.kinds.parts import bases
+from nora.kinds.parts.rows import check_files
 from nora.training.diffusion.pictures import ClipEncoder, DinoEncoder, Encoder, fidelity
+
+if TYPE_CHECKING:
+    from nora.kinds.dreambooth import EncoderSpec
 
 diffusers_logging.disable_progress_bar()
 _LOG = logging.getLogger(__name__)
 _RANDOM_WEIGHTS_SEED = 0  # every run over random weights shares one pipeline
 
 
+Pipeline = Any
+"""A StableDiffusionPipeline, or a part of one: diffusers' own types say little of what they hold."""
 # Stable Diffusion's own schedule; steps_offset and clip_sample as its repository sets them.
-SCHEDULER: dict[str, Any] = {
+SCHEDULER: dict[str, Json] = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "steps_offset": 1, "clip_sample": False, "prediction_type": "epsilon",
 }  # fmt: skip
 
 
-def make_vae(shape: Mapping[str, Any], *, seed: int) -> Any:
+def make_vae(shape: Mapping[str, Json], *, seed: int) -> Pipeline:
     """A VAE of this shape with seeded random weights."""
     with streams.seeded(seed, "weights vae"):
         return AutoencoderKL(**shape)
 
 
-def make_unet(shape: Mapping[str, Any], *, seed: int) -> Any:
+def make_unet(shape: Mapping[str, Json], *, seed: int) -> Pipeline:
     """A UNet of this shape with seeded random weights."""
     with streams.seeded(seed, "weights unet"):
         return UNet2DConditionModel(**shape)
 
 
-def make_text_encoder(shape: Mapping[str, Any], *, seed: int) -> Any:
+def make_text_encoder(shape: Mapping[str, Json], *, seed: int) -> Pipeline:
     """A CLIP text encoder of this shape with seeded random weights."""
     with streams.seeded(seed, "weights text"):
         return CLIPTextModel(CLIPTextConfig(**shape))
 
 
-def make_scheduler() -> Any:
+def make_scheduler() -> Pipeline:
     """Stable Diffusion's noise schedule."""
     return DDPMScheduler(**SCHEDULER)
 
 
-def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Any:
+def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Pipeline:
     """The StableDiffusionPipeline of a spec, frozen, without a safety checker, its scheduler the training one.
 
     RunFailed where it does not predict noise.
@@ -84,13 +91,13 @@ def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Any:
     from diffusers import StableDiffusionPipeline
 
     dtype = getattr(torch, spec.dtype)
-    plain: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    plain: dict[str, Json] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if spec.weights == "random":
         pipeline = _random_pipeline(spec, checkout, plain)
     else:
         if spec.source == "asset":
             folder = checkout / str(spec.repo)
-            bases.check_files(folder, spec.files or {})
+            check_files(folder, spec.files or {})
         else:
             folder = Path(_snapshot(str(spec.repo), str(spec.revision)))
         pipeline = StableDiffusionPipeline.from_pretrained(folder, **plain)
@@ -113,13 +120,13 @@ def _snapshot(repo: str, revision: str) -> str:
         raise RunFailed(not_here(repo, revision, error)) from error
 
 
-def _random_pipeline(spec: ModelSpec, checkout: Path, plain: dict[str, Any]) -> Any:
+def _random_pipeline(spec: ModelSpec, checkout: Path, plain: dict[str, Json]) -> Pipeline:
     """The true shape without a download; token ids come from a borrowed tokenizer."""
     from diffusers import StableDiffusionPipeline
 
     shape = spec.architecture or {}
     if spec.files:
-        bases.check_files(checkout / str(spec.tokenizer), spec.files)
+        check_files(checkout / str(spec.tokenizer), spec.files)
     return StableDiffusionPipeline(
         vae=make_vae(shape["vae"], seed=_RANDOM_WEIGHTS_SEED),
         unet=make_unet(shape["unet"], seed=_RANDOM_WEIGHTS_SEED),
@@ -130,8 +137,20 @@ def _random_pipeline(spec: ModelSpec, checkout: Path, plain: dict[str, Any]) -> 
     )
 
 
+def probe_inputs(pipeline: Pipeline, text: Tensor, resolution: int) -> dict[str, Tensor]:
+    """One forward pass of the UNet, on noise."""
+    unet = pipeline.unet
+    side = resolution // pipeline.vae_scale_factor
+    noise = torch.randn(1, unet.config.in_channels, side, side, generator=streams.generator(0, "probe"))
+    return {
+        "sample": noise.to(unet.device, unet.dtype),
+        "timestep": torch.tensor([500], device=unet.device),
+        "encoder_hidden_states": text,
+    }
+
+
 @torch.no_grad()
-def embed(pipeline: Any, prompt: str, *, max_length: int) -> Tensor:
+def embed(pipeline: Pipeline, prompt: str, *, max_length: int) -> Tensor:
     """The prompt's hidden states [1, length, width], padded as Stable Diffusion does; a cut prompt is told."""
     tokenizer = pipeline.tokenizer
     length = min(max_length, tokenizer.model_max_length)
@@ -146,7 +165,7 @@ def embed(pipeline: Any, prompt: str, *, max_length: int) -> Tensor:
 class AdaptedUnet:
     """The UNet with its adapter, the proof of its start, and the adapted weights before any adapter touched them."""
 
-    unet: Any
+    unet: Pipeline
     proof: InitReport
     pretrained: Mapping[str, Tensor]
     at_start: Mapping[str, Tensor] | None
@@ -154,7 +173,7 @@ class AdaptedUnet:
 
 
 def add_adapter(
-    unet: Any, method: MethodSpec, targets: list[str], *, seed: int, probe: Mapping[str, Any]
+    unet: Pipeline, method: MethodSpec, targets: list[str], *, seed: int, probe: Mapping[str, Json]
 ) -> AdaptedUnet:
     """Adds the method's LoRA to a UNet, starts it from its own streams and proves the start on ``probe`` inputs.
 
@@ -174,7 +193,7 @@ def add_adapter(
     return AdaptedUnet(unet, proof, pretrained, factors_at_start(unet) if moved else None)
 
 
-def adapter_bytes(unet: Any, at_start: Mapping[str, Tensor] | None = None) -> bytes:
+def adapter_bytes(unet: Pipeline, at_start: Mapping[str, Tensor] | None = None) -> bytes:
     """The adapter in the file format of ``load_lora_weights``, for the untouched base."""
     with tempfile.TemporaryDirectory() as folder:
         return with_sorted_header(save_diffusers_lora(unet, folder, at_start=at_start).read_bytes())
@@ -194,27 +213,19 @@ def load_encoder(spec: EncoderSpec, checkout: Path, device: torch.device) -> Enc
     """An encoder of the checkout (hashes checked) or of the Hub by commit."""
     if spec.source == "asset":
         folder = checkout / spec.repo
-        bases.check_files(folder, spec.files or {})
-        small: Any = CLIPModel.from_pretrained(folder)
+        check_files(folder, spec.files or {})
+        small: Pipeline = CLIPModel.from_pretrained(folder)
         return ClipEncoder(small.to(device), AutoTokenizer.from_pretrained(folder))
-    where: dict[str, Any] = {"revision": spec.revision, "local_files_only": True}
+    where: dict[str, Json] = {"revision": spec.revision, "local_files_only": True}
     processor = AutoImageProcessor.from_pretrained(spec.repo, **where)
-    model: Any = AutoModel.from_pretrained(spec.repo, **where).to(device)
+    model: Pipeline = AutoModel.from_pretrained(spec.repo, **where).to(device)
     if spec.family == "clip":
         return ClipEncoder(model, AutoTokenizer.from_pretrained(spec.repo, **where), processor)
     return DinoEncoder(model, processor)
 
 
 def measure_fidelity(
-    spec: DreamboothSpec,
-    drawn: Sequence[Image.Image],
-    real: Sequence[Image.Image],
-    checkout: Path,
-    device: torch.device,
-) -> dict[str, dict[str, float]]:
-    """Encoder name → its cosines; texts say what the subject is instead of its name."""
-    prompt = spec.task.prompt.replace(spec.task.subject, spec.task.noun)
-    return {
-        encoder.name: fidelity(load_encoder(encoder, checkout, device), drawn, real, prompt)
-        for encoder in spec.protocol.encoders or []
-    }
+    spec: EncoderSpec, drawn: Sequence[Image], real: Sequence[Image], prompt: str, checkout: Path, device: torch.device
+) -> dict[str, float]:
+    """The cosines of one encoder."""
+    return fidelity(load_encoder(spec, checkout, device), drawn, real, prompt)

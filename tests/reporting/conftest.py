@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nora.store.runs import Store
-from nora.tables.table import Table, load_table
+from nora.tables.methods import Table, load_table
 
 from synthetic import complete  # isort: skip
 
@@ -24,6 +24,6 @@ def narrow(checkout: Path) -> Table:
 def store(narrow: Table, checkout: Path, tmp_path: Path) -> Store:
     """A record for each of its cells."""
     made = Store(tmp_path / "results")
-    for record in complete(narrow, checkout).values():
+    for record in complete(narrow).values():
         assert made.publish_record(record)
     return made

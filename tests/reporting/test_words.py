@@ -52,7 +52,7 @@ def test_every_state_word_in_a_table_is_explained_and_no_other() -> None:
 
 
 def test_a_committed_table_with_gaps_explains_them(checkout: Path) -> None:
-    document = build_artefact(load_target(checkout, "table2", ["scale=paper"]), {}, checkout=checkout)
+    document = build_artefact(load_target(checkout, "table2", ["scale=paper"]), {})
     assert isinstance(document, Document) and "“missing”" in document.notes[-1]
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,9 +18,10 @@ from nora import streams
 from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
 from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.config.pins import not_here
-from nora.config.schema import MethodSpec, ModelSpec, TaskSpec
+from nora.config.schema import MethodSpec, ModelSpec
 from nora.errors import RunFailed
-from nora.files import canonical_json, sha256_file
+from nora.files import Json, canonical_json
+from nora.kinds.parts.rows import check_files
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
 transformers_logging.disable_progress_bar()
@@ -31,7 +30,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 _RANDOM_WEIGHTS_SEED = 0  # every run over a random-weight base shares one base
 
 
-def random_model(architecture: Mapping[str, Any], *, seed: int = _RANDOM_WEIGHTS_SEED) -> PreTrainedModel:
+def random_model(architecture: Mapping[str, Json], *, seed: int = _RANDOM_WEIGHTS_SEED) -> PreTrainedModel:
     """A causal language model of the given architecture (``model_type`` and its config's fields), seeded."""
     fields = dict(architecture)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
@@ -50,17 +49,6 @@ class Base:
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else 0)
-
-
-def check_files(folder: Path, files: Mapping[str, str]) -> None:
-    """RunFailed where a file is missing or not what its hash says."""
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise RunFailed(f"{path}: missing; the checkout is incomplete")
-        given = sha256_file(path)
-        if given != expected:
-            raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
 
 
 _kept: dict[str, Base] = {}  # at most one
@@ -100,38 +88,6 @@ def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
     return Base(model.to(device).eval(), tokenizer)
-
-
-def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Any], list[Any]]:
-    """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
-    if spec.source == "slice":
-        folder = checkout / "data"
-        check_files(folder, spec.files or {})
-        return (
-            read_lines(folder / spec.name / "train.jsonl"),
-            read_lines(folder / spec.name / "validation.jsonl"),
-        )
-    from datasets import load_dataset
-
-    source = task.SOURCE
-    splits = []
-    for split, rows in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
-        data = load_dataset(source.path, source.name, split=split, revision=spec.revision)
-        if len(data) != rows:
-            raise RunFailed(f"{spec.name}: the split {split} has {len(data)} rows, the protocol expects {rows}")
-        splits.append(list(data))
-    return splits[0], splits[1]
-
-
-def read_lines(path: Path) -> list[Any]:
-    """The rows of a JSON-lines file; RunFailed naming the line that is none."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunFailed(f"{path}, line {number}: not valid JSON ({error})") from None
-    return rows
 
 
 @dataclass(frozen=True)
@@ -183,7 +139,12 @@ def peft_config(method: MethodSpec, targets: list[str]) -> PeftConfig:
     return lora_config(method, targets)
 
 
-def init_options(method: MethodSpec) -> dict[str, Any]:
+def moves_base(method: MethodSpec) -> bool:
+    """Whether the method's start changes the frozen weights (PiSSA, OLoRA)."""
+    return method.adapter == "lora" and bool(inits.load(method.init).MOVES_BASE)
+
+
+def init_options(method: MethodSpec) -> dict[str, Json]:
     """The settings that the method's init knows."""
     options = inits.load(method.init).OPTIONS
     return {key: value for key in options if (value := getattr(method, key)) is not None}

@@ -8,24 +8,30 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 
 from nora import streams
 from nora.adapters import save_adapter, save_diffusers_lora, snapshot_weights
-from nora.config.schema import DeploymentSpec
-from nora.kinds import bases
-from nora.kinds.recipe import RunContext
+from nora.config.spec import Json
+from nora.kinds.parts import bases
+from nora.kinds.parts.recipe import RunContext
+
+if TYPE_CHECKING:
+    from nora.kinds.deployment import Spec
+
+Model = Any
+"""A causal language model, a UNet or a pipeline, with or without adapters: what PEFT and diffusers pass around."""
 
 
 @dataclass(frozen=True)
 class Trained:
     """An adapter after training: its live model, its factors at the start, what the model puts out."""
 
-    model: Any
+    model: Model
     start: dict[str, Tensor]
     output: Tensor
     losses: list[float]
@@ -42,21 +48,21 @@ class Host(Protocol):
 
     targets: list[str]
 
-    def base(self) -> Any: ...
+    def base(self) -> Model: ...
 
-    def adapted(self, config: Any) -> Any: ...
+    def adapted(self, config: LoraConfig) -> Model: ...
 
-    def loss(self, model: Any, step: int) -> Tensor: ...
+    def loss(self, model: Model, step: int) -> Tensor: ...
 
-    def output(self, model: Any) -> Tensor: ...
+    def output(self, model: Model) -> Tensor: ...
 
-    def save_stock(self, model: Any, folder: Path) -> None: ...
+    def save_stock(self, model: Model, folder: Path) -> None: ...
 
-    def save_ours(self, model: Any, folder: Path, start: dict[str, Tensor] | None) -> None: ...
+    def save_ours(self, model: Model, folder: Path, start: dict[str, Tensor] | None) -> None: ...
 
-    def load(self, adapters: dict[str, Path], *, active: str) -> Any: ...
+    def load(self, adapters: dict[str, Path], *, active: str) -> Model: ...
 
-    def switch(self, model: Any, active: str | None) -> Any:
+    def switch(self, model: Model, active: str | None) -> Model:
         """Makes one adapter active, or none."""
         ...
 
@@ -64,7 +70,7 @@ class Host(Protocol):
         """After one merge and unmerge: largest change of a base weight, and output of merged against unmerged."""
         ...
 
-    def extra(self, trained: Trained, folder: Path) -> dict[str, Any]: ...
+    def extra(self, trained: Trained, folder: Path) -> dict[str, Json]: ...
 
 
 _TEXT = "the film was a long and quiet story about two brothers who never agreed on anything . "
@@ -73,44 +79,44 @@ _TEXT = "the film was a long and quiet story about two brothers who never agreed
 class TextHost:
     """The base of the spec, trained on a sentence."""
 
-    def __init__(self, spec: DeploymentSpec, context: RunContext) -> None:
+    def __init__(self, spec: Spec, context: RunContext) -> None:
         self._spec = spec.model
         self._context = context
         self.targets = list(spec.model.targets)
         tokenizer = bases.load_base(self._spec, context.checkout, context.device).tokenizer
-        self.inputs: dict[str, Any] = dict(tokenizer(_TEXT, return_tensors="pt"))
+        self.inputs: dict[str, Json] = dict(tokenizer(_TEXT, return_tensors="pt"))
         self.inputs = {"input_ids": self.inputs["input_ids"].to(context.device)}
         self.weights = snapshot_weights(self.base(), set(self.targets))
 
-    def base(self) -> Any:
+    def base(self) -> Model:
         return bases.load_base(self._spec, self._context.checkout, self._context.device).model
 
-    def adapted(self, config: Any) -> Any:
+    def adapted(self, config: LoraConfig) -> Model:
         return get_peft_model(self.base(), config).eval()
 
-    def loss(self, model: Any, step: int) -> Tensor:
+    def loss(self, model: Model, step: int) -> Tensor:
         loss: Tensor = model(**self.inputs, labels=self.inputs["input_ids"]).loss
         return loss
 
     @torch.no_grad()
-    def output(self, model: Any) -> Tensor:
+    def output(self, model: Model) -> Tensor:
         logits: Tensor = model(**self.inputs).logits
         return logits
 
-    def save_stock(self, model: Any, folder: Path) -> None:
+    def save_stock(self, model: Model, folder: Path) -> None:
         model.save_pretrained(str(folder))
 
-    def save_ours(self, model: Any, folder: Path, start: dict[str, Tensor] | None) -> None:
+    def save_ours(self, model: Model, folder: Path, start: dict[str, Tensor] | None) -> None:
         save_adapter(model, folder, at_start=start)
 
-    def load(self, adapters: dict[str, Path], *, active: str) -> Any:
+    def load(self, adapters: dict[str, Path], *, active: str) -> Model:
         (first, path), *rest = adapters.items()
         model = PeftModel.from_pretrained(self.base(), str(path), adapter_name=first)
         for name, saved in rest:
             model.load_adapter(str(saved), adapter_name=name)
         return self.switch(model.eval(), active)
 
-    def switch(self, model: Any, active: str | None) -> Any:
+    def switch(self, model: Model, active: str | None) -> Model:
         model.base_model.enable_adapter_layers()
         if active is None:
             model.base_model.disable_adapter_layers()
@@ -129,11 +135,11 @@ class TextHost:
         weights = max(difference(p, before[n]) for n, p in model.named_parameters() if n in before)
         return {"weight": weights, "output": difference(merged, unmerged)}
 
-    def extra(self, trained: Trained, folder: Path) -> dict[str, Any]:
+    def extra(self, trained: Trained, folder: Path) -> dict[str, Json]:
         return {}
 
 
-_SHAPE: dict[str, Any] = {
+_SHAPE: dict[str, Json] = {
     "sample_size": 8,
     "block_out_channels": (32, 64),
     "layers_per_block": 1,
@@ -166,7 +172,7 @@ class DiffusionHost:
 
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
 
-    def __init__(self, spec: DeploymentSpec) -> None:
+    def __init__(self, spec: Spec) -> None:
         self._seed = spec.seed
         draw = streams.generator(spec.seed, "noise")
         self._latents = torch.randn(4, 4, 8, 8, generator=draw)
@@ -174,31 +180,31 @@ class DiffusionHost:
         self._noise = torch.randn(4, 4, 8, 8, generator=draw)
         self._time = torch.tensor([10, 200, 500, 900])
 
-    def base(self) -> Any:
+    def base(self) -> Model:
         from diffusers import UNet2DConditionModel
 
         with streams.seeded(0, "base"):
-            unet: Any = UNet2DConditionModel(**_SHAPE)
+            unet: Model = UNet2DConditionModel(**_SHAPE)
             return unet.eval().requires_grad_(False)
 
-    def adapted(self, config: Any) -> Any:
+    def adapted(self, config: LoraConfig) -> Model:
         unet = self.base()
         unet.add_adapter(config)
         return unet
 
-    def _forward(self, unet: Any) -> Tensor:
+    def _forward(self, unet: Model) -> Tensor:
         latents, text = self._latents.to(unet.dtype), self._text.to(unet.dtype)
         sample: Tensor = unet(latents, self._time, text).sample
         return sample
 
-    def loss(self, model: Any, step: int) -> Tensor:
+    def loss(self, model: Model, step: int) -> Tensor:
         return (self._forward(model) - self._noise).square().mean()
 
     @torch.no_grad()
-    def output(self, model: Any) -> Tensor:
+    def output(self, model: Model) -> Tensor:
         return self._forward(getattr(model, "unet", model))
 
-    def _pipeline(self, dtype: torch.dtype = torch.float32) -> Any:
+    def _pipeline(self, dtype: torch.dtype = torch.float32) -> Model:
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
         with _quiet():
@@ -208,7 +214,7 @@ class DiffusionHost:
                 feature_extractor=None, requires_safety_checker=False,
             )  # fmt: skip
 
-    def save_stock(self, model: Any, folder: Path, *, metadata: bool = True) -> None:
+    def save_stock(self, model: Model, folder: Path, *, metadata: bool = True) -> None:
         from diffusers import StableDiffusionPipeline
         from diffusers.training_utils import _collate_lora_metadata
         from diffusers.utils import convert_state_dict_to_diffusers
@@ -217,17 +223,17 @@ class DiffusionHost:
         extra = _collate_lora_metadata({"unet": model}) if metadata else {}
         StableDiffusionPipeline.save_lora_weights(str(folder), unet_lora_layers=layers, **extra)
 
-    def save_ours(self, model: Any, folder: Path, start: dict[str, Tensor] | None) -> None:
+    def save_ours(self, model: Model, folder: Path, start: dict[str, Tensor] | None) -> None:
         save_diffusers_lora(model, folder, at_start=start)
 
-    def load(self, adapters: dict[str, Path], *, active: str) -> Any:
+    def load(self, adapters: dict[str, Path], *, active: str) -> Model:
         pipeline = self._pipeline()
         with _quiet():
             for name, path in adapters.items():
                 pipeline.load_lora_weights(str(path), adapter_name=name)
         return self.switch(pipeline, active)
 
-    def switch(self, model: Any, active: str | None) -> Any:
+    def switch(self, model: Model, active: str | None) -> Model:
         if active is None:
             model.disable_lora()
         else:
@@ -248,7 +254,7 @@ class DiffusionHost:
         weights = max(difference(p, before[n]) for n, p in pipeline.unet.named_parameters() if n in before)
         return {"weight": weights, "output": difference(fused, unfused)}
 
-    def extra(self, trained: Trained, folder: Path) -> dict[str, Any]:
+    def extra(self, trained: Trained, folder: Path) -> dict[str, Json]:
         """What a user gets who follows the documented call, without the metadata: α is dropped."""
         bare = folder / "bare"
         self.save_stock(trained.model, bare, metadata=False)

@@ -1,0 +1,1 @@
+"""What the kinds of run are made of: bases with adapters, rows, pipelines, hosts. Here torch is imported."""

@@ -1,0 +1,111 @@
+"""An adapter trained a little from one start, saved, and loaded by others: every column of the deployment table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig
+
+from nora import streams
+from nora.adapters import factors_at_start, initialize_, inits, prove_init
+from nora.adapters.export import moves_base
+from nora.config.spec import Json
+from nora.kinds.parts.hosts import Host, Model, TextHost, Trained, difference
+
+if TYPE_CHECKING:
+    from nora.kinds.deployment import Spec
+
+
+def started(host: Host, spec: Spec, init: str) -> Model:
+    """A fresh base with an adapter started by ``init``, ours or PEFT's."""
+    ours = init in inits.names()
+    config = LoraConfig(
+        r=spec.adapter.rank,
+        lora_alpha=spec.adapter.alpha,
+        init_lora_weights=inits.load(init).PEFT_INIT if ours else init,  # type: ignore[arg-type]
+        target_modules=host.targets,
+    )
+    with streams.seeded(spec.seed, f"peft {init}"):
+        model = host.adapted(config)
+    if ours:
+        options: dict[str, Json] = {"xi": spec.adapter.xi} if init == "nystrom" else {}
+        initialize_(model, init, seed=spec.seed, **options)
+    return model
+
+
+def train_adapter(host: Host, spec: Spec, init: str) -> Trained:
+    """A started adapter after the protocol's steps, with its output, losses and factors at the start."""
+    model = started(host, spec, init)
+    start_difference = difference(host.output(model), host.output(host.base()))
+    start = factors_at_start(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=spec.protocol.lr, weight_decay=0.0)
+    losses = []
+    for step in range(spec.protocol.steps):
+        optimizer.zero_grad()
+        loss = host.loss(model, step)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return Trained(model, start, host.output(model), losses, start_difference)
+
+
+def measure(host: Host, spec: Spec, folder: Path) -> dict[str, Json]:
+    """Every column of one host (text or diffusion)."""
+    init = spec.adapter.init
+    ours, plain = train_adapter(host, spec, init), train_adapter(host, spec, "kaiming")
+    base_output = host.output(host.base())
+    ours_saved, plain_saved = folder / "stock", folder / "plain"
+    host.save_stock(ours.model, ours_saved)
+    host.save_stock(plain.model, plain_saved)
+    moved = moves_base(ours.model.peft_config["default"])
+    portable = folder / "portable"
+    host.save_ours(ours.model, portable, ours.start if moved else None)
+    result: dict[str, Json] = {
+        "losses": [ours.losses[0], ours.losses[-1]],
+        "trained_change": difference(ours.output, base_output),
+        "start_difference": ours.start_difference,
+        "moves_base": moved,
+        "bytes": {"stock": _bytes(ours_saved), "portable": _bytes(portable)},
+    }
+    with streams.seeded(spec.seed, "loading"):
+        for label, saved in (("stock", ours_saved), ("portable", portable)):
+            try:
+                alone = host.load({"a": saved}, active="a")
+            except RuntimeError as error:  # what stock diffusers does with a start it repeats on empty tensors
+                result[label] = {"error": str(error).splitlines()[0]}
+                continue
+            pair = host.load({"a": saved, "b": plain_saved}, active="a")
+            result[label] = {
+                "alone": difference(host.output(alone), ours.output),
+                "beside": max(
+                    difference(host.output(host.switch(pair, "a")), ours.output),
+                    difference(host.output(host.switch(pair, "b")), plain.output),
+                    difference(host.output(host.switch(pair, "a")), ours.output),
+                ),
+                "off": difference(host.output(host.switch(pair, None)), base_output),
+            }
+        for dtype in (torch.float32, torch.bfloat16):
+            result[f"merge_{str(dtype).removeprefix('torch.')}"] = host.merge_residue(portable, dtype)
+    result |= host.extra(ours, folder)
+    return result
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def prove_text_start(host: TextHost, spec: Spec) -> dict[str, Json]:
+    """The init proof for the starts of ours; for PEFT's other starts only that the output is the base's."""
+    init = spec.adapter.init
+    model, base_output = started(host, spec, init), host.output(host.base())
+    if init in inits.names():
+        report = prove_init(
+            model, init=init, inputs=host.inputs, pretrained=host.weights, base_output=base_output
+        )  # fmt: skip
+        return report.to_dict()
+    relative = difference(host.output(model), base_output) / float(base_output.abs().max())
+    problems = [] if relative <= 1e-5 else [f"the output differs from the base's by {relative:.1e} at the start"]
+    return {"init": init, "passed": not problems, "problems": problems, "modules": [], "output_difference": relative}

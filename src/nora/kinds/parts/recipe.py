@@ -1,0 +1,272 @@
+"""What every kind of run is given and gives back, and what a training run does around its steps."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from nora import streams
+from nora.adapters import InitReport, Preconditioner, lora_layers
+from nora.config.schema import ExecSpec, MethodSpec, TrainingProtocol
+from nora.config.spec import Json
+from nora.errors import Interrupted
+from nora.store.attempt import Attempt
+from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state
+
+if TYPE_CHECKING:
+    from nora.training.replicas import Replicas
+
+
+@dataclass(frozen=True)
+class Update:
+    """One line of progress."""
+
+    phase: str
+    step: int
+    total: int
+    values: dict[str, float]
+
+
+class Checkpoints(Protocol):
+    """States between optimiser steps (execution/checkpoint.py)."""
+
+    def save(self, state: LoopState) -> None:
+        """Takes a copy of the whole loop state, written beside the training."""
+        ...
+
+    def join(self) -> None:
+        """Waits until what was saved is on disk; OSError if it could not be written."""
+        ...
+
+    def newest(self) -> Path | None:
+        """The newest valid checkpoint of an earlier attempt."""
+        ...
+
+    def restore(self, path: Path, state: LoopState) -> None:
+        """Puts a checkpoint into a fresh state of the same model and settings."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where a run executes; nothing in here may change a number."""
+
+    checkout: Path
+    settings: ExecSpec
+    device: torch.device
+    attempt: Attempt
+    checkpoints: Checkpoints
+    report: Callable[[Update], None]
+    stop_requested: Callable[[], bool] = lambda: False
+    """Asked at step boundaries: True means save the state and raise Interrupted."""
+    keep_base: bool = False
+    """More runs on the same base follow in this process."""
+    replicas: Replicas | None = None
+    """This process's place among those that share the run's batches."""
+    show_picture: Callable[[str, bytes, int], None] = lambda name, data, step: None
+    """A JPEG made on the way, for the attempt's folder and the tracker."""
+
+
+class OutputFile(NamedTuple):
+    """A file of a run; its name on disk is ``stem`` with the content's hash."""
+
+    stem: str
+    suffix: str
+    content: bytes
+    keep: bool = True
+    """Whether it is written: what exec keeps must not show in the result."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found out. ``files`` by their label in the record."""
+
+    metrics: dict[str, Json]
+    proof: Mapping[str, Json]
+    files: dict[str, OutputFile] = field(default_factory=dict)
+    diverged: dict[str, Json] | None = None
+    run: dict[str, Json] = field(default_factory=dict)
+
+
+def loop_settings(
+    protocol: TrainingProtocol,
+    *,
+    precision: str,
+    epochs: int,
+    warmup_steps: int,
+    max_steps: int | None,
+    micro_batch_size: int | None,
+    evaluate_every: int | None = None,
+    keep_best: bool = True,
+    precondition_each: bool = False,
+) -> LoopSettings:
+    """The loop's settings of a protocol."""
+    return LoopSettings(
+        lr=protocol.lr,
+        batch_size=protocol.batch_size,
+        epochs=epochs,
+        schedule=protocol.schedule,
+        warmup_steps=warmup_steps,
+        betas=(protocol.betas[0], protocol.betas[1]),
+        eps=protocol.eps,
+        weight_decay=protocol.weight_decay,
+        max_grad_norm=protocol.max_grad_norm,
+        precision=precision,
+        max_steps=max_steps,
+        micro_batch_size=micro_batch_size,
+        evaluate_every=evaluate_every,
+        keep_best=keep_best,
+        precondition_each=precondition_each,
+    )
+
+
+def make_preconditioner(method: MethodSpec, model: nn.Module) -> Preconditioner | None:
+    """The method's preconditioner over the LoRA layers of ``model``, None if it has none."""
+    if method.preconditioner is None:
+        return None
+    return Preconditioner(lora_layers(model), damping=method.damping or 0.0, normalize=method.normalize or "none")
+
+
+def epoch_order(seed: int, num_examples: int, epoch: int) -> Tensor:
+    """The epoch's permutation of the examples, from a stream of its own."""
+    return torch.randperm(num_examples, generator=streams.generator(seed, "order", f"epoch {epoch}"))
+
+
+def seed_dropout(seed: int, step: int, replicas: Replicas | None = None) -> None:
+    """Dropout masks of a step from the step's own stream (torch takes no generator here); a replica has its own."""
+    replica = f", replica {replicas.rank} of {replicas.size}" if replicas is not None and replicas.size > 1 else ""
+    torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}{replica}"))
+
+
+def pack_predictions(predictions: Sequence[Mapping[str, Json]]) -> bytes:
+    """One JSON line per test example, compressed; the same predictions give the same bytes."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in predictions]
+    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+
+
+class Hooks(TypedDict):
+    """What the loop is handed of a training run, beside what its kind knows."""
+
+    order: Callable[[int], Tensor]
+    on_step: Callable[[StepInfo], None]
+    on_boundary: Callable[[LoopState], None]
+    replicas: Replicas | None
+
+
+class TrainingRun:
+    """One run's state on its way through the loop: resumed, checkpointed, reported, timed, ended."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        model: nn.Module,
+        method: MethodSpec,
+        settings: LoopSettings,
+        proof: InitReport,
+        *,
+        seed: int,
+        num_examples: int,
+    ) -> None:
+        self._context, self._seed, self._num_examples = context, seed, num_examples
+        self._started = time.monotonic()
+        self._proof = proof
+        self.settings = settings
+        preconditioner = make_preconditioner(method, model)
+        self.state = make_state(model, settings, num_examples=num_examples, preconditioner=preconditioner)
+        self.timing: dict[str, Json] = {}
+
+    @property
+    def num_trained(self) -> int:
+        """Trained parameters."""
+        return sum(p.numel() for p in self.state.parameters.values())
+
+    def resume(self, since: float) -> None:
+        """Continues from the newest valid checkpoint of an earlier attempt; setup was begun at ``since``."""
+        context = self._context
+        path = context.checkpoints.newest()
+        if context.replicas is not None:
+            path = context.replicas.agree(path)
+        if path is not None:
+            context.checkpoints.restore(path, self.state)
+        self.timing |= {
+            "setup_seconds": time.monotonic() - since,
+            "resumed_at_step": None if path is None else self.state.step,
+        }
+        self._started = time.monotonic()
+
+    def hooks(self, total_steps: int, before_boundary: Callable[[LoopState], None] = lambda state: None) -> Hooks:
+        """The loop's hooks; ``before_boundary`` is called after every step, before its checkpoint."""
+
+        def on_boundary(state: LoopState) -> None:
+            before_boundary(state)
+            self._at_boundary(total_steps)
+
+        return {
+            "order": partial(epoch_order, self._seed, self._num_examples),
+            "on_step": self._report,
+            "on_boundary": on_boundary,
+            "replicas": self._context.replicas,
+        }
+
+    def _report(self, info: StepInfo) -> None:
+        values = {"loss": info.loss, "grad_norm": info.grad_norm, "lr": info.lr}
+        self._context.report(Update("train", info.step, info.total_steps, values))
+
+    def _at_boundary(self, total_steps: int) -> None:
+        """A checkpoint when due or when asked to stop; Interrupted in the latter case.
+
+        The last step's too: whatever happens during the final evaluation, nothing is trained again. Those two are on
+        disk when this returns; of the others only the copy is taken.
+        """
+        context, state = self._context, self.state
+        stop = context.stop_requested()
+        if context.replicas is not None:  # one that stopped alone would leave the others waiting for its gradients
+            stop = context.replicas.total(float(stop), context.device) > 0
+        last = stop or state.step == total_steps
+        if last or state.step % context.settings.checkpoint_every == 0:
+            context.checkpoints.save(state)
+        if last:
+            context.checkpoints.join()
+        if stop:
+            raise Interrupted(state.step)
+
+    def stop_if_asked(self) -> None:
+        """For the time after the last step, whose state is saved: Interrupted if the run was asked to stop."""
+        if self._context.stop_requested():
+            raise Interrupted(self.state.step)
+
+    def diverged(self, error: Diverged, metrics: dict[str, Json]) -> Outcome:
+        """The outcome of a run that ended at a loss or gradient that is not finite."""
+        ended = {"step": error.step, "tensor": error.tensor}
+        return Outcome(metrics=metrics, proof=self._proof.to_dict(), diverged=ended, run=self.timing)
+
+    def trained(self, phase: str) -> None:
+        """Notes that the last step is taken and names the phase that follows."""
+        self.timing["train_seconds"] = time.monotonic() - self._started
+        self._context.report(Update(phase, 0, 1, {}))
+
+    def adapter_bytes(self) -> bytes:
+        """The trained parameters as they are now."""
+        return save({name: p.detach().contiguous().cpu() for name, p in self.state.parameters.items()})
+
+    def outcome(self, metrics: dict[str, Json], files: dict[str, OutputFile], since: float) -> Outcome:
+        """What the run found out."""
+        self.timing["seconds"] = time.monotonic() - since
+        return Outcome(metrics=metrics, proof=self._proof.to_dict(), files=files, run=self.timing)
+
+    def text_files(self, predictions: Sequence[Mapping[str, Json]], adapter: bytes) -> dict[str, OutputFile]:
+        """The two files of a run on text."""
+        return {
+            "predictions": OutputFile("predictions", ".jsonl.gz", pack_predictions(predictions)),
+            "adapter": OutputFile("adapter", ".safetensors", adapter, self._context.settings.keep_adapter),
+        }

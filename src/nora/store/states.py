@@ -1,0 +1,168 @@
+"""Where a run's state is decided: one rule, for the plan and for every table.
+
+A record counts if it and every file it lists are what their hashes say; an adapter that was not kept is no damage.
+Without a record the newest attempt decides. *Stale* is what only all records together show: the run was made with
+another version of its protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from nora.config.spec import versionless_id
+from nora.store.record import DamagedRecord, Record
+from nora.store.runs import Store
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+class State(StrEnum):
+    """What a run, or a cell of a table, is; in the order a summary lists them."""
+
+    DONE = "done"
+    RUNNING = "running"
+    QUEUED = "queued"
+    """SLURM has it and it does not run."""
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    DAMAGED = "damaged"
+    STALE = "stale"
+    MISSING = "missing"
+    WAITS = "waits"
+    """A cell whose settings another run's choice decides."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run's state and why."""
+
+    state: State
+    reason: str = ""
+    record: Record | None = None
+
+
+MISSING = RunState(State.MISSING)
+
+
+def _state_of_record(store: Store, record: Record) -> RunState:
+    problems = store.verify_files(record)
+    if problems:
+        return RunState(State.DAMAGED, problems[0], record)
+    if record.status == State.DIVERGED:
+        where = record.result["diverged"]
+        return RunState(State.DIVERGED, f"step {where['step']}, {where['tensor']}", record)
+    return RunState(State.DONE, "", record)
+
+
+def _state_without_record(store: Store, kind: str, run_id: str) -> RunState:
+    attempts = store.attempts(kind, run_id)
+    if not attempts:
+        return MISSING
+    alive = [a for a in attempts if a.is_alive()]
+    if alive:
+        return RunState(State.RUNNING, f"attempt {alive[-1].number}")
+    last = attempts[-1]
+    stopped = last.interruption()
+    if stopped is not None:
+        return RunState(State.INTERRUPTED, f"attempt {last.number}: {stopped}")
+    reason = last.failure() or "its process ended without a word (killed?)"
+    return RunState(State.FAILED, f"attempt {last.number}: {reason}")
+
+
+def run_state(store: Store, kind: str, run_id: str) -> RunState:
+    """The state of one run as it is on disk now; never stale, which only a Snapshot can see."""
+    try:
+        record = store.read(kind, run_id)
+    except DamagedRecord as error:
+        return RunState(State.DAMAGED, str(error))
+    if record is not None:
+        return _state_of_record(store, record)
+    return _state_without_record(store, kind, run_id)
+
+
+class Snapshot(Mapping[str, Record]):
+    """id → record that counts, read once: what is written afterwards is not in it, so that tables made of it agree.
+
+    ``damaged``: id → why its record does not count. ``unfinished``: id → state of a run without a record.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[str, Record],
+        *,
+        damaged: Mapping[str, str] | None = None,
+        unfinished: Mapping[str, RunState] | None = None,
+    ) -> None:
+        self._records = dict(sorted(records.items()))  # by id: what is made of it does not depend on the order read
+        self.damaged = dict(damaged or {})
+        self.unfinished = dict(unfinished or {})
+
+    def __getitem__(self, identity: str) -> Record:
+        return self._records[identity]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records_alone(self) -> Snapshot:
+        """The same without what only this checkout knows of runs that have no record: what a clone of it sees."""
+        return Snapshot(self._records, damaged=self.damaged)
+
+    @cached_property
+    def _versions(self) -> dict[str, Record]:
+        return {record.versionless_id: record for record in self._records.values()}
+
+    def state(self, identity: str | None, spec: DataclassInstance | None) -> RunState:
+        """The state of a run by its id; ``spec`` finds a record of an older protocol version."""
+        if identity is None or spec is None:
+            return MISSING
+        record = self._records.get(identity)
+        if record is not None and record.status == State.DIVERGED:
+            where = record.result["diverged"]
+            return RunState(State.DIVERGED, f"step {where['step']}, {where['tensor']}", record)
+        if record is not None:
+            return RunState(State.DONE, "", record)
+        if identity in self.damaged:
+            return RunState(State.DAMAGED, self.damaged[identity])
+        found = self.unfinished.get(identity, MISSING)
+        if found.state is State.MISSING:
+            older = self._versions.get(versionless_id(spec))
+            if older is not None:
+                version = older.spec["protocol"]["version"]
+                return RunState(State.STALE, f"a record of protocol version {version} exists ({older.id})", older)
+        return found
+
+
+def take_snapshot(store: Store) -> Snapshot:
+    """Reads every record once. A record in a folder of another id (a copy) is damaged: a run counts once."""
+    records: dict[str, Record] = {}
+    damaged: dict[str, str] = {}
+    unfinished: dict[str, RunState] = {}
+    for folder in sorted(store.root.glob("runs/*/*/")):  # a stray file is no run
+        kind, run_id = folder.parent.name, folder.name
+        try:
+            record = store.read(kind, run_id)
+        except DamagedRecord as error:
+            damaged[run_id] = str(error)
+            continue
+        if record is None:
+            if (folder / "attempts").is_dir():
+                unfinished[run_id] = _state_without_record(store, kind, run_id)
+        elif record.id != run_id or record.kind != kind:
+            name = run_id if record.id != run_id else f"{kind}/{run_id}"
+            damaged[name] = f"{folder}: holds the record of {record.id}, kind {record.kind} (a copy?)"
+        else:
+            state = _state_of_record(store, record)
+            if state.state is State.DAMAGED:
+                damaged[run_id] = state.reason
+            else:
+                records[run_id] = record
+    return Snapshot(records, damaged=damaged, unfinished=unfinished)
