@@ -57,12 +57,10 @@ def test_a_wrong_side_reaches_no_factor_by_the_general_door_either() -> None:
     assert same_bytes(before, snapshot(model))
 
 
-def test_a_rank_above_the_weight() -> None:
+def test_a_rank_above_the_weight_is_a_sketch_like_any_other() -> None:
     model = with_lora(tiny_opt(), rank=33)
-    before = snapshot(model)
-    with pytest.raises(ValueError, match=r"given rank 33, required 1 to min\(32, 32\) = 32"):
-        nystrom_init_(model, xi=0.1)
-    assert same_bytes(before, snapshot(model))
+    assert nystrom_init_(model, xi=0.1).passed
+    assert all(layer.A.shape == (33, 32) for layer in lora_layers(model))
 
 
 @pytest.mark.parametrize("started", ["default", "other"])

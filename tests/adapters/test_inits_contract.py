@@ -74,8 +74,8 @@ def test_the_draw_depends_on_the_module_name_only(name: str) -> None:
 
     def factors(targets: list[str], wrap: bool) -> dict[str, torch.Tensor]:
         model = with_lora(tiny_opt(), target_modules=targets)
-        layers = initialize_(Wrapper(model) if wrap else model, name, seed=3)
-        return {x.name: torch.cat([x.A, x.B.T], dim=1).detach() for x in layers}
+        initialize_(Wrapper(model) if wrap else model, name, seed=3)
+        return {x.name: torch.cat([x.A, x.B.T], dim=1).detach() for x in lora_layers(model)}
 
     plain = factors(["q_proj", "v_proj"], wrap=False)
     assert set(plain) == {f"model.decoder.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"}

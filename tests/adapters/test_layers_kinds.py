@@ -123,8 +123,9 @@ def test_patterns_rslora_and_dora(rslora: bool, dora: bool) -> None:
         base, rank=4, alpha=8, use_rslora=rslora, use_dora=dora,
         rank_pattern={"layers.1.self_attn.q_proj": 9}, alpha_pattern={"v_proj": 3},
     )  # fmt: skip
-    assert nystrom_init_(model, xi=0.2, seed=1).passed
-    report = prove_init(model, inputs={"input_ids": ids}, base_output=reference)
+    started = nystrom_init_(model, xi=0.2, seed=1)
+    assert started.passed
+    report = prove_init(model, started.start, inputs={"input_ids": ids}, base_output=reference)
     assert report.passed and report.output_difference == 0.0
     for layer in lora_layers(model):
         rank, alpha = (9 if "1.self_attn.q" in layer.name else 4), (3 if "v_proj" in layer.name else 8)
@@ -188,9 +189,15 @@ def test_several_adapters_are_independent_and_the_second_does_not_disturb_the_fi
     nystrom_init_(model, xi=0.1, seed=0)
     first = lora_layers(model)[0].A.detach().clone()
     model.add_adapter("other", LoraConfig(r=6, lora_alpha=6, target_modules=["proj"]))
-    assert nystrom_init_(model, xi=0.2, side="B", adapter_name="other", seed=1).passed
-    assert torch.equal(lora_layers(model)[0].A, first)
-    assert prove_init(model).passed and prove_init(model, adapter_name="other").passed
+    other = nystrom_init_(model, xi=0.2, side="B", adapter_name="other", seed=1)
+    assert other.passed and torch.equal(lora_layers(model)[0].A, first)
+    assert prove_init(model).passed
+    waiting = prove_init(model, other.start, adapter_name="other")
+    assert not waiting.passed and waiting.problems == (
+        "proj: adapter 'other' is not active; call set_adapter('other') first",
+    )
+    model.set_adapter("other")
+    assert prove_init(model, other.start, adapter_name="other").passed
 
 
 def test_a_weight_of_rank_one_is_sketched_within_its_row_space() -> None:
@@ -198,7 +205,7 @@ def test_a_weight_of_rank_one_is_sketched_within_its_row_space() -> None:
     (layer,) = lora_layers(model)
     u, v = torch.randn(20, 1, generator=_generator()), torch.randn(1, 12, generator=_generator())
     layer.module.get_base_layer().weight.data.copy_(u @ v)
-    report = nystrom_init_(model, xi=0.1)
+    report = prove_init(model, nystrom_init_(model, xi=0.1).start)
     assert report.passed and torch.linalg.matrix_rank(layer.A.detach(), rtol=1e-4) == 1
     assert report.modules[0].rho == pytest.approx(12, rel=1e-4), "all of A lies in one direction"
 
@@ -266,7 +273,7 @@ def test_proving_gives_back_modes_and_trainability() -> None:
 def test_large_gram_matrices_are_estimated_closely() -> None:
     torch.manual_seed(0)
     model = with_lora(OneLinear(1100, 1200), target_modules=["proj"])
-    report = nystrom_init_(model, xi=0.1)
+    report = prove_init(model, nystrom_init_(model, xi=0.1).start)
     (layer,) = lora_layers(model)
     W = layer.weight.double()
     exact = 1200 * torch.linalg.norm(W @ W.T) ** 2 / torch.linalg.norm(W) ** 4

@@ -17,16 +17,16 @@ def test_an_untouched_kaiming_A_fails() -> None:
     model = one_linear_with_lora()
     (layer,) = lora_layers(model)
     assert torch.linalg.matrix_rank(layer.weight) == 32
-    report = prove_init(model, init="nystrom", inputs=X)
-    assert not report.passed and "no init was applied" in report.problems[0]
+    report = prove_init(model, inputs=X)
+    assert not report.passed and "differ from nystrom" in report.problems[0]
 
 
 def test_a_kaiming_start_is_not_taken_for_a_sketch() -> None:
     model = one_linear_with_lora()
-    initialize_(model, "kaiming", seed=0)
-    assert prove_init(model, init="kaiming", inputs=X).passed
-    report = prove_init(model, init="nystrom", inputs=X)
-    assert not report.passed and "started by kaiming, asked for nystrom" in report.problems[0]
+    start = initialize_(model, "kaiming", seed=0)
+    assert prove_init(model, start, inputs=X).passed
+    report = prove_init(model, inputs=X)
+    assert not report.passed and "differ from nystrom" in report.problems[0]
 
 
 def test_a_kaiming_A_under_a_sketchs_mark_fails() -> None:
@@ -68,10 +68,10 @@ def test_a_changed_base_weight_fails_where_the_original_is_known(init: str) -> N
     model = tiny_opt()
     pretrained = snapshot_weights(model, {"q_proj", "v_proj"})
     adapted = with_lora(model, init=inits.load(init).PEFT_INIT)
-    initialize_(adapted, init)
-    assert prove_init(adapted, init=init, pretrained=pretrained).passed
+    start = initialize_(adapted, init)
+    assert prove_init(adapted, start, pretrained=pretrained).passed
     lora_layers(adapted)[2].module.get_base_layer().weight.data[0, 0] += 0.01
-    report = prove_init(adapted, init=init, pretrained=pretrained)
+    report = prove_init(adapted, start, pretrained=pretrained)
     assert not report.passed and len(report.problems) == 1 and "frozen weight" in report.problems[0]
     assert lora_layers(adapted)[2].name in report.problems[0]
 
@@ -84,8 +84,8 @@ def test_each_real_start_passes(init: str) -> None:
     with torch.no_grad():
         base = model(**inputs).logits
     adapted = with_lora(model, init=inits.load(init).PEFT_INIT)
-    initialize_(adapted, init, seed=2)
-    report = prove_init(adapted, init=init, inputs=inputs, pretrained=pretrained, base_output=base)
+    start = initialize_(adapted, init, seed=2)
+    report = prove_init(adapted, start, inputs=inputs, pretrained=pretrained, base_output=base)
     assert report.passed, report.problems
     assert len(report.modules) == 4
     assert report.output_difference is not None
@@ -95,12 +95,12 @@ def test_each_real_start_passes(init: str) -> None:
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_moved_base_whose_output_is_off_fails(init: str) -> None:
     model = one_linear_with_lora(init=init)
-    initialize_(model, init)
+    start = initialize_(model, init)
     (layer,) = lora_layers(model)
     with torch.no_grad():
         expected = X["x"] @ (layer.weight + layer.scaling * layer.B @ layer.A).T
-    assert prove_init(model, init=init, inputs=X, base_output=expected).passed
-    assert not prove_init(model, init=init, inputs=X, base_output=1.001 * expected).passed
+    assert prove_init(model, start, inputs=X, base_output=expected).passed
+    assert not prove_init(model, start, inputs=X, base_output=1.001 * expected).passed
 
 
 def test_an_adapter_that_changes_the_output_fails() -> None:
@@ -143,8 +143,8 @@ def test_rho_tells_a_sketch_from_a_draw_that_knows_nothing_of_W(init: str) -> No
     sketch = 64 * np.linalg.norm(W.T @ W) ** 2 / np.linalg.norm(W) ** 4
     rho = []
     for seed in range(60):
-        initialize_(model, init, seed=seed)
-        (proof,) = prove_init(model, init=init).modules
+        start = initialize_(model, init, seed=seed)
+        (proof,) = prove_init(model, start).modules
         A = layer.A.detach().double().numpy()
         assert proof.rho == pytest.approx(64 * np.linalg.norm(A @ W.T) ** 2 / np.linalg.norm(A) ** 2 / (W**2).sum())
         assert proof.rho_sketch == pytest.approx(sketch, rel=1e-5)
@@ -155,7 +155,7 @@ def test_rho_tells_a_sketch_from_a_draw_that_knows_nothing_of_W(init: str) -> No
 
 def test_rho_of_side_B_and_the_scale() -> None:
     model = one_linear_with_lora(48, 32)
-    report = nystrom_init_(model, xi=0.1, side="B")
+    report = prove_init(model, nystrom_init_(model, xi=0.1, side="B").start)
     (layer,) = lora_layers(model)
     W, B = layer.weight.double().numpy(), layer.B.detach().double().numpy()
     (proof,) = report.modules

@@ -22,7 +22,7 @@ from safetensors.torch import load, load_file
 
 from diffusion_twins import ROOT, TARGETS, noise_picture, tiny_unet
 from nora import cli
-from nora.adapters import initialize_, lora_layers, save_diffusers_lora
+from nora.adapters import Start, initialize_, lora_layers, save_diffusers_lora
 from nora.config.spec import run_id
 from nora.errors import Interrupted, RunFailed, UserError
 from nora.execution.execute import execute
@@ -265,8 +265,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_record(dream: Dream, monk
 
 
 def test_a_failed_proof_stops_the_run(dream: Dream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines, "initialize_", lambda unet, init, **options: None)
-    with pytest.raises(RunFailed, match="the init proof failed: .*nothing says how it was started"):
+    monkeypatch.setattr(pipelines, "initialize_", lambda unet, init, **options: Start(init))
+    with pytest.raises(RunFailed, match="the init proof failed: .*differ from nystrom"):
         dream("method=nora")
 
 

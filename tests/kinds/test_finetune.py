@@ -168,10 +168,10 @@ def test_a_failed_proof_stops_the_run(run: Run, tmp_path: Path, monkeypatch: pyt
 
     def forgetful(model: Any, *args: Any, **kwargs: Any) -> Any:
         kept = [layer.A.detach().clone() for layer in lora_layers(model)]
-        layers = original(model, *args, **kwargs)
-        for layer, A in zip(layers, kept, strict=True):
+        start = original(model, *args, **kwargs)
+        for layer, A in zip(lora_layers(model), kept, strict=True):
             layer.A.data.copy_(A)
-        return layers
+        return start
 
     monkeypatch.setattr(bases, "initialize_", forgetful)
     with pytest.raises(RunFailed, match="the init proof failed: .*differ from nystrom"):

@@ -3,6 +3,9 @@
 from nora.adapters.export import factors_at_start as factors_at_start
 from nora.adapters.export import save_adapter as save_adapter
 from nora.adapters.export import save_diffusers_lora as save_diffusers_lora
+from nora.adapters.fingerprint import Fingerprint as Fingerprint
+from nora.adapters.fingerprint import fingerprint_weights as fingerprint_weights
+from nora.adapters.initialize import Start as Start
 from nora.adapters.initialize import initialize_ as initialize_
 from nora.adapters.layers import AdapterLayer as AdapterLayer
 from nora.adapters.layers import lora_layers as lora_layers
@@ -16,3 +19,4 @@ from nora.adapters.prefix import prove_prefix as prove_prefix
 from nora.adapters.proof import InitReport as InitReport
 from nora.adapters.proof import ModuleProof as ModuleProof
 from nora.adapters.proof import prove_init as prove_init
+from nora.adapters.surroundings import evaluating as evaluating

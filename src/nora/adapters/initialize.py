@@ -1,10 +1,10 @@
-"""Writing an init into the factors that PEFT's forward pass reads, and remembering how."""
+"""Writing an init into the factors that PEFT's forward pass reads."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,42 +13,45 @@ from nora import streams
 from nora.adapters import inits
 from nora.adapters.inits import Factors
 from nora.adapters.layers import AdapterLayer, lora_layers
+from nora.adapters.moved import adapter_configs, why_moved
+from nora.adapters.surroundings import full_precision
 
-_MARK = "_nora_init"  # attribute of a LoRA layer: adapter name → InitMark
+Option = float | str | bool
 
 
 @dataclass(frozen=True)
-class InitMark:
-    """How one layer's adapter was started; enough to repeat the draw."""
+class Start:
+    """How an adapter was started: with the layers' names, enough to repeat every draw. ``initialize_`` returns it,
+    ``prove_init`` takes it; options left out have the init's defaults (``nystrom``: ξ = 0.1, side A, divided by s)."""
 
     init: str
-    seed: int
-    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    options: Mapping[str, Option] = field(default_factory=dict)
 
 
-def init_mark(layer: AdapterLayer) -> InitMark | None:
-    """The mark ``initialize_`` left on the live layer, None where it left none."""
-    return getattr(layer.module, _MARK, {}).get(layer.adapter)
+def expected_factors(layer: AdapterLayer, weight: torch.Tensor, start: Start) -> Factors:
+    """The init's formula on ``weight`` [out, in], from the seed and the module's canonical name, in float32."""
+    draw = streams.generator(start.seed, "init", layer.name)
+    formula = inits.load(start.init).factors
+    made: Factors = formula(weight, layer.rank, scaling=layer.scaling, generator=draw, **start.options)
+    return made
 
 
-def expected_factors(layer: AdapterLayer, weight: torch.Tensor, mark: InitMark) -> Factors:
-    """The init's formula on ``weight`` [out, in], from the seed and the module's canonical name."""
-    draw = streams.generator(mark.seed, "init", layer.name)
-    return inits.load(mark.init).factors(weight, layer.rank, scaling=layer.scaling, generator=draw, **mark.options)
-
-
-def _check_options(mark: InitMark) -> None:
-    xi = mark.options.get("xi", 1.0)
-    if not (math.isfinite(xi) and xi > 0):
+def _check_options(start: Start) -> None:
+    allowed = inits.load(start.init).OPTIONS
+    unknown = sorted(set(start.options) - set(allowed))
+    if unknown:
+        raise ValueError(f"{start.init}: given {', '.join(unknown)}, allowed {', '.join(allowed) or 'no options'}")
+    xi = start.options.get("xi", 1.0)
+    if not (isinstance(xi, int | float) and math.isfinite(xi) and xi > 0):
         raise ValueError(f"xi: given {xi}, required a finite number > 0")
-    side = mark.options.get("side", "A")
+    side = start.options.get("side", "A")
     if side not in ("A", "B"):
         raise ValueError(f"side: given {side!r}, required 'A' or 'B'")
 
 
 def check_weight(layer: AdapterLayer) -> None:
-    """ValueError where the layer's frozen weight is not here, whole, unmerged and of a floating dtype, or the rank too
-    large."""
+    """ValueError where the layer's frozen weight is not here, whole, unmerged and of a floating dtype."""
     stored = layer.held_weight
     if stored.is_meta or layer.A.is_meta or layer.B.is_meta:
         raise ValueError(f"{layer.name}: the weight is on the meta device; load the pretrained weights first")
@@ -76,8 +79,15 @@ def check_weight(layer: AdapterLayer) -> None:
             f"{layer.name}: given a weight of shape {tuple(W.shape)}, required {wanted} as the adapter's; "
             "a flattened or sharded weight must be whole: start the adapter before the model is sharded"
         )
-    if not 1 <= layer.rank <= min(W.shape):
-        raise ValueError(f"{layer.name}: given rank {layer.rank}, required 1 to min{tuple(W.shape)} = {min(W.shape)}")
+
+
+def check_unmoved(model: nn.Module, layers: Sequence[AdapterLayer], *, own_start: bool = False) -> None:
+    """ValueError where PEFT's start of an adapter has changed a layer's weight (``own_start``: of another adapter)."""
+    configs = adapter_configs(model)
+    for layer in layers:
+        reason = why_moved(configs, layer, own_start=own_start)
+        if reason is not None:
+            raise ValueError(reason)
 
 
 def check_untied(layers: list[AdapterLayer]) -> None:
@@ -95,30 +105,28 @@ def check_untied(layers: list[AdapterLayer]) -> None:
 
 @torch.no_grad()
 def initialize_(
-    model: nn.Module, init: str, *, seed: int = 0, adapter_name: str = "default", **options: Any
-) -> list[AdapterLayer]:
-    """Starts every LoRA layer of ``adapter_name`` by the named init and marks it; the base weight is not touched here.
+    model: nn.Module, init: str, *, seed: int = 0, adapter_name: str = "default", **options: Option
+) -> Start:
+    """Starts every LoRA layer of ``adapter_name`` by the named init; returns what ``prove_init`` needs to repeat it.
 
-    Where PEFT itself moves the base (PiSSA, OLoRA) it has already written the factors at construction and only the
-    mark is left. All checks come before the first write: a ValueError leaves the model as it was.
+    Where PEFT itself moves the base (PiSSA, OLoRA) it has already written the factors at construction and nothing is
+    written. The base weight is not touched here. All checks come before the first write: a ValueError leaves the model
+    as it was.
     """
     module = inits.load(init)
-    unknown = sorted(set(options) - set(module.OPTIONS))
-    if unknown:
-        raise ValueError(f"{init}: given {', '.join(unknown)}, allowed {', '.join(module.OPTIONS) or 'no options'}")
-    mark = InitMark(init, seed, {**module.OPTIONS, **options})
-    _check_options(mark)
+    start = Start(init, seed, {**module.OPTIONS, **options})
+    _check_options(start)
     layers = lora_layers(model, adapter_name)
+    check_unmoved(model, layers, own_start=module.MOVES_BASE)
     for layer in layers:
         check_weight(layer)
     check_untied(layers)
     if not module.MOVES_BASE:
-        made = [_finite_factors(layer, mark) for layer in layers]
+        with full_precision():
+            made = [_usable_factors(layer, start) for layer in layers]
         for layer, factors in zip(layers, made, strict=True):
             write_factors(layer, factors)
-    for layer in layers:
-        layer.module.__dict__.setdefault(_MARK, {})[layer.adapter] = mark
-    return layers
+    return start
 
 
 def write_factors(layer: AdapterLayer, factors: Factors) -> None:
@@ -127,12 +135,28 @@ def write_factors(layer: AdapterLayer, factors: Factors) -> None:
     layer.B.copy_(factors.B.reshape(layer.B.shape))
 
 
-def _finite_factors(layer: AdapterLayer, mark: InitMark) -> Factors:
-    """The expected factors; a sketch of a weight with one non-finite entry is itself not finite, so W is read once."""
-    made = expected_factors(layer, layer.weight, mark)
+def rounded(layer: AdapterLayer, factors: Factors) -> Factors:
+    """The factors as the layer's own parameters can hold them (a half-precision adapter rounds)."""
+    return Factors(factors.A.to(layer.A.dtype), factors.B.to(layer.B.dtype))
+
+
+def _usable_factors(layer: AdapterLayer, start: Start) -> Factors:
+    """The expected factors; ValueError where they are not finite, or all zero, in the adapter's dtype.
+
+    A sketch of a weight with one non-finite entry is itself not finite, so W is read once.
+    """
+    made = rounded(layer, expected_factors(layer, layer.weight, start))
+    given = ", ".join(f"{key} {value}" for key, value in start.options.items())
+    dtype = str(layer.A.dtype).removeprefix("torch.")
     if not all(bool(torch.isfinite(factor).all()) for factor in made):
         if bool(torch.isfinite(layer.weight).all()):
-            given = ", ".join(f"{key} {value}" for key, value in mark.options.items())
-            raise ValueError(f"{layer.name}: given {given}: the factors overflow float32, required a smaller start")
+            raise ValueError(f"{layer.name}: given {given}: the factors overflow {dtype}, required a smaller start")
         raise ValueError(f"{layer.name}: the pretrained weight has non-finite entries; the base model is broken")
+    if not any(bool(factor.any()) for factor in made):
+        if bool(layer.weight.any()):
+            raise ValueError(f"{layer.name}: given {given}: the factors vanish in {dtype}, required a larger start")
+        raise ValueError(
+            f"{layer.name}: the pretrained weight is zero and so is its sketch: A = B = 0 is a saddle that no step "
+            "leaves; leave the layer out of target_modules, or give it an adapter of its own with PEFT's ordinary start"
+        )
     return made

@@ -1,19 +1,18 @@
-"""PEFT's LoRA layers of a model, read by module type, under canonical names; products with their weights; outputs."""
+"""PEFT's LoRA layers of a model, read by module type, under canonical names; products with their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 _CHUNK = 2**22  # entries of the weight that are widened at a time: 16 MiB in float32
 
@@ -43,20 +42,28 @@ def right_product(W: Tensor, omega: Tensor) -> Tensor:
     return product
 
 
-# What wrappers put before a module's own name: PEFT, DistributedDataParallel, torch.compile.
-_WRAPPER_PARTS = ("base_model.model.", "module.", "_orig_mod.")
+# What wrappers put before a module's own name: PEFT, DistributedDataParallel.
+_WRAPPER_PARTS = ("base_model.model.", "module.")
+# What they put into it, at any depth: torch.compile, activation checkpointing, FSDP 1.
+_INNER_PARTS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def canonical_name(name: str) -> str:
     """``name`` as the bare model spells it, so that a draw keyed by it does not depend on wrapping."""
+    name = unwrapped_name(name)
     stripped = True
     while stripped:
         stripped = False
         for part in _WRAPPER_PARTS:
             if name.startswith(part):
                 name, stripped = name[len(part) :], True
-    return name.replace("._orig_mod.", ".")
+    return name
+
+
+def unwrapped_name(name: str) -> str:
+    """``name`` of a module or tensor without the parts that torch.compile, checkpointing and FSDP put into it."""
+    return ".".join(part for part in name.split(".") if part not in _INNER_PARTS)
 
 
 @dataclass(frozen=True)
@@ -79,23 +86,13 @@ class AdapterLayer:
     @property
     def held_weight(self) -> Tensor:
         """The frozen weight as the base layer keeps it (8/4-bit ones packed)."""
-        base = self.module.get_base_layer()
-        held: Tensor = base.in_proj_weight if isinstance(base, nn.MultiheadAttention) else base.weight
-        return held
+        return _held_weight(self.module.get_base_layer())
 
     @property
     def weight(self) -> Tensor:
         """The frozen weight as [out, in]: a view; an 8/4-bit one is dequantised, for as long as the result is held."""
-        base = self.module.get_base_layer()
-        held = self.held_weight
-        if type(held).__name__ == "Int8Params":
-            held = _dequantised_int8(base)
-        elif not isinstance(base, nn.MultiheadAttention):
-            held = dequantize_module_weight(base)
-        weight: Tensor = held.detach()
-        if self.is_embedding or getattr(self.module, "fan_in_fan_out", False):
-            return weight.T
-        return weight.flatten(1) if weight.dim() > 1 else weight
+        transposed = self.is_embedding or bool(getattr(self.module, "fan_in_fan_out", False))
+        return _as_matrix(self.module.get_base_layer(), transposed)
 
     @property
     def A(self) -> nn.Parameter:
@@ -114,6 +111,15 @@ class AdapterLayer:
         return parameter
 
     @property
+    def why_not_read(self) -> str | None:
+        """Why the forward pass does not read this adapter; None where it does."""
+        if self.module.disable_adapters:
+            return "the adapters are switched off; call enable_adapters() (PEFT: enable_adapter_layers()) first"
+        if self.adapter not in self.module.active_adapters:
+            return f"adapter {self.adapter!r} is not active; call set_adapter({self.adapter!r}) first"
+        return None
+
+    @property
     def rank(self) -> int:
         return int(self.module.r[self.adapter])
 
@@ -122,10 +128,48 @@ class AdapterLayer:
         return float(self.module.scaling[self.adapter])
 
 
+def _held_weight(base: Any) -> Tensor:
+    held: Tensor = base.in_proj_weight if isinstance(base, nn.MultiheadAttention) else base.weight
+    return held
+
+
+def _as_matrix(base: Any, transposed: bool) -> Tensor:
+    """The weight of a module as [out, in], dequantised; ``transposed``: the module keeps [in, out]."""
+    held = _held_weight(base)
+    if type(held).__name__ == "Int8Params":
+        held = _dequantised_int8(base)
+    elif is_repacked(held):
+        held = _dequantised_repacked(held)
+    elif not isinstance(base, nn.MultiheadAttention):
+        held = dequantize_module_weight(base)
+    weight: Tensor = held.detach()
+    if transposed:
+        return weight.T
+    return weight.flatten(1) if weight.dim() > 1 else weight
+
+
 def _dequantised_int8(base: Any) -> Tensor:
     """bitsandbytes' 8-bit weight in float32; PEFT's own helper replaces the parameter on a CPU, and breaks it there."""
     row_maxima: Tensor = base.weight.SCB if base.weight.SCB is not None else base.state.SCB
     return base.weight.data.to(torch.float32) * (row_maxima.to(base.weight.device)[:, None] / 127)
+
+
+def is_repacked(held: Tensor) -> bool:
+    """Whether bitsandbytes has put a 4-bit weight in the order of its AVX-512 kernels, as an eval forward on such a
+    CPU does: its bytes are then in another order, and its scales are rounded to bfloat16."""
+    return bool(getattr(getattr(held, "quant_state", None), "packing_format_for_cpu", False))
+
+
+def _dequantised_repacked(held: Any) -> Tensor:
+    """A repacked 4-bit weight; ``dequantize_4bit`` reads its bytes in the old order and returns scrambled numbers."""
+    from bitsandbytes import functional
+
+    # bitsandbytes undoes the packing in place: on a copy of the state, so that the layer keeps what its kernel reads.
+    packed, state = functional._convert_weight_packed_for_cpu_inverse(held.data, copy.copy(held.quant_state))
+    scales = held.quant_state.absmax.T.reshape(-1).to(torch.float32)
+    state.absmax, state.nested = scales, False  # re-quantising them, as the inverse does, would round a second time
+    weight: Tensor = functional.dequantize_4bit(packed, state)
+    return weight
 
 
 def why_not_two_matrices(layer: AdapterLayer) -> str | None:
@@ -167,53 +211,37 @@ def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[Adapter
     return found
 
 
+def pretrained_name(name: str) -> str:
+    """A layer's canonical name as the model without an adapter spells it (PEFT wraps out_proj inside)."""
+    return name.replace(".base_layer.", ".")
+
+
 @torch.no_grad()
 def snapshot_weights(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
     """Copies of the weights [out, in] of the modules whose name ends in one of ``names`` ("q_proj", "to_out.0"), taken
-    before any adapter exists."""
-    return {
-        canonical_name(name): module.weight.detach().clone()
-        for name, module in model.named_modules()
-        if any(f".{name}".endswith(f".{wanted}") for wanted in names)
-        and isinstance(getattr(module, "weight", None), Tensor)
-    }
+    before any adapter exists; in the shape that ``AdapterLayer.weight`` will have. nn.MultiheadAttention: its in_proj
+    under its own name, and its out_proj."""
+    return {name: weight.clone() for name, weight in weights_of(model, names)}
+
+
+def weights_of(model: nn.Module, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """(canonical name, weight [out, in]) of the modules that ``snapshot_weights`` copies, one at a time."""
+    for name, module in model.named_modules():
+        if any(f".{name}".endswith(f".{wanted}") for wanted in names):
+            parts = {name: module}
+            if isinstance(module, nn.MultiheadAttention):
+                parts[f"{name}.out_proj"] = module.out_proj
+            for key, part in parts.items():
+                if _has_weight(part):
+                    yield canonical_name(key), _as_matrix(part, isinstance(part, nn.Embedding | Conv1D))
+
+
+def _has_weight(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return module.in_proj_weight is not None
+    return isinstance(getattr(module, "weight", None), Tensor)
 
 
 def relative(difference: float, reference: float) -> float:
     """difference / reference, 0 / 0 being 0."""
     return difference / reference if reference > 0 else (0.0 if difference == 0 else float("inf"))
-
-
-@contextmanager
-def _without_adapters(model: nn.Module) -> Iterator[None]:
-    """The base model's forward, whether PEFT or diffusers put the adapters in; trainability is given back as it was."""
-    tuned = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    enabled = [module for module in tuned if not module.disable_adapters]
-    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        for module in enabled:
-            module.enable_adapters(False)
-        yield
-    finally:
-        for module in enabled:
-            module.enable_adapters(True)
-        for parameter, flag in trainable.items():
-            parameter.requires_grad_(flag)
-
-
-def output_difference(model: Any, inputs: Mapping[str, Any], reference: Tensor | None = None) -> float:
-    """Relative difference between the output with and without the adapter (or a given base output)."""
-    was_training = model.training
-    model.eval()
-    try:
-        output = _first_tensor(model(**inputs))
-        if reference is None:
-            with _without_adapters(model):
-                reference = _first_tensor(model(**inputs))
-    finally:
-        model.train(was_training)
-    return relative(torch.linalg.norm((output - reference).float()).item(), torch.linalg.norm(reference.float()).item())
-
-
-def _first_tensor(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nora import streams
-from nora.adapters.initialize import check_untied, check_weight, initialize_, write_factors
-from nora.adapters.inits import Factors
+from nora.adapters.initialize import check_unmoved, check_untied, check_weight, initialize_, write_factors
+from nora.adapters.inits import Factors, standard_normal
 from nora.adapters.layers import AdapterLayer, lora_layers
-from nora.adapters.proof import InitReport, prove_init
+from nora.adapters.proof import InitReport, prove_factors
+from nora.adapters.surroundings import evaluating
 
 
 def check_fresh(layers: list[AdapterLayer]) -> None:
@@ -22,6 +23,18 @@ def check_fresh(layers: list[AdapterLayer]) -> None:
             raise ValueError(
                 f"{layer.name}: both factors of adapter {layer.adapter!r} are non-zero, so it is trained or started "
                 "otherwise; make a fresh one with init_lora_weights=True, or pass overwrite=True"
+            )
+
+
+def check_trainable(layers: list[AdapterLayer]) -> None:
+    """ValueError where a loss cannot depend on both factors: frozen, inactive or switched off."""
+    for layer in layers:
+        if layer.why_not_read is not None:
+            raise ValueError(f"{layer.name}: {layer.why_not_read}")
+        if not (layer.A.requires_grad and layer.B.requires_grad):
+            raise ValueError(
+                f"{layer.name}: a factor of adapter {layer.adapter!r} is frozen, required both trainable; "
+                "start the adapter before freezing it"
             )
 
 
@@ -49,22 +62,24 @@ def nystrom_init_(
     bitsandbytes' 8/4-bit bases (one layer at a time, the product in float32). The base weights and the model's output
     do not change. Call it before the optimiser is made, before the model is sharded and before torch.compile has run.
 
-    Returns the proof (see ``prove_init``); look at ``report.passed``. Raises ValueError, the model left as it was, for
-    an adapter that looks trained (the factor PEFT starts at zero is not) unless ``overwrite``, for ``xi``, ``side``,
-    ``seed`` or a rank out of range, no LoRA layer, a weight that is not finite, not floating-point, not whole
-    (sharded), merged with an adapter or on the meta device, a grouped convolution, factors shared by two layers.
+    Returns the proof that the factors read are the formula's; look at ``report.passed``, and give ``report.start`` to
+    ``prove_init`` to measure more. Raises ValueError, the model left as it was, for an adapter that looks trained (the
+    factor PEFT starts at zero is not) unless ``overwrite``, for ``xi``, ``side`` or ``seed`` out of range, no LoRA
+    layer, a weight that is zero, not finite, not floating-point, not whole (sharded), moved by another start (PiSSA,
+    OLoRA, …), merged with an adapter or on the meta device, a grouped convolution, factors shared by two layers.
     """
     if side not in ("A", "B"):
         raise ValueError(f"side: given {side!r}, required 'A' or 'B'")
     if not overwrite:
         layers = lora_layers(model, adapter_name)
+        check_unmoved(model, layers)
         for layer in layers:
             check_weight(layer)
         check_fresh(layers)
-    initialize_(
+    start = initialize_(
         model, "nystrom", seed=seed, adapter_name=adapter_name, xi=xi, side=side, divide_by_scaling=divide_by_scaling
     )
-    return prove_init(model, init="nystrom", adapter_name=adapter_name)
+    return prove_factors(model, start, adapter_name=adapter_name)
 
 
 def nystrom_gradient_init_(
@@ -86,21 +101,25 @@ def nystrom_gradient_init_(
     ``divide_by_scaling`` is off. One backward pass through the factors: ∇_W f itself is never formed. The gradient's
     scale is the loss's, so ``xi`` is not comparable with that of ``nystrom_init_``. The base and the output are
     untouched, no ``.grad`` is. Raises ValueError, the model left as it was, as ``nystrom_init_`` does, and where the
-    loss is not a finite scalar or does not depend on a layer. It leaves no mark: ``prove_init`` cannot repeat it.
+    loss is not a finite scalar or does not depend on a layer, or a factor is frozen, inactive or switched off. ``loss``
+    is called in eval mode, without dropout. ``prove_init`` cannot repeat it: that would take the same data.
     """
     if side not in ("A", "B"):
         raise ValueError(f"side: given {side!r}, required 'A' or 'B'")
     if not (math.isfinite(xi) and xi > 0):
         raise ValueError(f"xi: given {xi}, required a finite number > 0")
     layers = lora_layers(model, adapter_name)
+    check_unmoved(model, layers)
     for layer in layers:
         check_weight(layer)
     check_untied(layers)
+    check_trainable(layers)
     if not overwrite:
         check_fresh(layers)
     before = [Factors(layer.A.detach().clone(), layer.B.detach().clone()) for layer in layers]
     try:
-        gradients = _gradients_at_sketch(model, loss, layers, side, seed)
+        with evaluating(model):  # the formula is of f, not of f with some entries of x dropped
+            gradients = _gradients_at_sketch(model, loss, layers, side, seed)
         made = []
         for layer, gradient in zip(layers, gradients, strict=True):
             if gradient is None or not torch.isfinite(gradient).all():
@@ -130,10 +149,10 @@ def _gradients_at_sketch(
             draw = streams.generator(seed, "init", layer.name)
             out_features, in_features = layer.B.shape[0], layer.A.flatten(1).shape[1]
             if side == "A":  # drawn as the plain sketch draws it: G [r, out], Ω [in, r]
-                omega = torch.randn(layer.rank, out_features, generator=draw).T
+                omega = standard_normal(layer.rank, out_features, draw).T
                 write_factors(layer, Factors(torch.zeros_like(layer.A), omega))
             else:
-                omega = torch.randn(in_features, layer.rank, generator=draw).T
+                omega = standard_normal(in_features, layer.rank, draw).T
                 write_factors(layer, Factors(omega, torch.zeros_like(layer.B)))
     with torch.enable_grad():
         value = loss(model)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nora.adapters.preconditioner import NORMALIZERS, Preconditioner, trainable_pairs
+from nora.adapters.layers import AdapterLayer
+from nora.adapters.preconditioner import NORMALIZERS, Preconditioner, missing_directions, trainable_pairs
 
 _STEPS = "nora_plus_steps"  # key of the first parameter group: what survives every way to save an optimiser
 
@@ -20,12 +22,41 @@ def _needs_closure(optimizer_cls: type[Optimizer]) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
+def _without_hooks(optimizer_cls: type[Optimizer]) -> Callable[[Optimizer], Any]:
+    """The class's own step. Once an instance exists torch wraps it to call the step hooks, as it wraps ours."""
+    step: Any = optimizer_cls.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
+
+
+def _check_same(factors: Sequence[Tensor], stepped: Sequence[Tensor]) -> None:
+    """ValueError where a factor of the model is not among the parameters this optimiser steps."""
+    known = {id(parameter) for parameter in stepped}
+    if any(id(factor) not in known for factor in factors):
+        raise ValueError(
+            "step: given an optimiser whose parameters are no longer the model's LoRA factors (a wrapper flattened, "
+            "sharded or copied one of the two), required the same; make the optimiser after wrapping the model"
+        )
+
+
+def _warn_of_missing_directions(pairs: Sequence[AdapterLayer]) -> None:
+    short = {layer.name: missing for layer in pairs if (missing := missing_directions(layer))}
+    if short:
+        name, missing = next(iter(short.items()))
+        warnings.warn(
+            f"{name}: {missing} directions of its rank are empty ({len(short)} such layers), its weight's rank is lower: "
+            "with normalize='frobenius' they take almost all of P and the others' gradients vanish: give "
+            "inverse='pinv', damping=0.0, or normalize='none', or a smaller rank",
+            stacklevel=3,
+        )
+
+
 def create_nora_plus_optimizer(
     model: nn.Module,
     optimizer_cls: type[Optimizer],
     *,
     damping: float = 1e-6,
     normalize: str = "frobenius",
+    inverse: str = "cholesky",
     max_grad_norm: float | None = None,
     **optimizer_kwargs: Any,
 ) -> Optimizer:
@@ -43,12 +74,19 @@ def create_nora_plus_optimizer(
     every adapter of the model; other trainable parameters are stepped unchanged. ``optimizer_kwargs`` (``lr``,
     ``weight_decay``, …) go to ``optimizer_cls``. Create it after the adapter is initialised and on its device.
 
+    Where a factor spans fewer than r directions (a weight of rank < r) the division leaves the rest almost no gradient
+    and warns; ``inverse="pinv"`` with ``damping=0.0`` takes (A Aᵀ)⁺ and (Bᵀ B)⁺ instead, which moves what is spanned.
+
+    The pairs are read from the model at every step, so that a wrapper may put other parameters in (FSDP 2 by
+    accelerate's ``prepare``), as long as the optimiser is given the same ones; sharded factors are gathered.
+
     Clip here, not in the training loop, which would clip before the preconditioner: with Hugging Face's Trainer give
     ``max_grad_norm=1.0`` here and ``TrainingArguments(max_grad_norm=0)``. The step counter is in ``state_dict``.
 
     Raises TypeError where ``optimizer_cls`` is no optimiser class; ValueError where it needs a closure, where a pair
     is trained in one factor only, where there is no pair, or where a setting is out of range. A closure given to
-    ``step`` raises ValueError before anything moves.
+    ``step`` raises ValueError before anything moves, and so does a step whose parameters are no longer the model's
+    (DeepSpeed's ZeRO keeps flat copies of them).
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
         raise TypeError(f"optimizer_cls: given {optimizer_cls!r}, required a subclass of torch.optim.Optimizer")
@@ -61,7 +99,10 @@ def create_nora_plus_optimizer(
         raise ValueError(f"normalize: given {normalize!r}, required 'frobenius' or 'none'")
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ValueError(f"max_grad_norm: given {max_grad_norm}, required a number > 0, or None for no clipping")
-    preconditioner = Preconditioner(trainable_pairs(model), damping=damping, normalize=normalize)
+    pairs = trainable_pairs(model)
+    made = Preconditioner(pairs, damping=damping, normalize=normalize, inverse=inverse)
+    if normalize == "frobenius" and inverse == "cholesky":
+        _warn_of_missing_directions(pairs)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     class NoraPlusOptimizer(optimizer_cls):  # type: ignore[misc, valid-type]
@@ -74,15 +115,21 @@ def create_nora_plus_optimizer(
                     "closure: given one, required none: it would run backward() inside step() and overwrite the "
                     "preconditioned gradients; call loss.backward() before step()"
                 )
-            group = self.param_groups[0]
+            preconditioner, group = self._nora_plus, self.param_groups[0]
+            stepped = [parameter for part in self.param_groups for parameter in part["params"]]
+            _check_same(preconditioner.parameters, stepped)
             preconditioner.steps = group.get(_STEPS, 0)
             preconditioner.step()
             group[_STEPS] = preconditioner.steps
             if max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
-            return super().step()
+                torch.nn.utils.clip_grad_norm_(stepped, max_grad_norm)
+            return _without_hooks(optimizer_cls)(self)
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {**super().__getstate__(), "_nora_plus": self._nora_plus}  # for deepcopy, with the model or alone
 
     optimizer: Optimizer = NoraPlusOptimizer(trained, **optimizer_kwargs)
+    optimizer._nora_plus = made  # type: ignore[attr-defined]
     optimizer.param_groups[0][_STEPS] = 0
     # A fused optimiser would otherwise be handed gradients that a GradScaler has not unscaled: clipping would be wrong.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

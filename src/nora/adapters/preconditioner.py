@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from nora.adapters.layers import AdapterLayer, adapter_layers, why_not_two_matrices
+from nora.adapters.surroundings import full_precision
 
 
 def trainable_pairs(model: nn.Module) -> list[AdapterLayer]:
@@ -72,14 +74,38 @@ def damped_inverse(gram: Tensor, *, damping: float, normalize: str, inverse: str
         if on_cpu and info.any():
             broken = info != 0
             P[broken] = torch.linalg.pinv(gram[broken] + damping * eye, hermitian=True)
-    return P / torch.linalg.matrix_norm(P, keepdim=True) if normalize == "frobenius" else P
+    if normalize == "none":
+        return P
+    # A zero Gram matrix without damping has a zero pseudo-inverse: it stays zero, its gradient is zero anyway.
+    return P / torch.linalg.matrix_norm(P, keepdim=True).clamp_min(torch.finfo(P.dtype).tiny)
 
 
 class _Pair(NamedTuple):
-    """The two parameters of a layer; A flattens to [r, in], B to [out, r]."""
+    """The two factors of a layer and their gradients, whole; A flattens to [r, in], B to [out, r]."""
 
-    A: nn.Parameter
-    B: nn.Parameter
+    A: Tensor
+    B: Tensor
+    grad_A: Tensor | None
+    grad_B: Tensor | None
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor (FSDP 2, tensor parallelism) gathered; every other one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _pair(layer: AdapterLayer) -> _Pair:
+    A, B = layer.A, layer.B
+    gradients = [None if factor.grad is None else _whole(factor.grad) for factor in (A, B)]
+    return _Pair(_whole(A.detach()), _whole(B.detach()), *gradients)
+
+
+def _scatter(parameter: nn.Parameter, gradient: Tensor | None) -> None:
+    """Gives each rank its part of a gathered gradient back; no communication, every rank holds the whole."""
+    held = parameter.grad
+    if isinstance(held, DTensor) and gradient is not None:
+        whole = DTensor.from_local(gradient, held.device_mesh, [Replicate()] * held.device_mesh.ndim, run_check=False)
+        held.copy_(whole.redistribute(placements=held.placements))
 
 
 class _One(NamedTuple):
@@ -153,6 +179,19 @@ def _block_diagonal(P: Tensor, k: int) -> Tensor:
     return blocks.view(n, k * rank, k * rank)
 
 
+def missing_directions(layer: AdapterLayer) -> int:
+    """How many of the r directions the started factor does not span (a weight of lower rank than r), to float32."""
+    started = layer.A.detach().flatten(1) if layer.A.any() else layer.B.detach().flatten(1).T
+    factor = _wide(_whole(started))
+    if not bool(torch.isfinite(factor).all()):
+        return 0
+    with full_precision():
+        values = torch.linalg.svdvals(factor.double())
+    # Singular values below this are float32's rounding of the product that made the factor.
+    kept = int((values > values[0] * max(factor.shape) * torch.finfo(torch.float32).eps).sum()) if values.numel() else 0
+    return layer.rank - kept if kept else 0
+
+
 class Preconditioner:
     """Rewrites the gradients of LoRA pairs in place, once per optimiser step, before clipping.
 
@@ -178,25 +217,44 @@ class Preconditioner:
         self.normalize = normalize
         self.inverse = inverse
         self.steps = 0
-        self._groups: dict[tuple[object, ...], list[_Pair]] = defaultdict(list)
-        for layer in layers:
-            self._groups[layer.rank, layer.A.device, layer.A.dtype].append(_Pair(layer.A, layer.B))
+        self._layers = list(layers)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The factors that the layers hold now; a wrapper (FSDP 2) may have put others in since the last step."""
+        return [factor for layer in self._layers for factor in (layer.A, layer.B)]
 
     @torch.no_grad()
     def step(self) -> None:
-        """Preconditions the gradients that are there now."""
-        for pairs in self._groups.values():
-            grams = torch.cat([_grams([_wide(p.A) for p in pairs]), _tall_grams([_wide(p.B) for p in pairs])])
-            P = damped_inverse(grams, damping=self.damping, normalize=self.normalize, inverse=self.inverse)
-            gradients = [p.B.grad for p in pairs if p.B.grad is not None]
-            k = _folds(gradients) if gradients else 1
-            P_Bs = (P[: len(pairs)] if k == 1 else _block_diagonal(P[: len(pairs)], k)).unbind()
-            jobs, first = [], self.steps == 0
-            for (A, B), P_B, P_A in zip(pairs, P_Bs, P[len(pairs) :].unbind(), strict=True):
-                if B.grad is not None and not (first and not A.any()):
-                    folded = B.grad if k == 1 else B.grad.view(-1, k * B.shape[1])
-                    jobs.append(_One(folded, P_B, left=False))
-                if A.grad is not None and not (first and not B.any()):
-                    jobs.append(_One(A.grad, P_A, left=True))
-            (scale_one_by_one if grams.device.type == "cpu" else scale_batched)(jobs)
+        """Preconditions the gradients that are there now, in float32 under whatever autocast."""
+        with full_precision():
+            for layers in self._groups():
+                pairs = [_pair(layer) for layer in layers]
+                self._scale(pairs)
+                for layer, pair in zip(layers, pairs, strict=True):
+                    _scatter(layer.A, pair.grad_A)
+                    _scatter(layer.B, pair.grad_B)
         self.steps += 1
+
+    def _groups(self) -> Iterable[list[AdapterLayer]]:
+        """The layers whose pairs can share one factorisation."""
+        groups: dict[tuple[object, ...], list[AdapterLayer]] = defaultdict(list)
+        for layer in self._layers:
+            groups[layer.rank, layer.A.device, layer.A.dtype].append(layer)
+        return groups.values()
+
+    def _scale(self, pairs: Sequence[_Pair]) -> None:
+        """Rewrites the gradients of one group in place."""
+        grams = torch.cat([_grams([_wide(p.A) for p in pairs]), _tall_grams([_wide(p.B) for p in pairs])])
+        P = damped_inverse(grams, damping=self.damping, normalize=self.normalize, inverse=self.inverse)
+        gradients = [p.grad_B for p in pairs if p.grad_B is not None]
+        k = _folds(gradients) if gradients else 1
+        P_Bs = (P[: len(pairs)] if k == 1 else _block_diagonal(P[: len(pairs)], k)).unbind()
+        jobs, first = [], self.steps == 0
+        for (A, B, grad_A, grad_B), P_B, P_A in zip(pairs, P_Bs, P[len(pairs) :].unbind(), strict=True):
+            if grad_B is not None and not (first and not A.any()):
+                folded = grad_B if k == 1 else grad_B.view(-1, k * B.shape[1])
+                jobs.append(_One(folded, P_B, left=False))
+            if grad_A is not None and not (first and not B.any()):
+                jobs.append(_One(grad_A, P_A, left=True))
+        (scale_one_by_one if grams.device.type == "cpu" else scale_batched)(jobs)

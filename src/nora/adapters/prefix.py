@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nora import streams
+from nora.adapters.initialize import Start
 from nora.adapters.proof import TOLERANCE, InitReport
+from nora.adapters.surroundings import evaluating
 
 
 def drawn_tokens(vocab_size: int, count: int, *, seed: int) -> Tensor:
@@ -19,10 +21,8 @@ def drawn_tokens(vocab_size: int, count: int, *, seed: int) -> Tensor:
 @torch.no_grad()
 def token_keys_values(base: nn.Module, tokens: Tensor) -> Tensor:
     """The keys and values [layers, 2, heads, count, head_dim] that ``base`` computes for ``tokens``."""
-    was_training = base.training
-    base.eval()
-    cache = base(input_ids=tokens.to(next(base.parameters()).device), use_cache=True).past_key_values
-    base.train(was_training)
+    with evaluating(base):
+        cache = base(input_ids=tokens.to(next(base.parameters()).device), use_cache=True).past_key_values
     return torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
 
 
@@ -49,4 +49,4 @@ def prove_prefix(model: Any, base: nn.Module, tokens: Tensor) -> InitReport:
         if difference <= TOLERANCE
         else (f"the prefix read differs from the drawn tokens' keys and values by {difference:.2e}",)
     )
-    return InitReport("real_activations", not problems, problems, (), difference)
+    return InitReport(Start("real_activations"), not problems, problems, (), difference)

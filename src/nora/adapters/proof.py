@@ -15,13 +15,18 @@ from torch import Tensor, nn
 
 from nora import streams
 from nora.adapters import inits
-from nora.adapters.initialize import InitMark, expected_factors, init_mark
-from nora.adapters.layers import AdapterLayer, lora_layers, output_difference, relative
+from nora.adapters.fingerprint import Fingerprint
+from nora.adapters.initialize import Start, expected_factors, rounded
+from nora.adapters.inits import Factors
+from nora.adapters.layers import AdapterLayer, is_repacked, lora_layers, pretrained_name, relative
+from nora.adapters.moved import adapter_configs, why_moved
+from nora.adapters.surroundings import evaluating, full_precision, without_adapters
 
 _EXACT_WIDTH = 1024  # up to here ‖Wᵀ W‖ is computed; a larger Gram matrix would cost far more than the init it proves
 _PROBES = 64
 TOLERANCE = 1e-5  # relative difference between the factors read and the factors recomputed
 _HALF = (torch.float16, torch.bfloat16)
+NYSTROM = Start("nystrom")
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,10 @@ class ModuleProof:
     """‖(A, B) read - (A, B) recomputed‖ / ‖(A, B) recomputed‖, Frobenius."""
     base_relative_difference: float
     """‖W in the layer - W it should be‖ / ‖W pretrained‖ (0 where no pretrained copy was given)."""
-    rho: float
-    """in · ‖A Wᵀ‖² / (‖A‖² ‖W‖²): 1 for an A that knows nothing of W (side B: out · ‖Bᵀ W‖² / (‖B‖² ‖W‖²))."""
-    rho_sketch: float
+    rho: float | None
+    """in · ‖A Wᵀ‖² / (‖A‖² ‖W‖²): 1 for an A that knows nothing of W (side B: out · ‖Bᵀ W‖² / (‖B‖² ‖W‖²)).
+    None, as ``rho_sketch``, in the report of ``nystrom_init_``: they cost more than the start itself."""
+    rho_sketch: float | None
     """What a Gaussian sketch of this W has in expectation: in · ‖Wᵀ W‖² / ‖W‖⁴ (about 2 for a Gaussian square W).
     Computed where a side of W is at most 1024; above, estimated from 64 Gaussian probes (within 18 % at worst, one
     standard deviation; far less for a spectrum without one dominant value)."""
@@ -47,15 +53,22 @@ class ModuleProof:
 class InitReport:
     """The proof of one adapter's start. ``passed`` is False, never raised, where any part fails."""
 
-    init: str
+    start: Start
     passed: bool
     problems: tuple[str, ...]
     modules: tuple[ModuleProof, ...]
     output_difference: float | None
     """‖output - base output‖ / ‖base output‖ on the given inputs, None without inputs."""
 
+    @property
+    def init(self) -> str:
+        return self.start.init
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What a record keeps: everything but the settings, which the record's own spec holds."""
+        found = asdict(self)
+        del found["start"]
+        return {"init": self.init, **found}
 
 
 def _align_signs(read: Tensor, expected: Tensor) -> Tensor:
@@ -74,44 +87,130 @@ def _gram_norm_squared(W: Tensor) -> float:
     return torch.linalg.norm(gram).item() ** 2
 
 
-def measure_layer(layer: AdapterLayer, mark: InitMark, pretrained: Tensor | None) -> ModuleProof:
-    """Recomputes one layer's init from the pretrained weight [out, in] and compares it with what the layer holds."""
-    module = inits.load(mark.init)
-    held = layer.weight.to(torch.float32)
-    W = held if pretrained is None else pretrained.to(held.device, torch.float32)
-    A_read, B_read = layer.A.detach().flatten(1).float(), layer.B.detach().flatten(1).float()
-    if module.MOVES_BASE and pretrained is None:
-        W = held + layer.scaling * B_read @ A_read  # the best that can be said without a copy of the original
-    A, B = expected_factors(layer, W, mark)
-    if module.MOVES_BASE:
-        sign = _align_signs(A_read, A)
-        A, B = A * sign, B * sign.T
+def _tolerance(layer: AdapterLayer) -> float:
+    """Relative difference allowed between the factors read and recomputed: that of one rounding where they are rounded.
+
+    A 4-bit weight that bitsandbytes repacked after the start has had its scales rounded to bfloat16.
+    """
+    dtypes = [dtype for dtype in (layer.A.dtype, layer.B.dtype) if dtype in _HALF]
+    if is_repacked(layer.held_weight):
+        dtypes.append(torch.bfloat16)
+    return max([TOLERANCE, *(torch.finfo(dtype).eps / 2 for dtype in dtypes)])
+
+
+def _distance(layer: AdapterLayer, expected: Factors) -> tuple[float, float]:
+    """‖(A, B) read - expected‖ and ‖expected‖, Frobenius, with ``expected`` rounded as the adapter's dtype rounds."""
+    A, B = (factor.float() for factor in rounded(layer, expected))
+    A_read, B_read = _read(layer)
     difference = torch.hypot(torch.linalg.norm(A_read - A), torch.linalg.norm(B_read - B)).item()
-    reference = torch.hypot(torch.linalg.norm(A), torch.linalg.norm(B)).item()
-    should_hold = W - layer.scaling * B_read @ A_read if module.MOVES_BASE else W
-    base_difference = torch.linalg.norm(held - should_hold).item()
+    return difference, torch.hypot(torch.linalg.norm(A), torch.linalg.norm(B)).item()
+
+
+def _read(layer: AdapterLayer) -> Factors:
+    """A [r, in] and B [out, r] as the forward pass reads them, in float32."""
+    return Factors(layer.A.detach().flatten(1).float(), layer.B.detach().flatten(1).float())
+
+
+def _scale_ratio(layer: AdapterLayer) -> float:
+    A, B = _read(layer)
+    sketched = A if torch.any(A) else B
+    return sketched.square().mean().sqrt().item() * (3 * A.shape[1]) ** 0.5
+
+
+def measure_layer(layer: AdapterLayer, start: Start, pretrained: Tensor | Fingerprint | None) -> ModuleProof:
+    """Recomputes one layer's init from the pretrained weight [out, in] and compares it with what the layer holds."""
+    moves = inits.load(start.init).MOVES_BASE
+    held = layer.weight.to(torch.float32)
+    A_read, B_read = _read(layer)
+    # Without the original itself, the best that can be said of a base that the start moved.
+    restored = held + layer.scaling * B_read @ A_read if moves else held
+    W = pretrained.to(held.device, torch.float32) if isinstance(pretrained, Tensor) else restored
+    expected = expected_factors(layer, W, start)
+    if moves:
+        sign = _align_signs(A_read, expected.A)
+        expected = Factors(expected.A * sign, expected.B * sign.T)
+    difference, reference = _distance(layer, expected)
 
     norm_W = torch.linalg.norm(W).item()
+    if isinstance(pretrained, Fingerprint):
+        base_difference = pretrained.distance(restored if moves else layer.weight)
+    else:
+        should_hold = W - layer.scaling * B_read @ A_read if moves else W
+        base_difference = relative(torch.linalg.norm(held - should_hold).item(), norm_W)
+
     out_features, in_features = W.shape
     if torch.any(A_read):
         rho = relative(
             in_features * torch.linalg.norm(A_read @ W.T).item() ** 2, torch.linalg.norm(A_read).item() ** 2 * norm_W**2
         )
-        width, factor = in_features, A_read
+        width = in_features
     else:
         rho = relative(
             out_features * torch.linalg.norm(B_read.T @ W).item() ** 2,
             torch.linalg.norm(B_read).item() ** 2 * norm_W**2,
         )
-        width, factor = out_features, B_read
+        width = out_features
     return ModuleProof(
         name=layer.name,
         relative_difference=relative(difference, reference),
-        base_relative_difference=relative(base_difference, norm_W),
+        base_relative_difference=base_difference,
         rho=rho,
         rho_sketch=relative(width * _gram_norm_squared(W), norm_W**4),
-        scale_ratio=factor.square().mean().sqrt().item() * (3 * in_features) ** 0.5,
+        scale_ratio=_scale_ratio(layer),
     )
+
+
+def _measure_factors(layer: AdapterLayer, start: Start) -> ModuleProof:
+    """The factors alone, against the formula on the present weight in its own dtype: one product with it."""
+    difference, reference = _distance(layer, expected_factors(layer, layer.weight, start))
+    return ModuleProof(layer.name, relative(difference, reference), 0.0, None, None, _scale_ratio(layer))
+
+
+def _why_dead(layer: AdapterLayer) -> str | None:
+    """Why training cannot move this start, with what to do; None where it can."""
+    if layer.why_not_read is not None:
+        return layer.why_not_read
+    zero = [name for name, factor in (("A", layer.A), ("B", layer.B)) if not factor.any()]
+    if len(zero) == 2:
+        return "A = B = 0 is a saddle that no step leaves; start it from a weight that is not zero"
+    frozen = [name for name, factor in (("A", layer.A), ("B", layer.B)) if not factor.requires_grad]
+    if len(frozen) == 2 or set(zero) & set(frozen):
+        return (
+            f"factor {' and '.join(frozen)} is frozen and the adapter cannot leave zero; make it trainable "
+            "(requires_grad), with a config whose init_lora_weights is True"
+        )
+    return None
+
+
+def _problems(layer: AdapterLayer, start: Start, proof: ModuleProof, *, ready: bool = True) -> list[str]:
+    """What this layer's measurement does not allow; ``ready``: the adapter must be one that training can move."""
+    found = []
+    allowed = _tolerance(layer)
+    if not proof.relative_difference <= allowed:
+        found.append(
+            f"{layer.name}: the factors the forward pass reads differ from {start.init} of the pretrained weight "
+            f"by {proof.relative_difference:.2e} (allowed {allowed:.0e})"
+        )
+    if not proof.base_relative_difference <= (TOLERANCE if inits.load(start.init).MOVES_BASE else 0.0):
+        found.append(f"{layer.name}: the frozen weight is off by {proof.base_relative_difference:.2e}")
+    dead = _why_dead(layer) if ready else None
+    if dead is not None:
+        found.append(f"{layer.name}: {dead}")
+    return found
+
+
+def output_difference(model: Any, inputs: Mapping[str, Any], reference: Tensor | None = None) -> float:
+    """Relative difference between the output with and without the adapter (or a given base output)."""
+    with evaluating(model):
+        output = _first_tensor(model(**inputs))
+        if reference is None:
+            with without_adapters(model):
+                reference = _first_tensor(model(**inputs))
+    return relative(torch.linalg.norm((output - reference).float()).item(), torch.linalg.norm(reference.float()).item())
+
+
+def _first_tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def _output_tolerance(layers: Sequence[AdapterLayer], moves_base: bool) -> float:
@@ -123,52 +222,63 @@ def _output_tolerance(layers: Sequence[AdapterLayer], moves_base: bool) -> float
 
 
 @torch.no_grad()
+def prove_factors(model: nn.Module, start: Start, *, adapter_name: str = "default") -> InitReport:
+    """The part of ``prove_init`` that costs no more than the start: the factors are the formula's and can learn."""
+    layers = lora_layers(model, adapter_name)
+    with full_precision():
+        modules = tuple(_measure_factors(layer, start) for layer in layers)
+    # An adapter that is not active yet is not trained yet either: whether it will be is for ``prove_init`` to say.
+    problems = tuple(
+        problem
+        for layer, proof in zip(layers, modules, strict=True)
+        for problem in _problems(layer, start, proof, ready=layer.why_not_read is None)
+    )
+    return InitReport(start, not problems, problems, modules, None)
+
+
+@torch.no_grad()
 def prove_init(
     model: nn.Module,
+    start: Start = NYSTROM,
     *,
-    init: str = "nystrom",
     inputs: Mapping[str, Any] | None = None,
     adapter_name: str = "default",
-    pretrained: Mapping[str, Tensor] | None = None,
+    pretrained: Mapping[str, Tensor] | Mapping[str, Fingerprint] | None = None,
     base_output: Tensor | None = None,
 ) -> InitReport:
-    """Measures whether the adapter's start is the named init of the pretrained weights, before any training step.
+    """Measures whether the adapter's start is the one described, of the pretrained weights, before any training step.
 
-    The settings (ξ, side, seed) are those ``nystrom_init_`` left on the live layers; a layer without them does not
-    pass. ``inputs`` are the keyword arguments of one forward pass: the output must equal the base's, exactly where
-    the base is untouched, to 1e-5 relative where the init moves it, and to √layers times the machine precision where
-    DoRA adapters are on a float16 or bfloat16 base (PEFT's own arithmetic rounds there). ``pretrained`` maps
-    canonical module names to the weights [out, in] before anything touched them; without it the layer's present
-    weight is taken. ``base_output`` is the untouched model's output, needed where the adapter moves the base. Only a
-    model without LoRA layers raises (ValueError); a failed proof is returned.
+    ``start`` is what ``initialize_`` returned, ``report.start`` of ``nystrom_init_``; left out, ``nystrom_init_`` with
+    ξ = 0.1 and seed 0. The factors must equal the formula's to 1e-5 relative, rounded as the adapter's dtype rounds
+    (half precision: to half a unit in the last place). ``inputs`` are the keyword arguments of one forward pass: the
+    output must equal the base's, exactly where the base is untouched, to 1e-5 relative where the init moves it, and to
+    √layers times the machine precision where DoRA adapters are on a float16 or bfloat16 base (PEFT's own arithmetic
+    rounds there). ``pretrained`` maps canonical module names to the weights [out, in] before anything touched them, or
+    to their fingerprints; without it the layer's present weight is taken, and a layer whose weight some other start
+    has moved does not pass. ``base_output`` is the untouched model's output, needed where the adapter moves the base.
+    A start that cannot learn (A = B = 0, its zero factor frozen, the adapter not active) does not pass. Autocast is
+    off inside, modes are given back. Only a model without LoRA layers raises (ValueError); a failed proof is returned.
     """
     problems: list[str] = []
     modules: list[ModuleProof] = []
-    moves_base = inits.load(init).MOVES_BASE
+    moves_base = inits.load(start.init).MOVES_BASE
     layers = lora_layers(model, adapter_name)
-    for layer in layers:
-        mark = init_mark(layer)
-        if mark is None:
-            problems.append(f"{layer.name}: nothing says how it was started (no init was applied to this live model)")
-            continue
-        if mark.init != init:
-            problems.append(f"{layer.name}: started by {mark.init}, asked for {init}")
-        if pretrained is not None and layer.name not in pretrained:
-            problems.append(f"{layer.name}: no pretrained weight of that name to compare with")
-            continue
-        proof = measure_layer(layer, mark, None if pretrained is None else pretrained[layer.name])
-        modules.append(proof)
-        if not proof.relative_difference <= TOLERANCE:
-            problems.append(
-                f"{layer.name}: the factors the forward pass reads differ from {mark.init} of the pretrained weight "
-                f"by {proof.relative_difference:.2e} (allowed {TOLERANCE:.0e})"
-            )
-        if not proof.base_relative_difference <= (TOLERANCE if moves_base else 0.0):
-            problems.append(f"{layer.name}: the frozen weight is off by {proof.base_relative_difference:.2e}")
+    configs = adapter_configs(model)
     difference = None
-    if inputs is not None:
-        difference = output_difference(model, inputs, base_output)
-        allowed = _output_tolerance(layers, moves_base)
-        if not difference <= allowed:
-            problems.append(f"the output differs from the base model's by {difference:.2e} (allowed {allowed:.0e})")
-    return InitReport(init, not problems, tuple(problems), tuple(modules), difference)
+    with full_precision():
+        for layer in layers:
+            original = None if pretrained is None else pretrained.get(pretrained_name(layer.name))
+            if pretrained is not None and original is None:
+                problems.append(f"{layer.name}: no pretrained weight of that name to compare with")
+                continue
+            moved = why_moved(configs, layer, own_start=moves_base)
+            if pretrained is None and moved is not None:
+                problems.append(moved)
+            modules.append(measure_layer(layer, start, original))
+            problems += _problems(layer, start, modules[-1])
+        if inputs is not None:
+            difference = output_difference(model, inputs, base_output)
+            allowed = _output_tolerance(layers, moves_base)
+            if not difference <= allowed:
+                problems.append(f"the output differs from the base model's by {difference:.2e} (allowed {allowed:.0e})")
+    return InitReport(start, not problems, tuple(problems), tuple(modules), difference)

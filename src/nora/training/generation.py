@@ -16,6 +16,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from nora.adapters import evaluating
+
 
 @torch.no_grad()
 def greedy(
@@ -33,18 +35,16 @@ def greedy(
     Prompts of like length run together; each continuation equals the one it has alone. The order is kept.
     ``between`` is called before every batch.
     """
-    was_training = model.training
-    model.eval()
-    outcome: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    while order:
-        between()
-        longest = len(prompts[order[0]]) + max_new_tokens
-        batch, order = order[: max(1, max_tokens // longest)], order[max(1, max_tokens // longest) :]
-        continued = _greedy_batch(model, [prompts[i] for i in batch], stop, max_new_tokens, pad_id)
-        for i, tokens in zip(batch, continued, strict=True):
-            outcome[i] = tokens
-    model.train(was_training)
+    with evaluating(model):
+        outcome: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        while order:
+            between()
+            longest = len(prompts[order[0]]) + max_new_tokens
+            batch, order = order[: max(1, max_tokens // longest)], order[max(1, max_tokens // longest) :]
+            continued = _greedy_batch(model, [prompts[i] for i in batch], stop, max_new_tokens, pad_id)
+            for i, tokens in zip(batch, continued, strict=True):
+                outcome[i] = tokens
     return outcome
 
 
@@ -190,33 +190,31 @@ def beam_search(
     between: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """transformers' beam search over left-padded batches with an explicit mask, longest prompts first."""
-    was_training = model.training
-    model.eval()
-    host: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    device = next(host.parameters()).device
-    outcome: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    while order:
-        between()
-        width = len(prompts[order[0]])
-        size = max(1, decoding.max_tokens // ((width + decoding.max_new_tokens) * decoding.beams))
-        batch, order = order[:size], order[size:]
-        ids = torch.full((len(batch), width), pad_id, device=device)
-        mask = torch.zeros(len(batch), width, dtype=torch.long, device=device)
-        for row, i in enumerate(batch):
-            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i], device=device)
-            mask[row, width - len(prompts[i]) :] = 1
-        generated = host.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            num_beams=decoding.beams,
-            do_sample=False,
-            max_new_tokens=decoding.max_new_tokens,
-            eos_token_id=stop,
-            pad_token_id=pad_id,
-        )
-        for row, i in enumerate(batch):
-            tokens = generated[row, width:].tolist()
-            outcome[i] = tokens[: tokens.index(stop)] if stop in tokens else tokens
-    model.train(was_training)
+    with evaluating(model):
+        host: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        device = next(host.parameters()).device
+        outcome: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        while order:
+            between()
+            width = len(prompts[order[0]])
+            size = max(1, decoding.max_tokens // ((width + decoding.max_new_tokens) * decoding.beams))
+            batch, order = order[:size], order[size:]
+            ids = torch.full((len(batch), width), pad_id, device=device)
+            mask = torch.zeros(len(batch), width, dtype=torch.long, device=device)
+            for row, i in enumerate(batch):
+                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i], device=device)
+                mask[row, width - len(prompts[i]) :] = 1
+            generated = host.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                num_beams=decoding.beams,
+                do_sample=False,
+                max_new_tokens=decoding.max_new_tokens,
+                eos_token_id=stop,
+                pad_token_id=pad_id,
+            )
+            for row, i in enumerate(batch):
+                tokens = generated[row, width:].tolist()
+                outcome[i] = tokens[: tokens.index(stop)] if stop in tokens else tokens
     return outcome

@@ -11,6 +11,7 @@ from peft import PeftModel, PrefixTuningConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nora.adapters import evaluating
 from nora.training.batches import Batch, EncodedExample, EncodedText, collate, pack
 
 CHUNK_LOGITS = 2**24  # logits at a time: 64 MiB in float32
@@ -180,11 +181,9 @@ class InstructObjective:
 @torch.no_grad()
 def mean_loss(model: nn.Module, texts: Sequence[EncodedText], *, pad_id: int, batch_size: int = 16) -> float:
     """Mean loss per scored token over held-out texts, nats."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    total = 0.0
-    for start in range(0, len(texts), batch_size):
-        total += float(summed_loss(model, pack(texts[start : start + batch_size], pad_id=pad_id).to(device)))
-    model.train(was_training)
+    with evaluating(model):
+        device = next(model.parameters()).device
+        total = 0.0
+        for start in range(0, len(texts), batch_size):
+            total += float(summed_loss(model, pack(texts[start : start + batch_size], pad_id=pad_id).to(device)))
     return total / sum(text.num_scored for text in texts)

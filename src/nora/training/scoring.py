@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nora.adapters import evaluating
 from nora.tasks.example import Example
 from nora.tasks.metrics import score
 from nora.training.batches import EncodedExample, collate, encode_example
@@ -63,17 +64,15 @@ def score_candidates(
 
     ``between`` is called before every batch.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    outcome: list[Scored | None] = [None] * len(encoded)
-    for indices in _batches(encoded, share_prompt, max_tokens):
-        between()
-        batch = collate([encoded[i] for i in indices], pad_id=pad_id, share_prompt=share_prompt).to(device)
-        scores = option_scores(model, batch).split(batch.num_options)
-        for i, example in zip(indices, scores, strict=True):
-            outcome[i] = Scored(tuple(example.tolist()), int(example.argmax()))
-    model.train(was_training)
+    with evaluating(model):
+        device = next(model.parameters()).device
+        outcome: list[Scored | None] = [None] * len(encoded)
+        for indices in _batches(encoded, share_prompt, max_tokens):
+            between()
+            batch = collate([encoded[i] for i in indices], pad_id=pad_id, share_prompt=share_prompt).to(device)
+            scores = option_scores(model, batch).split(batch.num_options)
+            for i, example in zip(indices, scores, strict=True):
+                outcome[i] = Scored(tuple(example.tolist()), int(example.argmax()))
     return [scored for scored in outcome if scored is not None]
 
 
@@ -100,19 +99,17 @@ def gold_log_probs(
 
     ``between`` is called before every batch.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    outcome = [0.0] * len(encoded)
-    for indices in _batches(encoded, True, max_tokens):
-        between()
-        only = [gold[i] for i in indices]
-        batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device)
-        log_probs = token_log_probs(model, batch)
-        sums = log_probs.new_zeros(len(indices)).index_add(0, batch.option, log_probs)
-        for i, value in zip(indices, sums.tolist(), strict=True):
-            outcome[i] = value
-    model.train(was_training)
+    with evaluating(model):
+        device = next(model.parameters()).device
+        outcome = [0.0] * len(encoded)
+        for indices in _batches(encoded, True, max_tokens):
+            between()
+            only = [gold[i] for i in indices]
+            batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device)
+            log_probs = token_log_probs(model, batch)
+            sums = log_probs.new_zeros(len(indices)).index_add(0, batch.option, log_probs)
+            for i, value in zip(indices, sums.tolist(), strict=True):
+                outcome[i] = value
     return outcome
 
 

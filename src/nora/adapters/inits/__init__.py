@@ -17,6 +17,7 @@ import pkgutil
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -25,6 +26,16 @@ class Factors(NamedTuple):
 
     A: Tensor
     B: Tensor
+
+
+def standard_normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """[rows, columns] of N(0, 1) in float32 on the CPU, whatever torch's default dtype and device are."""
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
+    """[rows, columns] of zeros in float32."""
+    return torch.zeros(rows, columns, dtype=torch.float32, device=device)
 
 
 def names() -> list[str]:

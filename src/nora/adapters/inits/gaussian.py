@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nora.adapters.inits import Factors
+from nora.adapters.inits import Factors, standard_normal, zeros
 
 PEFT_INIT = "gaussian"
 MOVES_BASE = False
@@ -16,5 +16,5 @@ def factors(weight: Tensor, rank: int, *, scaling: float, generator: torch.Gener
     """A has independent entries of standard deviation 1/rank, B = 0."""
     del scaling
     out_features, in_features = weight.shape
-    A = torch.randn(rank, in_features, generator=generator).div_(rank)
-    return Factors(A.to(weight.device), torch.zeros(out_features, rank, device=weight.device))
+    A = standard_normal(rank, in_features, generator).div_(rank)
+    return Factors(A.to(weight.device), zeros(out_features, rank, weight.device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nora.adapters.inits import Factors
+from nora.adapters.inits import Factors, zeros
 
 PEFT_INIT = True
 MOVES_BASE = False
@@ -17,5 +17,5 @@ def factors(weight: Tensor, rank: int, *, scaling: float, generator: torch.Gener
     del scaling
     out_features, in_features = weight.shape
     bound = in_features**-0.5
-    A = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
-    return Factors(A.to(weight.device), torch.zeros(out_features, rank, device=weight.device))
+    A = torch.empty(rank, in_features, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
+    return Factors(A.to(weight.device), zeros(out_features, rank, weight.device))

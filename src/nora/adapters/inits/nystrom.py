@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nora.adapters.inits import Factors
+from nora.adapters.inits import Factors, standard_normal, zeros
 from nora.adapters.layers import left_product, right_product
 
 PEFT_INIT = True
@@ -31,9 +31,9 @@ def factors(
     out_features, in_features = weight.shape
     scale = xi / scaling if divide_by_scaling else xi
     if side == "A":
-        G = torch.randn(rank, out_features, generator=generator).to(weight.device)
-        return Factors(left_product(G, weight).mul_(scale), torch.zeros(out_features, rank, device=weight.device))
+        G = standard_normal(rank, out_features, generator).to(weight.device)
+        return Factors(left_product(G, weight).mul_(scale), zeros(out_features, rank, weight.device))
     if side == "B":
-        omega = torch.randn(in_features, rank, generator=generator).to(weight.device)
-        return Factors(torch.zeros(rank, in_features, device=weight.device), right_product(weight, omega).mul_(scale))
+        omega = standard_normal(in_features, rank, generator).to(weight.device)
+        return Factors(zeros(rank, in_features, weight.device), right_product(weight, omega).mul_(scale))
     raise ValueError(f"side: given {side!r}, required 'A' or 'B'")

@@ -158,8 +158,8 @@ def _add_lora(
     with torch.no_grad():
         base_output = base.model(**probe).logits
     model = get_peft_model(base.model, lora_config(method, targets))
-    initialize_(model, method.init, seed=seed, **init_options(method))
-    proof = prove_init(model, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
+    start = initialize_(model, method.init, seed=seed, **init_options(method))
+    proof = prove_init(model, start, inputs=probe, pretrained=pretrained, base_output=base_output)
     return Adapted(model, proof, pretrained)
 
 

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig
 
 from nora import streams
-from nora.adapters import factors_at_start, initialize_, inits, prove_init
-from nora.adapters.export import moves_base
+from nora.adapters import Start, factors_at_start, initialize_, inits, prove_init
+from nora.adapters.moved import moves_base
 from nora.config.spec import Json
 from nora.kinds.parts.hosts import Host, Model, TextHost, Trained, difference
 
@@ -30,9 +30,12 @@ def started(host: Host, spec: Spec, init: str) -> Model:
     with streams.seeded(spec.seed, f"peft {init}"):
         model = host.adapted(config)
     if ours:
-        options: dict[str, Json] = {"xi": spec.adapter.xi} if init == "nystrom" else {}
-        initialize_(model, init, seed=spec.seed, **options)
+        initialize_(model, init, seed=spec.seed, **_options(spec, init))
     return model
+
+
+def _options(spec: Spec, init: str) -> dict[str, Json]:
+    return {"xi": spec.adapter.xi} if init == "nystrom" else {}
 
 
 def train_adapter(host: Host, spec: Spec, init: str) -> Trained:
@@ -102,9 +105,8 @@ def prove_text_start(host: TextHost, spec: Spec) -> dict[str, Json]:
     init = spec.adapter.init
     model, base_output = started(host, spec, init), host.output(host.base())
     if init in inits.names():
-        report = prove_init(
-            model, init=init, inputs=host.inputs, pretrained=host.weights, base_output=base_output
-        )  # fmt: skip
+        start = Start(init, spec.seed, _options(spec, init))
+        report = prove_init(model, start, inputs=host.inputs, pretrained=host.weights, base_output=base_output)
         return report.to_dict()
     relative = difference(host.output(model), base_output) / float(base_output.abs().max())
     problems = [] if relative <= 1e-5 else [f"the output differs from the base's by {relative:.1e} at the start"]

@@ -185,8 +185,8 @@ def add_adapter(
         base_output = unet(**probe).sample
     with streams.seeded(seed, "peft"):  # PEFT draws before our start overwrites it
         unet.add_adapter(bases.lora_config(method, targets))
-    initialize_(unet, method.init, seed=seed, **bases.init_options(method))
-    proof = prove_init(unet, init=method.init, inputs=probe, pretrained=pretrained, base_output=base_output)
+    start = initialize_(unet, method.init, seed=seed, **bases.init_options(method))
+    proof = prove_init(unet, start, inputs=probe, pretrained=pretrained, base_output=base_output)
     if not proof.passed:
         raise RunFailed("the init proof failed: " + "; ".join(proof.problems[:3]))
     moved = bool(inits.load(method.init).MOVES_BASE)
