@@ -43,7 +43,7 @@ def _warn_of_missing_directions(pairs: Sequence[AdapterLayer]) -> None:
     if short:
         name, missing = next(iter(short.items()))
         warnings.warn(
-            f"{name}: {missing} directions of its rank are empty ({len(short)} such layers), its weight's rank is lower: "
+            f"{name}: {missing} directions of its rank are empty ({len(short)} such layers): a weight of lower rank; "
             "with normalize='frobenius' they take almost all of P and the others' gradients vanish: give "
             "inverse='pinv', damping=0.0, or normalize='none', or a smaller rank",
             stacklevel=3,
