@@ -81,6 +81,7 @@ def execute(
     RunFailed with one line if the work fails (the attempt then says why), Interrupted if it was asked to stop
     and saved its state, AlreadyRunning if a live attempt has the run. A diverged run has a record.
     """
+    code = provenance.code_of_this_process()  # first of all: what is edited from here on is not what runs
     kinds.check_exec(spec, settings)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
@@ -123,7 +124,7 @@ def execute(
         run = {
             **outcome.run,
             **provenance.machine(device.type, settings.threads),
-            **provenance.code_version(checkout),
+            **code,
             "libraries": provenance.library_versions(),
             "attempt": attempt.number,
             "job": attempt.owner().get("job"),
