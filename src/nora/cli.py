@@ -72,9 +72,10 @@ def run(words: tuple[str, ...]) -> int:
     if words in (("--help",), ("-h",)):
         click.echo(_RUN_HELP)
         return 0
-    from nora.workspace import find_checkout
+    from nora.workspace import find_checkout, with_own_store
 
     checkout = find_checkout()
+    words = with_own_store(words)
     if any(word.startswith("-") or word.startswith("hydra") for word in words):
         from nora.verbs.run import run_by_hydra
 

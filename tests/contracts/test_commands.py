@@ -209,3 +209,28 @@ def test_outside_a_checkout_the_package_installed_in_place_is_used_or_named(tmp_
     from nora.workspace import find_checkout
 
     assert (find_checkout(tmp_path) / "conf" / "config.yaml").is_file()
+
+
+def test_what_one_runs_stays_apart(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    """``nora run`` without a place: its record is found by its id, and no committed folder has it."""
+    copy = tmp_path / "checkout"
+    for name in ("src", "conf", "assets", "data"):
+        copy.mkdir(exist_ok=True)
+        (copy / name).symlink_to(checkout / name)
+    monkeypatch.chdir(copy)
+    words = ["scale=smoke", "task=cb", "method=lora", "exec.progress=false", "exec.device=cpu"]
+    assert cli.main(["run", *words]) == 0
+    identity = capsys.readouterr().out.split()[0]
+    (path,) = copy.glob("results/**/record.json")
+    assert path == copy / "results" / "mine" / "runs" / "finetune" / identity / "record.json"
+    for verb in ("show", "why", "logs"):
+        assert cli.main([verb, identity[:8]]) == 0
+        assert identity in capsys.readouterr().out
+    ignored = subprocess.run(["git", "check-ignore", "-q", f"results/mine/runs/finetune/{identity}"], cwd=checkout)
+    assert ignored.returncode == 0
+    assert cli.main(["run", *words, f"exec.results={tmp_path / 'there'}"]) == 0
+    assert len(list((tmp_path / "there").glob("runs/*/*/record.json"))) == 1
+    assert cli.main(["run", "-m", *words, "seed=1"]) == 0
+    assert len(list(copy.glob("results/mine/runs/*/*/record.json"))) == 2

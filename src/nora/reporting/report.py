@@ -128,7 +128,7 @@ class Section:
 def render_report(sections: Sequence[Section], cells: Sequence[Cell[AnySpec]], snapshot: Snapshot) -> str:
     """The page's text; the same artefacts and records give the same bytes."""
     runs = run_facts(cells, snapshot)
-    index = RunIndex(runs, snapshot)
+    index = RunIndex(runs, ())  # a run that nothing lists shows nowhere
     own = files("nora.reporting").joinpath("html")
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number

@@ -156,7 +156,7 @@ def launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, d
         elif dry_run:
             for p in _planned([target], workspace)[target.name]:
                 if p.state in (RETRIED if retry else SUBMITTABLE):
-                    print(shlex.join(["nora", "run", *p.cell.overrides]))
+                    print(shlex.join(["nora", "run", *p.cell.overrides, f"exec.results={workspace.settings.results}"]))
         else:
             code |= launch_local(target, workspace, queue=queue_of(workspace), retry=retry)
     return code
@@ -202,7 +202,7 @@ def cancel(words: Sequence[str], *, dry_run: bool) -> int:
 
 def logs(identity: str, words: Sequence[str], *, as_json: bool) -> int:
     """Where a run's logs are and how they end."""
-    found = slurm_queue.logs(open_workspace(words).store, identity)
+    found = slurm_queue.logs(open_workspace(words).store.home(identity), identity)
     print(json.dumps(found, indent=1) if as_json else logs_text(found))
     return 0
 
@@ -210,6 +210,6 @@ def logs(identity: str, words: Sequence[str], *, as_json: bool) -> int:
 def why(identity: str, words: Sequence[str], *, as_json: bool) -> int:
     """Why a run is in its state."""
     workspace = open_workspace(words)
-    found = slurm_queue.why(workspace.store, identity, queue_of(workspace))
+    found = slurm_queue.why(workspace.store.home(identity), identity, queue_of(workspace))
     print(json.dumps(found, indent=1) if as_json else why_text(found))
     return 0

@@ -103,6 +103,7 @@ def trace(target: str, cell: str, words: Sequence[str], *, as_json: bool) -> int
 def _one_record(store: Store, given: str) -> Record:
     """The record whose id starts so; UserError unless there is exactly one, with why one there is not believed."""
     found, why = [], ""
+    store = store.home(given)
     for folder in sorted(store.root.glob("runs/*/*/")):
         if folder.name.startswith(given):
             try:
@@ -121,7 +122,8 @@ def show(identity: str, words: Sequence[str], *, as_json: bool) -> int:
 
     store = open_workspace(words).store
     record = _one_record(store, identity)
-    print(record.to_json() if as_json else show_text(record, store.run_dir(record.kind, record.id)))
+    assert record.folder is not None  # it was read there
+    print(record.to_json() if as_json else show_text(record, record.folder))
     return 0
 
 
