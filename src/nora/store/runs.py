@@ -7,13 +7,12 @@ import json
 import os
 import secrets
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
-from nora.store.attempt import ENDS, Attempt, process_started
+from nora.store.attempt import ENDS, Attempt, place_of_process, process_started
 from nora.store.record import DamagedRecord, Record, read_record
 
 OWN = "mine"
@@ -57,7 +56,7 @@ class Store:
         made = folder / f".tmp-{secrets.token_hex(8)}"
         made.mkdir()
         owner = {
-            "host": socket.gethostname(),
+            **place_of_process(),
             "pid": os.getpid(),
             "process_started": process_started(os.getpid()),
             "job": job,
