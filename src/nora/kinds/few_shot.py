@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from nora import tasks
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
-from nora.config.spec import Json
 from nora.errors import RunFailed
+from nora.files import Json
 from nora.kinds.parts.cost import Cost, Label, training_cost
 
 if TYPE_CHECKING:

@@ -229,7 +229,7 @@ def show_text(record: Record, folder: Path) -> str:
     lines += _fields({**metrics, **{f"epoch {i}": epoch for i, epoch in enumerate(epochs)}})
     proof = record.result["proof"]
     lines += ["init proof", f"  {proof_line(proof)}"]
-    if proof["modules"]:
+    if proof.get("modules"):
         lines.append("  difference, ρ, ρ of a sketch of this weight, size over Kaiming's, module")
         lines += [
             "  {relative_difference:7.1e} {rho:7.3f} {rho_sketch:7.3f} {scale_ratio:6.3f}  {name}".format_map(module)

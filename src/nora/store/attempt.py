@@ -83,7 +83,7 @@ class Attempt:
         if not owner or any((self.path / end).exists() for end in ENDS):
             return False
         if owner["host"] == socket.gethostname():
-            return process_started(owner["pid"]) == owner["process_started"]
+            return process_started(owner["pid"]) == str(owner["process_started"])
         try:
             age = time.time() - (self.path / "heartbeat").stat().st_mtime
         except FileNotFoundError:
