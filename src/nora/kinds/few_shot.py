@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
 from nora import tasks
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
-from nora.config.spec import Json
 from nora.errors import RunFailed
+from nora.files import Json
 from nora.kinds.parts.cost import Cost, Label, training_cost
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     return run.outcome(metrics, run.text_files(predictions, run.adapter_bytes()), since=started)
 
 
-def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Any]:
+def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Json]:
     """Dev metrics of the kept epoch; the task's metric is computed now if the epochs recorded the loss alone."""
     best = next((entry for entry in state.dev_log if entry["epoch"] == state.best_epoch), None)
     if best is not None and assessor.task.METRIC in best:

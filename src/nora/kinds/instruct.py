@@ -18,8 +18,8 @@ from pydantic.dataclasses import dataclass
 
 from nora import tasks
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
-from nora.config.spec import Json
 from nora.errors import RunFailed, UserError
+from nora.files import Json
 from nora.kinds import few_shot
 from nora.kinds.parts.cost import Cost, Label, training_cost
 from nora.tasks.instruction import Instruction

@@ -115,7 +115,7 @@ class Attempt:
             return False
         here = place_of_process()
         if all(owner.get(key, here[key]) == value for key, value in here.items()):  # older owners say the host alone
-            return process_started(owner["pid"]) == owner["process_started"]
+            return process_started(owner["pid"]) == str(owner["process_started"])
         try:
             age = clock_of(self.path) - (self.path / "heartbeat").stat().st_mtime
         except FileNotFoundError:
