@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nora.config.compose import compose_config
+from nora.config.compose import OWN_STORE, compose_config
 from nora.config.schema import ExecSpec, validate
 from nora.errors import UserError
-from nora.store.runs import OWN, Store
+from nora.store.runs import Store
 
 RESULTS = "results"
 """The committed store, below the checkout; conf/exec/local.yaml says the same."""
@@ -51,7 +51,7 @@ def with_own_store(words: Sequence[str]) -> tuple[str, ...]:
     typed = any(
         w.lstrip("+").startswith("exec.results=") or (w.startswith("exec=") and w != "exec=local") for w in words
     )
-    return tuple(words) if typed else (*words, f"exec.results={RESULTS}/{OWN}")
+    return tuple(words) if typed else (*words, OWN_STORE)
 
 
 def open_workspace(words: Sequence[str] = ()) -> Workspace:
