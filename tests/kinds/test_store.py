@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -132,6 +133,18 @@ def test_a_damaged_record_is_seen_named_and_repaired(name: str, tmp_path: Path) 
     assert len(take_snapshot(store).damaged) == 1
     assert store.publish_record(_record(0.6)), "a valid record takes the place of a damaged one"
     assert run_state(store, "finetune", ID).state == "done" and take_snapshot(store).damaged == {}
+
+
+def test_a_copied_folder_is_no_run_of_its_new_name(tmp_path: Path) -> None:
+    """For one run asked for alone as for all of them: `nora run` of the other id must not call it done."""
+    store, other = Store(tmp_path), "b" * 16
+    store.publish_record(_record())
+    shutil.copytree(store.run_dir("finetune", ID), store.run_dir("finetune", other))
+    assert run_state(store, "finetune", ID).state == "done"
+    found = run_state(store, "finetune", other)
+    assert found.state == "damaged" and found.record is None and "(a copy?)" in found.reason
+    snapshot = take_snapshot(store)
+    assert list(snapshot) == [ID] and snapshot.damaged == {other: found.reason}
 
 
 def test_states_of_a_run(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from nora.files import Json, canonical_json, sha256_bytes
 from nora.kinds import Spec
 from nora.kinds.parts.recipe import Outcome, RunContext, Update
 from nora.store.attempt import Attempt
-from nora.store.record import DamagedRecord, Record
+from nora.store.record import Record
 from nora.store.runs import Store
+from nora.store.states import State, run_state
 
 if TYPE_CHECKING:
     from nora.training.replicas import Replicas
@@ -170,15 +171,11 @@ def _own_attempt(store: Store, kind: str, identity: str, *, job: str | None, dea
 
 
 def _finished(store: Store, kind: str, identity: str, *, quiet: bool = False) -> Record | None:
-    """The run's record if it and its files are whole; what is damaged is said and counts as not there."""
-    try:
-        record = store.read(kind, identity)
-        problems = [] if record is None else store.verify_files(record)
-    except DamagedRecord as error:
-        record, problems = None, [str(error)]
-    if problems and not quiet:
-        _LOG.warning("%s: the run is repeated", "; ".join(problems))
-    return None if problems else record
+    """The run's record if it counts; what is damaged is said and counts as not there."""
+    found = run_state(store, kind, identity)
+    if found.state is State.DAMAGED and not quiet:
+        _LOG.warning("%s: the run is repeated", found.reason)
+    return found.record
 
 
 def _publish_files(plain: dict[str, Json], outcome: Outcome, identity: str, store: Store) -> dict[str, Json]:

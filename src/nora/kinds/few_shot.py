@@ -19,6 +19,7 @@ from nora.kinds.parts.cost import Cost, Label, training_cost
 if TYPE_CHECKING:
     from torch import nn
 
+    from nora.kinds import FinetuneSpec
     from nora.kinds.parts.recipe import Outcome, RunContext
     from nora.tasks.example import Example
     from nora.training.loop import LoopState
@@ -50,7 +51,7 @@ class Spec:
     measure: list[Literal["spectrum", "zero_shot"]]
 
 
-def label(spec: Spec) -> Label:
+def label(spec: FinetuneSpec) -> Label:
     """A method on a task and a base."""
     names = (spec.method.name, spec.task.name, spec.model.name)
     return Label(names[0], f"{names[1]}, {names[2]}", names)
@@ -63,7 +64,7 @@ def headline(metrics: Mapping[str, Json]) -> str:
     return f"{scores} on {test['n']} test rows"
 
 
-def like(spec: Spec) -> tuple[str, str, str]:
+def like(spec: FinetuneSpec) -> tuple[str, str, str]:
     """Runs of one base, task and method cost about the same."""
     return spec.model.name, spec.task.name, spec.method.name
 
