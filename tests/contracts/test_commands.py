@@ -157,6 +157,26 @@ def test_verify_scores_the_stored_predictions_again(tmp_path: Path) -> None:
     assert rescore(file, "accuracy") == 2 / 3
 
 
+@pytest.mark.parametrize("words", [["{}", "--cfg", "job"], ["--cfg", "job", "{}"], ["{}", "--cfg=job", "--resolve"]])
+def test_flags_of_hydra_stand_before_or_behind_the_overrides(words: list[str], capsys: Out) -> None:
+    given = [part for word in words for part in (["scale=smoke", "task=cb"] if word == "{}" else [word])]
+    assert cli.main(["run", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "name: cb" in shown and "results: results/mine" in shown
+
+
+def test_a_multirun_warns_as_a_run_does(checkout: Path, tmp_path: Path) -> None:
+    """In a process of its own: Hydra sets up the logging of all of it."""
+    words = ["-m", "scale=smoke", "task=cb", "method=lora,nora", "protocol.epochs=1", f"exec.results={tmp_path}"]
+    command = [sys.executable, "-m", "nora", "run", *words, "exec.progress=false"]
+    subprocess.run(command, cwd=checkout, capture_output=True, check=True)
+    broken = sorted(tmp_path.glob("runs/finetune/*/record.json"))[0]
+    broken.write_text("{")
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    assert f"{broken}: not valid JSON" in done.stderr and "the run is repeated" in done.stderr
+    assert done.stdout.count("already done") == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
