@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import import_module
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -24,36 +24,60 @@ Groups: scale model task method protocol exec (their choices are the files of co
 Often typed: method.rank method.alpha method.xi method.side method.damping protocol.lr protocol.batch_size
 protocol.epochs seed exec.device exec.threads exec.results exec.wandb.
 """
-_GROUPS = ("scale", "model", "task", "method", "protocol", "exec", "kind")
-_KEYS = (
-    "seed=", "method.rank=", "method.alpha=", "method.xi=", "method.side=", "method.damping=", "protocol.lr=",
-    "protocol.batch_size=", "protocol.epochs=", "exec.device=", "exec.threads=", "exec.processes=", "exec.results=",
-    "exec.wandb=", "search=grid", "search=chosen",
-)  # fmt: skip
+_VERBS = {
+    "run": ("", "one run, or a multirun (-m)"),
+    "plan": ("campaign", "the cells of a target: state, reason, cost"),
+    "launch": ("campaign", "run exactly what is missing"),
+    "retry": ("campaign", "run or submit again what failed, however often"),
+    "status": ("campaign", "how far a target is"),
+    "cancel": ("campaign", "take a target's runs out of SLURM"),
+    "logs": ("campaign", "where a run's logs are and how they end"),
+    "why": ("campaign", "why a run is in its state: attempts, SLURM jobs, the error"),
+    "collate": ("results", "records → tables and figures under results/"),
+    "verify": ("results", "re-hash the records, re-score their predictions, compare the artefacts"),
+    "trace": ("results", "a cell's runs, seeds, settings, commit and the commands that repeat it"),
+    "show": ("results", "one record: spec, metrics, init proof, provenance"),
+    "diff": ("results", "what differs between two records: spec, metrics, files, run"),
+    "export": ("results", "every record as CSV and Parquet, PEFT's comparison format, adapter cards"),
+    "theory": ("results", "the ledger of every theorem: checked, and compared with the committed verdicts"),
+    "prefetch": ("machine", "resolve a target's Hub names to commits, download, write conf/revisions.lock"),
+    "sync-wandb": ("machine", "upload a target's journals and records to W&B; twice changes nothing"),
+    "doctor": ("machine", "what this machine has: libraries, disk, Hub, SLURM, W&B"),
+    "pretrain": ("machine", "make a small base model (of text: from a folder)"),
+    "bench": ("machine", "run benchmarks/NAME.py"),
+    "completion": ("", "a completion script for the shell: source <(nora completion bash)"),
+}
+"""Verb → its file in nora/verbs and what the help says of it."""
 
 
-def _complete_words(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Targets, choices of the config groups and keys, as they are in the checkout now."""
-    from nora.config.compose import choices
-    from nora.workspace import find_checkout
+class _Verbs(click.Group):
+    """Imports a verb when it is asked for: the help of all of them loads none."""
 
-    conf = find_checkout() / "conf"
-    words = [*choices(conf, "table"), "all", *_KEYS]
-    words += [f"{group}={choice}" for group in _GROUPS for choice in choices(conf, group)]
-    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        file, _ = _VERBS.get(cmd_name, ("", ""))
+        if not file:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(import_module(f"nora.verbs.{file}"), cmd_name.replace("-", "_"))
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _VERBS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name, help=text) for name, (_, text) in _VERBS.items() if name.startswith(incomplete)]
 
 
-Verb = Callable[..., int]
-_targets = click.argument(
-    "words", nargs=-1, metavar="TARGET… [key=value …]", shell_complete=_complete_words, required=True
-)
-_where = click.argument("words", nargs=-1, metavar="[exec.results=…]")
-_json = click.option("--json", "as_json", is_flag=True, help="machine-readable output")
-_dry_run = click.option("--dry-run", is_flag=True, help="say what would be done, write nothing")
-_id = click.argument("identity", metavar="ID")
+def _complete_words(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from nora.verbs.words import complete
+
+    return complete(ctx, parameter, incomplete)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="nora", message="%(prog)s %(version)s")
 def nora() -> None:
     """NoRA and NoRA+ (arXiv 2410.18965): from a config to a run, from runs to the paper's tables.
@@ -63,18 +87,17 @@ def nora() -> None:
     """
 
 
-@nora.command(
-    add_help_option=False, context_settings={"ignore_unknown_options": True}, short_help="one run, or a multirun (-m)"
-)
+@nora.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_words)
 def run(words: tuple[str, ...]) -> int:
     """One run, or a Hydra multirun with -m: nora run [-m] key=value …"""
     if words in (("--help",), ("-h",)):
         click.echo(_RUN_HELP)
         return 0
-    from nora.workspace import find_checkout
+    from nora.workspace import find_checkout, with_own_store
 
     checkout = find_checkout()
+    words = with_own_store(words)
     if any(word.startswith("-") or word.startswith("hydra") for word in words):
         from nora.verbs.run import run_by_hydra
 
@@ -99,213 +122,7 @@ def run(words: tuple[str, ...]) -> int:
     return 0 if record.status == "done" else 1
 
 
-@nora.command(short_help="the cells of a target: state, reason, cost")
-@_targets
-@_json
-@click.option("--sbatch", is_flag=True, help="print the job scripts (SLURM is not needed)")
-def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
-    """The cells of a target: state, reason, cost."""
-    from nora.verbs.campaign import plan
-
-    return plan(words, as_json=as_json, sbatch=sbatch)
-
-
-@nora.command(short_help="run exactly what is missing")
-@_targets
-@click.option("--canary", is_flag=True, help="first one short run per resource class: memory, speed")
-@_dry_run
-def launch(words: Sequence[str], canary: bool, dry_run: bool) -> int:
-    """Run, or submit, exactly what is missing."""
-    from nora.verbs.campaign import launch
-
-    return launch(words, canary=canary, dry_run=dry_run)
-
-
-@nora.command(short_help="run or submit again what failed, however often")
-@_targets
-@_dry_run
-def retry(words: Sequence[str], dry_run: bool) -> int:
-    """Run or submit again what failed, however often."""
-    from nora.verbs.campaign import launch
-
-    return launch(words, retry=True, dry_run=dry_run)
-
-
-@nora.command(short_help="how far a target is")
-@_targets
-@_json
-@click.option("--watch", is_flag=True, help="refresh every few seconds")
-def status(words: Sequence[str], as_json: bool, watch: bool) -> int:
-    """How far a target is."""
-    from nora.verbs.campaign import status
-
-    return status(words, as_json=as_json, watch=watch)
-
-
-@nora.command(short_help="take a target's runs out of SLURM")
-@_targets
-@_dry_run
-def cancel(words: Sequence[str], dry_run: bool) -> int:
-    """Take a target's runs out of SLURM."""
-    from nora.verbs.campaign import cancel
-
-    return cancel(words, dry_run=dry_run)
-
-
-@nora.command(short_help="where a run's logs are and how they end")
-@_id
-@_where
-@_json
-def logs(identity: str, words: Sequence[str], as_json: bool) -> int:
-    """Where a run's logs are and how they end."""
-    from nora.verbs.campaign import logs
-
-    return logs(identity, words, as_json=as_json)
-
-
-@nora.command(short_help="why a run is in its state: attempts, SLURM jobs, the error")
-@_id
-@_where
-@_json
-def why(identity: str, words: Sequence[str], as_json: bool) -> int:
-    """Why a run is in its state: attempts, SLURM jobs, the error."""
-    from nora.verbs.campaign import why
-
-    return why(identity, words, as_json=as_json)
-
-
-@nora.command(short_help="records → tables and figures under results/")
-@_targets
-@_dry_run
-def collate(words: Sequence[str], dry_run: bool) -> int:
-    """Records → tables and figures under results/."""
-    from nora.verbs.results import collate
-
-    return collate(words, dry_run=dry_run)
-
-
-@nora.command(short_help="re-hash the records, re-score their predictions, compare the artefacts")
-@_targets
-@_json
-def verify(words: Sequence[str], as_json: bool) -> int:
-    """Re-hash the records, re-score their predictions, compare the artefacts."""
-    from nora.verbs.results import verify
-
-    return verify(words, as_json=as_json)
-
-
-@nora.command(short_help="a cell's runs, seeds, settings, commit and the commands that repeat it")
-@click.argument("target", metavar="TARGET")
-@click.argument("cell", metavar="CELL")
-@click.argument("words", nargs=-1, metavar="[key=value …]")
-@_json
-def trace(target: str, cell: str, words: Sequence[str], as_json: bool) -> int:
-    """A cell's runs, seeds, settings, commit and the commands that repeat it. CELL is METHOD/TASK (nora_plus/cb), a
-    panel, a curve, or a start (pissa)."""
-    from nora.verbs.results import trace
-
-    return trace(target, cell, words, as_json=as_json)
-
-
-@nora.command(short_help="one record: spec, metrics, init proof, provenance")
-@_id
-@_where
-@_json
-def show(identity: str, words: Sequence[str], as_json: bool) -> int:
-    """One record: spec, metrics, init proof, provenance."""
-    from nora.verbs.results import show
-
-    return show(identity, words, as_json=as_json)
-
-
-@nora.command(short_help="what differs between two records: spec, metrics, files, run")
-@_id
-@click.argument("other", metavar="ID")
-@_where
-@_json
-def diff(identity: str, other: str, words: Sequence[str], as_json: bool) -> int:
-    """What differs between two records: spec, metrics, files, run."""
-    from nora.verbs.results import diff
-
-    return diff(identity, other, words, as_json=as_json)
-
-
-@nora.command(short_help="every record as CSV and Parquet, PEFT's comparison format, adapter cards")
-@_where
-@click.option("--out", type=click.Path(path_type=Path), default=Path("export"), help="default: export/")
-@_dry_run
-def export(words: Sequence[str], out: Path, dry_run: bool) -> int:
-    """Every record as CSV and Parquet, PEFT's comparison format, adapter cards."""
-    from nora.verbs.results import export
-
-    return export(words, out=out, dry_run=dry_run)
-
-
-@nora.command(short_help="the ledger of every theorem: checked, and compared with the committed verdicts")
-@click.argument("also", nargs=-1, metavar="[ID …]")
-@_json
-@click.option("--only", multiple=True, metavar="ID", help='for example --only "Lemma 10"; several: --only A B')
-def theory(also: Sequence[str], as_json: bool, only: Sequence[str]) -> int:
-    """The ledger of every theorem: checked, and compared with the committed verdicts."""
-    from nora.verbs.results import theory
-
-    if also and not only:
-        raise UserError(f"given {' '.join(also)}; to check some statements alone: --only {also[0]!r}")
-    return theory([*only, *also], as_json=as_json)
-
-
-@nora.command(short_help="resolve a target's Hub names to commits, download, write conf/revisions.lock")
-@_targets
-@_dry_run
-def prefetch(words: Sequence[str], dry_run: bool) -> int:
-    """Resolve a target's Hub names to commits, download, write conf/revisions.lock."""
-    from nora.verbs.machine import prefetch
-
-    return prefetch(words, dry_run=dry_run)
-
-
-@nora.command("sync-wandb", short_help="upload a target's journals and records to W&B; twice changes nothing")
-@_targets
-@_dry_run
-def sync_wandb(words: Sequence[str], dry_run: bool) -> int:
-    """Upload a target's journals and records to W&B; twice changes nothing."""
-    from nora.verbs.machine import sync_wandb
-
-    return sync_wandb(words, dry_run=dry_run)
-
-
-@nora.command(short_help="what this machine has: libraries, disk, Hub, SLURM, W&B")
-@_where
-@_json
-def doctor(words: Sequence[str], as_json: bool) -> int:
-    """What this machine has: libraries, disk, Hub, SLURM, W&B."""
-    from nora.verbs.machine import doctor
-
-    return doctor(words, as_json=as_json)
-
-
-@nora.command(short_help="make a small base model (of text: from a folder)")
-@click.argument("model", metavar="MODEL")
-@click.option("--corpus", type=click.Path(path_type=Path), help="for text: the folder the yaml's paths are in")
-@click.option("--out", type=click.Path(path_type=Path), help="default: assets/MODEL")
-def pretrain(model: str, corpus: Path | None, out: Path | None) -> int:
-    """Make a small base model (of text: from a folder)."""
-    from nora.verbs.machine import pretrain
-
-    return pretrain(model, corpus=corpus, out=out)
-
-
-@nora.command(short_help="run benchmarks/NAME.py")
-@click.argument("name", metavar="NAME")
-@click.option("--quick", is_flag=True, help="small sizes")
-def bench(name: str, quick: bool) -> int:
-    """Run benchmarks/NAME.py."""
-    from nora.verbs.machine import bench
-
-    return bench(name, quick=quick)
-
-
-@nora.command(short_help="a completion script for the shell: source <(nora completion bash)")
+@nora.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh"]))
 def completion(shell: str) -> int:
     """A completion script for the shell: source <(nora completion bash)."""

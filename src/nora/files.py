@@ -68,13 +68,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def publish_once(path: Path, data: bytes | str) -> bool:
-    """Creates ``path`` with ``data`` unless it exists; the first caller wins. True where this call created it."""
+    """Creates ``path`` with ``data`` unless it exists; the first caller wins. True where this call created it.
+
+    Where the file system has no hard links the name is created empty and then replaced: still one caller wins and no
+    reader sees a part, but one that looks in between sees an empty file, and so does everybody after a crash there (an
+    empty record is damaged, and its run is repeated).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _write_temporary(path.parent, data.encode() if isinstance(data, str) else data)
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError:  # which error says "no hard links here" differs from one file system to the next
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            return False
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_directory(path.parent)

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nora.config.compose import compose_config
+from nora.config.compose import OWN_STORE, compose_config
 from nora.config.schema import ExecSpec, validate
 from nora.errors import UserError
 from nora.store.runs import Store
+
+RESULTS = "results"
+"""The committed store, below the checkout; conf/exec/local.yaml says the same."""
 
 
 def find_checkout(start: Path | None = None) -> Path:
@@ -40,6 +43,15 @@ class Workspace:
         root = str(store.root)
         overrides = (*self.overrides, f"exec.results={root}")
         return replace(self, store=store, settings=replace(self.settings, results=root), overrides=overrides)
+
+
+def with_own_store(words: Sequence[str]) -> tuple[str, ...]:
+    """The words of ``nora run``, its records beside those of the tables unless a place is typed: a run that no table
+    has must not lie among the committed ones."""
+    typed = any(
+        w.lstrip("+").startswith("exec.results=") or (w.startswith("exec=") and w != "exec=local") for w in words
+    )
+    return tuple(words) if typed else (*words, OWN_STORE)
 
 
 def open_workspace(words: Sequence[str] = ()) -> Workspace:

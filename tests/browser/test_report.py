@@ -189,5 +189,5 @@ def test_every_text_stands_out_from_its_background(page: Any, scheme: str) -> No
 
 def test_the_page_is_one_small_file_with_a_short_script(report: Path, checkout: Path) -> None:
     assert report.stat().st_size < 5_000_000
-    script = checkout / "src" / "nora" / "collate" / "html" / "report.js"
+    script = checkout / "src" / "nora" / "reporting" / "html" / "report.js"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 200

@@ -157,6 +157,26 @@ def test_verify_scores_the_stored_predictions_again(tmp_path: Path) -> None:
     assert rescore(file, "accuracy") == 2 / 3
 
 
+@pytest.mark.parametrize("words", [["{}", "--cfg", "job"], ["--cfg", "job", "{}"], ["{}", "--cfg=job", "--resolve"]])
+def test_flags_of_hydra_stand_before_or_behind_the_overrides(words: list[str], capsys: Out) -> None:
+    given = [part for word in words for part in (["scale=smoke", "task=cb"] if word == "{}" else [word])]
+    assert cli.main(["run", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "name: cb" in shown and "results: results/mine" in shown
+
+
+def test_a_multirun_warns_as_a_run_does(checkout: Path, tmp_path: Path) -> None:
+    """In a process of its own: Hydra sets up the logging of all of it."""
+    words = ["-m", "scale=smoke", "task=cb", "method=lora,nora", "protocol.epochs=1", f"exec.results={tmp_path}"]
+    command = [sys.executable, "-m", "nora", "run", *words, "exec.progress=false"]
+    subprocess.run(command, cwd=checkout, capture_output=True, check=True)
+    broken = sorted(tmp_path.glob("runs/finetune/*/record.json"))[0]
+    broken.write_text("{")
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    assert f"{broken}: not valid JSON" in done.stderr and "the run is repeated" in done.stderr
+    assert done.stdout.count("already done") == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
@@ -209,3 +229,28 @@ def test_outside_a_checkout_the_package_installed_in_place_is_used_or_named(tmp_
     from nora.workspace import find_checkout
 
     assert (find_checkout(tmp_path) / "conf" / "config.yaml").is_file()
+
+
+def test_what_one_runs_stays_apart(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    """``nora run`` without a place: its record is found by its id, and no committed folder has it."""
+    copy = tmp_path / "checkout"
+    for name in ("src", "conf", "assets", "data"):
+        copy.mkdir(exist_ok=True)
+        (copy / name).symlink_to(checkout / name)
+    monkeypatch.chdir(copy)
+    words = ["scale=smoke", "task=cb", "method=lora", "exec.progress=false", "exec.device=cpu"]
+    assert cli.main(["run", *words]) == 0
+    identity = capsys.readouterr().out.split()[0]
+    (path,) = copy.glob("results/**/record.json")
+    assert path == copy / "results" / "mine" / "runs" / "finetune" / identity / "record.json"
+    for verb in ("show", "why", "logs"):
+        assert cli.main([verb, identity[:8]]) == 0
+        assert identity in capsys.readouterr().out
+    ignored = subprocess.run(["git", "check-ignore", "-q", f"results/mine/runs/finetune/{identity}"], cwd=checkout)
+    assert ignored.returncode == 0
+    assert cli.main(["run", *words, f"exec.results={tmp_path / 'there'}"]) == 0
+    assert len(list((tmp_path / "there").glob("runs/*/*/record.json"))) == 1
+    assert cli.main(["run", "-m", *words, "seed=1"]) == 0
+    assert len(list(copy.glob("results/mine/runs/*/*/record.json"))) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -122,10 +121,8 @@ def copy(checkout: Path, tmp_path: Path) -> Path:
 
 def _refused(copy: Path, *overrides: str) -> str:
     limits.check_folder.cache_clear()
-    started = time.perf_counter()
     with pytest.raises(UserError) as error:
         compose_config(copy / "conf", overrides)
-    assert time.perf_counter() - started < 0.5
     assert "\n" not in str(error.value)
     return str(error.value)
 

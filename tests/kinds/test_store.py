@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +18,11 @@ from typing import Any
 
 import pytest
 
+from nora import cli
 from nora.config.spec import run_id
+from nora.errors import UserError
 from nora.files import publish_once, write_atomic
+from nora.kinds import read_spec
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import run_state, take_snapshot
@@ -101,7 +108,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "zero-filled": lambda data: bytes(len(data)),
     "not UTF-8": lambda data: data.replace(b"h", b"\xff", 1),
     "another JSON type": lambda data: b"[]",
-    "foreign schema": _edit(lambda body: body.update(schema=99)),
+    "foreign schema": _edit(lambda body: body.update(schema="x")),
     "no schema": _edit(lambda body: body.pop("schema")),
     "changed metric": _edit(lambda body: body["result"]["metrics"]["test"].update(accuracy=0.99)),
     "changed spec": _edit(lambda body: body["result"]["spec"].update(seed=1)),
@@ -126,6 +133,18 @@ def test_a_damaged_record_is_seen_named_and_repaired(name: str, tmp_path: Path) 
     assert len(take_snapshot(store).damaged) == 1
     assert store.publish_record(_record(0.6)), "a valid record takes the place of a damaged one"
     assert run_state(store, "finetune", ID).state == "done" and take_snapshot(store).damaged == {}
+
+
+def test_a_copied_folder_is_no_run_of_its_new_name(tmp_path: Path) -> None:
+    """For one run asked for alone as for all of them: `nora run` of the other id must not call it done."""
+    store, other = Store(tmp_path), "b" * 16
+    store.publish_record(_record())
+    shutil.copytree(store.run_dir("finetune", ID), store.run_dir("finetune", other))
+    assert run_state(store, "finetune", ID).state == "done"
+    found = run_state(store, "finetune", other)
+    assert found.state == "damaged" and found.record is None and "(a copy?)" in found.reason
+    snapshot = take_snapshot(store)
+    assert list(snapshot) == [ID] and snapshot.damaged == {other: found.reason}
 
 
 def test_states_of_a_run(tmp_path: Path) -> None:
@@ -173,6 +192,79 @@ def test_on_another_host_the_heartbeat_decides(tmp_path: Path) -> None:
     assert not attempt.is_alive()
     attempt.beat()
     assert attempt.is_alive()
+
+
+def test_the_heartbeat_is_read_by_the_clock_that_wrote_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader whose own clock is 180 s ahead must not start a second attempt."""
+    attempt = Store(tmp_path).new_attempt("finetune", ID)
+    owner = json.loads((attempt.path / "owner.json").read_text())
+    (attempt.path / "owner.json").write_text(json.dumps({**owner, "host": "elsewhere"}))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 180)
+    assert attempt.is_alive()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a PID namespace")
+def test_a_pid_of_another_namespace_or_boot_is_not_asked_for(tmp_path: Path) -> None:
+    """A container's pid 1 is not this machine's; the same host after a reboot has other processes."""
+    code = f"from nora.store.runs import Store; from pathlib import Path; Store(Path({str(tmp_path)!r}))"
+    code += f".new_attempt('finetune', {ID!r})"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    subprocess.run(command, check=True, capture_output=True)
+    (attempt,) = Store(tmp_path).attempts("finetune", ID)
+    owner = json.loads((attempt.path / "owner.json").read_text())
+    assert owner["host"] == socket.gethostname() and owner["pid"] == 1
+    assert attempt.is_alive(), "nobody here can ask for its process: the heartbeat is fresh"
+    (attempt.path / "owner.json").write_text(json.dumps({**owner, "pid": os.getpid(), "process_started": "1"}))
+    assert attempt.is_alive()
+    own = {"pid_namespace": os.readlink("/proc/self/ns/pid"), "boot": "before"}
+    (attempt.path / "owner.json").write_text(json.dumps({**owner, **own}))
+    assert attempt.is_alive()
+    old = time.time() - 15 * 8 - 1
+    os.utime(attempt.path / "heartbeat", (old, old))
+    assert not attempt.is_alive()
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """exFAT and some network file systems: the first still wins, and nothing is left over."""
+
+    def refuse(*given: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "deep" / "record.json"
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: publish_once(path, f"content {i}"), range(32)))
+    assert sum(won) == 1 and path.read_text() == f"content {won.index(True)}"
+    assert [p.name for p in path.parent.iterdir()] == ["record.json"]
+    store = Store(tmp_path / "store")
+    assert store.publish_record(_record(0.5)) and not store.publish_record(_record(0.9))
+    store.record_path("finetune", ID).write_bytes(b"")
+    assert run_state(store, "finetune", ID).state == "damaged"
+    assert store.publish_record(_record(0.6))
+
+
+def test_a_newer_versions_record_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path)
+    store.publish_record(_record())
+    path = store.record_path("finetune", ID)
+    path.write_bytes(_edit(lambda body: body.update(schema=2))(path.read_bytes()))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="written by a newer version: its schema is 2, this version reads 1"):
+        store.publish_record(_record(0.6))
+    for words in (["plan", "table2"], ["launch", "table2"], ["show", ID]):
+        assert cli.main([*words, "scale=smoke"][: 3 if words[0] != "show" else 2] + [f"exec.results={tmp_path}"]) == 2
+        assert "written by a newer version" in capsys.readouterr().err
+    assert path.read_bytes() == before and not (path.parent / "attempts").exists()
+
+
+def test_every_committed_record_has_the_id_of_its_spec(checkout: Path) -> None:
+    """From the spec as it is written and as this version reads it."""
+    paths = sorted((checkout / "results").glob("runs/*/*/record.json"))
+    assert len(paths) > 100
+    for path in paths:
+        spec = json.loads(path.read_text(encoding="utf-8"))["result"]["spec"]
+        assert run_id(spec) == run_id(read_spec(spec)) == path.parent.name
 
 
 def test_a_torn_journal_line_is_left_out(tmp_path: Path) -> None:

@@ -121,4 +121,4 @@ def test_a_folder_without_git_and_an_old_python(site: Path, tmp_path: Path, monk
     monkeypatch.setattr("sys.version_info", (3, 10, 9))
     found = _found(tmp_path, site)
     assert found["Python"].verdict == "bad" and found["Python"].said == "3.10.9"
-    assert "no git commit" in found["checkout"].said
+    assert "commit unknown" in found["checkout"].said and "not a git repository" in found["checkout"].said

@@ -64,7 +64,7 @@ def _tamper_with_new_hash(folder: Path, store: Store) -> None:
 
 
 def _foreign(folder: Path, store: Store) -> None:
-    _rewrite(folder / "record.json", lambda body: body.update(schema=2))
+    _rewrite(folder / "record.json", lambda body: body.update(schema="x"))
 
 
 def _gutted(folder: Path, store: Store) -> None:
@@ -246,7 +246,7 @@ def test_a_factorisation_or_deployment_run_that_went_wrong(
     else:
         store.publish_record(Record(cell.id, result, {"wall_seconds": 1.0}))
     if status == "damaged":
-        _rewrite(store.record_path(str(cell.spec.kind), cell.id), lambda body: body.update(schema=9))
+        _rewrite(store.record_path(str(cell.spec.kind), cell.id), lambda body: body.update(schema="x"))
     assert cli.main(["collate", target, f"exec.results={tmp_path}"]) == 0
     shown = capsys.readouterr()
     written = "".join(p.read_text(encoding="utf-8") for p in tmp_path.glob("*/*.md"))

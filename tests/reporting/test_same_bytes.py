@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from nora.config.spec import run_id
 from nora.files import sha256_file
 from nora.reporting.collation import audit_all, collate, collate_all, with_paper_scale
+from nora.store.record import Record
 from nora.store.runs import Store
-from nora.store.states import take_snapshot
+from nora.store.states import Snapshot, take_snapshot
 from nora.tables.cell import names
 from nora.tables.methods import Table
 from nora.tables.target import load_target
@@ -62,8 +64,14 @@ def test_what_is_committed_is_what_the_committed_records_give(checkout: Path) ->
     """Tables, figures' numbers and captions, and the report around the committed pictures."""
     store = Store(checkout / "results")
     targets = with_paper_scale([load_target(checkout, name) for name in names(checkout)])
-    problems = audit_all(targets, take_snapshot(store), store.root)
+    snapshot = take_snapshot(store)
+    problems = audit_all(targets, snapshot, store.root)
     assert problems == [], "run `make paper` and commit what it writes"
+    like = next(r for r in snapshot.values() if r.kind == "finetune" and "method" in r.spec)
+    spec = {**like.spec, "seed": 4711}
+    stray = Record(run_id(spec), {**like.result, "spec": spec}, {**like.run, "wall_seconds": 1e6}, like.folder)
+    problems = audit_all(targets, Snapshot({**snapshot, stray.id: stray}), store.root)
+    assert problems == [], "a run that is in no table shows nowhere"
     assert len(list((store.root / "tables").glob("*.tex"))) > 8
 
 

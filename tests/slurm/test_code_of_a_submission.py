@@ -48,7 +48,7 @@ def test_a_snapshot_is_what_runs(slurm: Testbed, clone: Path, capsys: Out) -> No
     slurm.ask("scontrol", "update", "partition=gpu", "state=down")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, capture_output=True, text=True, check=True).stdout
     assert _launch(slurm) == 0
-    (clone / "src" / "nora" / "runs" / "execute.py").write_text("raise SystemExit('edited while it waited')\n")
+    (clone / "src" / "nora" / "execution" / "execute.py").write_text("raise SystemExit('edited while it waited')\n")
     (clone / "conf" / "method" / "lora.yaml").write_text("name: edited\n")
     slurm.ask("scontrol", "update", "partition=gpu", "state=up")
     slurm.wait(slurm.idle)

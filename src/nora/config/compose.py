@@ -22,6 +22,9 @@ from nora.config import limits
 from nora.errors import UserError, nearest
 from nora.files import Json
 
+OWN_STORE = "exec.results=results/mine"
+"""The word `nora run` adds where no place for its records is typed; no message repeats it."""
+
 
 def choices(conf: Path, group: str) -> list[str]:
     """The files of one config group."""
@@ -122,7 +125,8 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(first_line(error)) from None
     except (ValueError, TypeError) as error:  # what Hydra raises where a group is given something else than a name
-        raise UserError(f"{' '.join(overrides)}: {first_line(error)}") from None
+        typed = [word for word in overrides if word != OWN_STORE]
+        raise UserError(f"{' '.join(typed)}: {first_line(error)}") from None
 
 
 def choices_side_by_side(groups: Mapping[str, Sequence[str]], group: str, choice: str) -> list[str]:

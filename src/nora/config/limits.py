@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from nora.errors import UserError
+from nora.files import Json
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
@@ -73,17 +74,17 @@ def check_overrides(overrides: tuple[str, ...]) -> None:
             raise UserError(f"{override[:40]}…: too many or too deeply nested values")
 
 
-def check_interpolations(config: dict[str, Any]) -> None:
+def check_interpolations(config: dict[str, Json]) -> None:
     """Refuses references that run in circles or grow past 10,000 values, before anything resolves them."""
     sizes: dict[str, int] = {}
 
-    def look_up(path: str) -> Any:
-        node: Any = config
+    def look_up(path: str) -> Json:
+        node: Json = config
         for part in path.split("."):
             node = node.get(part) if isinstance(node, dict) else None
         return node
 
-    def size(node: Any, where: str, open_paths: tuple[str, ...], depth: int) -> int:
+    def size(node: Json, where: str, open_paths: tuple[str, ...], depth: int) -> int:
         if depth > MAX_DEPTH:
             raise UserError(f"{where}: nested deeper than {MAX_DEPTH}")
         if isinstance(node, dict):

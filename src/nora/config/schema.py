@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from nora.errors import UserError, nearest
+from nora.files import Json
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -88,7 +89,7 @@ class ModelSpec:
     tokenizer: str | None = None
     bos_token_id: Size | None = None
     """Replaces the first id the tokenizer gives (the few-shot protocol starts OPT's texts with id 0)."""
-    architecture: dict[str, Any] | None = None
+    architecture: dict[str, Json] | None = None
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> ModelSpec:
@@ -172,7 +173,7 @@ class TaskSpec:
     files: dict[str, str] | None = None
 
 
-def _keys_at(schema: Any, path: list[str]) -> list[str]:
+def _keys_at(schema: object, path: list[str]) -> list[str]:
     """The field names the schema has at a path, [] if it has no say."""
     for part in path:
         schema = get_type_hints(schema).get(part) if is_dataclass(schema) else None

@@ -25,8 +25,9 @@ from nora.files import Json, canonical_json, sha256_bytes
 from nora.kinds import Spec
 from nora.kinds.parts.recipe import Outcome, RunContext, Update
 from nora.store.attempt import Attempt
-from nora.store.record import DamagedRecord, Record
+from nora.store.record import Record
 from nora.store.runs import Store
+from nora.store.states import State, run_state
 
 if TYPE_CHECKING:
     from nora.training.replicas import Replicas
@@ -81,6 +82,7 @@ def execute(
     RunFailed with one line if the work fails (the attempt then says why), Interrupted if it was asked to stop
     and saved its state, AlreadyRunning if a live attempt has the run. A diverged run has a record.
     """
+    code = provenance.code_of_this_process()  # first of all: what is edited from here on is not what runs
     kinds.check_exec(spec, settings)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
@@ -123,7 +125,7 @@ def execute(
         run = {
             **outcome.run,
             **provenance.machine(device.type, settings.threads),
-            **provenance.code_version(checkout),
+            **code,
             "libraries": provenance.library_versions(),
             "attempt": attempt.number,
             "job": attempt.owner().get("job"),
@@ -169,15 +171,11 @@ def _own_attempt(store: Store, kind: str, identity: str, *, job: str | None, dea
 
 
 def _finished(store: Store, kind: str, identity: str, *, quiet: bool = False) -> Record | None:
-    """The run's record if it and its files are whole; what is damaged is said and counts as not there."""
-    try:
-        record = store.read(kind, identity)
-        problems = [] if record is None else store.verify_files(record)
-    except DamagedRecord as error:
-        record, problems = None, [str(error)]
-    if problems and not quiet:
-        _LOG.warning("%s: the run is repeated", "; ".join(problems))
-    return None if problems else record
+    """The run's record if it counts; what is damaged is said and counts as not there."""
+    found = run_state(store, kind, identity)
+    if found.state is State.DAMAGED and not quiet:
+        _LOG.warning("%s: the run is repeated", found.reason)
+    return found.record
 
 
 def _publish_files(plain: dict[str, Json], outcome: Outcome, identity: str, store: Store) -> dict[str, Json]:

@@ -20,7 +20,6 @@ from nora.errors import Interrupted, RunFailed, UserError
 from nora.files import Json, canonical_json, sha256_bytes, write_atomic
 from nora.kinds import Spec
 from nora.store.attempt import Attempt
-from nora.store.record import DamagedRecord
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import run_state
 
@@ -178,13 +177,9 @@ def history(store: Store, kind: str, identity: str) -> dict[int, dict[str, float
 
 
 def _summary(store: Store, kind: str, identity: str) -> dict[str, Json]:
-    try:
-        record = store.read(kind, identity)
-    except DamagedRecord:
-        record = None
-    if record is None:
-        return {"status": run_state(store, kind, identity).state}
-    return {"status": record.status, **{f"test/{k}": v for k, v in record.metrics.get("test", {}).items()}}
+    found = run_state(store, kind, identity)
+    scores = {} if found.record is None else found.record.metrics.get("test", {})
+    return {"status": found.state, **{f"test/{k}": v for k, v in scores.items()}}
 
 
 def sync(store: Store, specs: Mapping[str, Spec], *, project: str, dry_run: bool) -> list[str]:

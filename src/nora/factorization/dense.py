@@ -29,11 +29,35 @@ def _require_matrix(A: Tensor) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseSymmetric:
-    """(1) for a dense positive semidefinite A [m, m]."""
+class _Dense:
+    """What both have of a matrix."""
 
     A: Tensor
     rank: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.A.shape[0], self.A.shape[1]
+
+    @property
+    def like(self) -> Tensor:
+        return self.A
+
+    @cached_property
+    def norm(self) -> Tensor:
+        return frobenius(self.A)
+
+    def apply(self, M: Tensor) -> Tensor:
+        return self.A @ M
+
+    def apply_transposed(self, M: Tensor) -> Tensor:
+        return self.A.mT @ M
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSymmetric(_Dense):
+    """(1) for a dense positive semidefinite A [m, m]."""
+
     symmetric: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -56,56 +80,19 @@ class DenseSymmetric:
             lowest = float(torch.linalg.eigvalsh(self.A)[0])
             raise ValueError(f"A: given smallest eigenvalue {lowest:.3e}, required positive semidefinite; {way_out}")
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.A.shape[0], self.A.shape[1]
-
-    @property
-    def like(self) -> Tensor:
-        return self.A
-
-    @cached_property
-    def norm(self) -> Tensor:
-        return frobenius(self.A)
-
-    def apply(self, M: Tensor) -> Tensor:
-        return self.A @ M
-
-    apply_transposed = apply
-
     def metrics(self, state: State) -> dict[str, Tensor]:
         return distances(self, _distance(self.A, state.X, state.X))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseAsymmetric:
+class DenseAsymmetric(_Dense):
     """(4) for a dense A [m, n]."""
 
-    A: Tensor
-    rank: int
     symmetric: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         _require_matrix(self.A)
         require_rank(self.rank, *self.shape)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.A.shape[0], self.A.shape[1]
-
-    @property
-    def like(self) -> Tensor:
-        return self.A
-
-    @cached_property
-    def norm(self) -> Tensor:
-        return frobenius(self.A)
-
-    def apply(self, M: Tensor) -> Tensor:
-        return self.A @ M
-
-    def apply_transposed(self, M: Tensor) -> Tensor:
-        return self.A.mT @ M
 
     def metrics(self, state: State) -> dict[str, Tensor]:
         assert state.Y is not None

@@ -34,7 +34,7 @@ from nora.kinds.few_shot import Spec as FewShotSpec
 from nora.kinds.instruct import Spec as InstructSpec
 
 if TYPE_CHECKING:
-    from nora.config.spec import Json
+    from nora.files import Json
     from nora.kinds.parts.cost import Cost, Label
     from nora.kinds.parts.recipe import Outcome, RunContext
     from nora.store.record import Record

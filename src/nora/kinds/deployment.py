@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic.dataclasses import dataclass
 
 from nora.config.schema import STRICT, Count, ModelSpec, Positive, Seed
-from nora.config.spec import Json
 from nora.errors import Interrupted
+from nora.files import Json
 from nora.kinds.parts.cost import Cost, Label
 
 if TYPE_CHECKING:

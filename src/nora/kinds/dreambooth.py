@@ -24,9 +24,8 @@ from nora.config.schema import (
     Size,
     TrainingProtocol,
 )
-from nora.config.spec import Json
 from nora.errors import RunFailed, UserError
-from nora.files import sha256_file
+from nora.files import Json, sha256_file
 from nora.kinds.parts.cost import SETUP_SECONDS, Cost, Label
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from nora.config.schema import STRICT, Count, Name, Positive, Seed
-from nora.config.spec import Json
 from nora.errors import Interrupted, RunFailed
+from nora.files import Json
 from nora.kinds.parts.cost import Cost, Label
 
 if TYPE_CHECKING:

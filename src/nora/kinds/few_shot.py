@@ -6,19 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
 from nora import tasks
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
-from nora.config.spec import Json
 from nora.errors import RunFailed
+from nora.files import Json
 from nora.kinds.parts.cost import Cost, Label, training_cost
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from nora.kinds import FinetuneSpec
     from nora.kinds.parts.recipe import Outcome, RunContext
     from nora.tasks.example import Example
     from nora.training.loop import LoopState
@@ -50,7 +51,7 @@ class Spec:
     measure: list[Literal["spectrum", "zero_shot"]]
 
 
-def label(spec: Spec) -> Label:
+def label(spec: FinetuneSpec) -> Label:
     """A method on a task and a base."""
     names = (spec.method.name, spec.task.name, spec.model.name)
     return Label(names[0], f"{names[1]}, {names[2]}", names)
@@ -63,7 +64,7 @@ def headline(metrics: Mapping[str, Json]) -> str:
     return f"{scores} on {test['n']} test rows"
 
 
-def like(spec: Spec) -> tuple[str, str, str]:
+def like(spec: FinetuneSpec) -> tuple[str, str, str]:
     """Runs of one base, task and method cost about the same."""
     return spec.model.name, spec.task.name, spec.method.name
 
@@ -183,7 +184,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     return run.outcome(metrics, run.text_files(predictions, run.adapter_bytes()), since=started)
 
 
-def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Any]:
+def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Json]:
     """Dev metrics of the kept epoch; the task's metric is computed now if the epochs recorded the loss alone."""
     best = next((entry for entry in state.dev_log if entry["epoch"] == state.best_epoch), None)
     if best is not None and assessor.task.METRIC in best:

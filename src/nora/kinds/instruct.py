@@ -18,10 +18,10 @@ from pydantic.dataclasses import dataclass
 
 from nora import tasks
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
-from nora.config.spec import Json
 from nora.errors import RunFailed, UserError
+from nora.files import Json
 from nora.kinds import few_shot
-from nora.kinds.parts.cost import Cost, Label, training_cost
+from nora.kinds.parts.cost import Cost, training_cost
 from nora.tasks.instruction import Instruction
 from nora.tasks.metrics import score, set_accuracies
 
@@ -102,18 +102,7 @@ class Spec:
         return self
 
 
-def label(spec: Spec) -> Label:
-    """A method on a task and a base."""
-    names = (spec.method.name, spec.task.name, spec.model.name)
-    return Label(names[0], f"{names[1]}, {names[2]}", names)
-
-
-headline = few_shot.headline
-
-
-def like(spec: Spec) -> tuple[str, str, str]:
-    """Runs of one base, task and method cost about the same."""
-    return spec.model.name, spec.task.name, spec.method.name
+label, headline, like = few_shot.label, few_shot.headline, few_shot.like
 
 
 def check(spec: Spec, checkout: Path) -> None:

@@ -98,10 +98,10 @@ def _slurm() -> Finding:
 
 def _code(checkout: Path) -> Finding:
     version = provenance.code_version(checkout)
-    if version["commit"] is None:
-        return Finding("checkout", "note", "no git commit: records cannot name one; exec.code=live only")
+    if version["commit"] == provenance.UNKNOWN:
+        return Finding("checkout", "note", f"commit unknown, exec.code=live only: {version['git']}")
     if version["dirty"]:
-        return Finding("checkout", "note", f"{version['commit'][:12]}, changed since: exec.code=snapshot will refuse")
+        return Finding("checkout", "note", f"{version['commit'][:12]}, changed since: {', '.join(version['changed'])}")
     return Finding("checkout", "good", version["commit"][:12])
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from nora.config.schema import ExecSpec, validate
 from nora.config.spec import run_id, spec_dict
 from nora.errors import RunFailed, UserError
 from nora.execution import provenance
-from nora.files import Json, canonical_json, sha256_bytes, write_atomic
+from nora.files import Json, canonical_json, sha256_bytes, sha256_file, write_atomic
 from nora.kinds import AnySpec, FactorizeSpec, read_spec
 from nora.launch.profile import Profile, Resources
 from nora.tables.cell import Cell
@@ -73,30 +72,39 @@ _LEFT_OUT = (":!results", ":!tests", ":!benchmarks")
 
 
 def snapshot_code(checkout: Path, results: Path) -> tuple[Path, str]:
-    """The folder with the checkout's commit and the commit; UserError where the checkout differs from any commit."""
+    """The folder with the checkout's commit and the configs, rows and assets that git does not know yet (in the
+    folder's name by their hashes), and the commit. UserError where the code or a tracked file differs from it."""
     version = provenance.code_version(checkout)
-    commit = version["commit"]
-    if commit is None:
-        raise UserError("exec.code=snapshot: this checkout has no git commit; use exec.code=live")
-    if version["dirty"]:
+    commit: str = version["commit"]
+    if commit == provenance.UNKNOWN:
+        raise UserError(f"exec.code=snapshot: no commit is known ({version['git']}); use exec.code=live")
+    changed = provenance.changes(checkout)
+    tracked = [path for letters, path in changed if letters != "??"]
+    code = [path for letters, path in changed if letters == "??" and (path.startswith("src/") or path.endswith("/"))]
+    if tracked or code:
+        what = "a tracked file differs from the last commit" if tracked else "code that is in no commit"
         raise UserError(
-            "exec.code=snapshot: a tracked file differs from the last commit; commit it, or use exec.code=live "
+            f"exec.code=snapshot: {what}: {', '.join((tracked or code)[:5])}; commit it, or use exec.code=live "
             "(jobs then run whatever the checkout holds when they start)"
         )
-    folder = results / "snapshots" / commit[:16]
+    carried = {path: sha256_file(checkout / path) for _, path in changed}
+    name = commit[:16] + (f"-{sha256_bytes(canonical_json(carried).encode())[:8]}" if carried else "")
+    folder = results / "snapshots" / name
     if (folder / provenance.SNAPSHOT).is_file():
         return folder, commit
     made = folder.parent / f".tmp-{secrets.token_hex(8)}"
     made.mkdir(parents=True)
     try:
-        archive = subprocess.run(
-            ["git", "-C", str(checkout), "archive", commit, "--", ".", *_LEFT_OUT], capture_output=True, check=True
-        ).stdout
+        archive = provenance.git(checkout, "archive", commit, "--", ".", *_LEFT_OUT)
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             files.extractall(made, filter="data")
+        for path in carried:
+            (made / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkout / path, made / path)
         (made / DOWNLOADS).parent.mkdir(exist_ok=True)
         (made / DOWNLOADS).symlink_to(checkout / DOWNLOADS)  # in no commit; named by theirs, rows counted when read
-        write_atomic(made / provenance.SNAPSHOT, json.dumps({"commit": commit}))
+        own = {"commit": commit, "dirty": bool(carried), **({"changed": carried} if carried else {})}
+        write_atomic(made / provenance.SNAPSHOT, json.dumps(own))
         try:
             os.rename(made, folder)
         except OSError:
@@ -169,7 +177,7 @@ def create(
     failures_allowed: Mapping[str, int],
     settings: ExecSpec,
     code: Path,
-    commit: str | None,
+    commit: str,
     requeue: bool,
 ) -> Submission:
     """Freezes what is about to be submitted. ``dead_up_to``: per run the last attempt that SLURM says is dead;

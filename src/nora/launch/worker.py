@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import nora
 from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution import provenance
@@ -51,7 +50,7 @@ class StopSignals:
 def check_code(submission: Submission) -> None:
     """RunFailed where this process imports other code than was submitted (``exec.code=live`` takes any commit)."""
     wanted = Path(submission.content["code"])
-    here = Path(nora.__file__).resolve().parents[2]
+    here = provenance.package_root()
     if here != wanted.resolve():
         raise RunFailed(f"this node imports nora from {here}, the submission's code is in {wanted}")
     given, frozen = provenance.code_version(wanted)["commit"], submission.content["commit"]

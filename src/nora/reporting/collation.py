@@ -147,7 +147,9 @@ def report_text(
         document = ledger.ledger_document(ledger.read_rows(theory))
         place(document)
         sections.append(Section(document, ()))
-    sections.append(Section(proofs(snapshot), ()))
+    # Of a run that is in no table nothing may show: what one tries out must not change what is committed.
+    listed = {cell.id for cell in cells}
+    sections.append(Section(proofs({i: record for i, record in snapshot.items() if i in listed}), ()))
     return render_report(sections, cells, snapshot)
 
 

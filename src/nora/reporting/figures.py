@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nora.files import write_atomic
+from nora.files import Json, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -77,7 +77,7 @@ def render(figure: Figure) -> dict[str, bytes]:
         figure.draw(canvas)
         if figure.banner:
             canvas.suptitle(figure.banner, fontsize=7, color=VERMILION)
-        metadata: dict[str, dict[str, Any]] = {
+        metadata: dict[str, dict[str, Json]] = {
             "pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None},
         }  # fmt: skip
         for suffix, fields in metadata.items():

@@ -156,7 +156,7 @@ _MINUS = re.compile(r"(?<![\w.)-])-(?=\d)")
 
 
 def escape_latex(text: str) -> str:
-    """``text`` as LaTeX prints it, marks.py's notation included; ValueError for a character without a spelling here."""
+    """``text``, with the light notation of labels.py, as LaTeX prints it; ValueError for a character not spelt here."""
     text = _MINUS.sub("−", _QUOTED.sub(r"“\1”", text))
     return rendered(
         text,

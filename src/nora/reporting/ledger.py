@@ -42,7 +42,7 @@ def read_rows(path: Path) -> list[dict[str, Json]]:
 
 
 def mathematics(text: str) -> str:
-    """The ledger's ASCII with Greek letters and signs; what is raised or lowered stays as marks.py reads it."""
+    """The ledger's ASCII with Greek letters and signs; what is raised or lowered stays as labels.py reads it."""
     for spelt, sign in _SYMBOLS.items():
         text = text.replace(spelt, sign)
     text = _NAMED.sub(lambda found: _GREEK[found[0]], text)

@@ -8,7 +8,6 @@ from nora.files import Json
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.store.record import Record
-from nora.store.states import Snapshot
 
 
 def proof_line(proof: Mapping[str, Json]) -> str:
@@ -25,23 +24,23 @@ def _small(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def proofs(snapshot: Snapshot) -> Document:
+def proofs(records: Mapping[str, Record]) -> Document:
     """Every run's init proof, gathered per kind of run, method (or start) and init."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
-    for record in snapshot.values():
+    for record in records.values():
         spec = record.spec
         what = spec.get("method") or spec.get("start") or spec.get("adapter") or {}
         groups.setdefault((spec["kind"], what.get("name", ""), str(record.result["proof"]["init"])), []).append(record)
     lines = []
-    for (kind, name, init), records in sorted(groups.items()):
-        found = [record.result["proof"] for record in records]
+    for (kind, name, init), alike in sorted(groups.items()):
+        found = [record.result["proof"] for record in alike]
         modules = [m for proof in found for m in proof.get("modules", [])]
         worst = max((m["relative_difference"] for m in modules), default=None)
         ratios = [m["rho"] / m["rho_sketch"] for m in modules if m.get("rho_sketch")]
         passed = sum(bool(proof["passed"]) for proof in found)
         entries = (
             Entry(labels.init(init)),
-            Entry(f"{passed} of {len(found)}", runs=tuple(r.id for r in records)),
+            Entry(f"{passed} of {len(found)}", runs=tuple(r.id for r in alike)),
             Entry("–" if worst is None else _small(worst)),
             Entry(f"{min(ratios):.2f} … {max(ratios):.2f}" if ratios else "–"),
         )

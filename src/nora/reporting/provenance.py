@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
 
 from nora.config.spec import spec_dict
 from nora.errors import UserError, nearest
@@ -55,10 +54,10 @@ def _parts(record: Record) -> dict[str, Json]:
     }
 
 
-def differences(one: Record, other: Record) -> dict[str, dict[str, tuple[Any, Json]]]:
+def differences(one: Record, other: Record) -> dict[str, dict[str, tuple[Json, Json]]]:
     """Part of the record → dotted key → (one's value, the other's); parts and keys that agree are left out."""
     mine, theirs = _parts(one), _parts(other)
-    outcome: dict[str, dict[str, tuple[Any, Json]]] = {}
+    outcome: dict[str, dict[str, tuple[Json, Json]]] = {}
     for part in _PARTS:
         a, b = flat_values(mine[part]), flat_values(theirs[part])
         changed = {
@@ -230,7 +229,7 @@ def show_text(record: Record, folder: Path) -> str:
     lines += _fields({**metrics, **{f"epoch {i}": epoch for i, epoch in enumerate(epochs)}})
     proof = record.result["proof"]
     lines += ["init proof", f"  {proof_line(proof)}"]
-    if proof["modules"]:
+    if proof.get("modules"):
         lines.append("  difference, ρ, ρ of a sketch of this weight, size over Kaiming's, module")
         lines += [
             "  {relative_difference:7.1e} {rho:7.3f} {rho_sketch:7.3f} {scale_ratio:6.3f}  {name}".format_map(module)

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from os.path import commonprefix
@@ -29,10 +29,10 @@ _SEED = "{seed}"  # stands for the seed in a command, so that the seeds of a set
 class RunIndex:
     """Runs numbered in the order they are listed, so that a cell's runs are mostly neighbours."""
 
-    def __init__(self, facts: Mapping[str, Mapping[str, Json]], others: Iterable[str]) -> None:
-        """``facts``: id → what is told of a listed run; ``others``: further ids, of records that nothing lists."""
+    def __init__(self, facts: Mapping[str, Mapping[str, Json]]) -> None:
+        """``facts``: id → what is told of a listed run; one that nothing lists shows nowhere."""
         self._facts = facts
-        self._places = {identity: i for i, identity in enumerate(dict.fromkeys([*facts, *others]))}
+        self._places = {identity: i for i, identity in enumerate(facts)}
 
     def ranges(self, ids: Sequence[str]) -> str:
         """ "3-5 9" for the runs 3, 4, 5 and 9, in the order given."""
@@ -45,7 +45,7 @@ class RunIndex:
         return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
     def to_json(self) -> str:
-        """{texts, runs}: per run its id and, of a listed one, what report.js reads; texts by their place in ``texts``.
+        """{texts, runs}: per run its id and what report.js reads; texts by their place in ``texts``.
 
         "<" is escaped: a record's text must not end the script element that holds this.
         """
@@ -55,11 +55,7 @@ class RunIndex:
             return texts.setdefault(value, len(texts))
 
         runs: list[list[Json]] = []
-        for identity in self._places:
-            fact = self._facts.get(identity)
-            if fact is None:
-                runs.append([identity])
-                continue
+        for identity, fact in self._facts.items():
             run = [identity, text(fact["state"]), fact["seed"], text(_shared(fact["command"], fact["seed"])),
                    text(", ".join(fact["difference"]))]  # fmt: skip
             if "commit" in fact:
@@ -128,7 +124,7 @@ class Section:
 def render_report(sections: Sequence[Section], cells: Sequence[Cell[AnySpec]], snapshot: Snapshot) -> str:
     """The page's text; the same artefacts and records give the same bytes."""
     runs = run_facts(cells, snapshot)
-    index = RunIndex(runs, snapshot)
+    index = RunIndex(runs)
     own = files("nora.reporting").joinpath("html")
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
@@ -147,7 +143,7 @@ def render_report(sections: Sequence[Section], cells: Sequence[Cell[AnySpec]], s
 
 
 def _rich(text: str) -> Markup:
-    """marks.py's notation as HTML."""
+    """The light notation of texts (labels.py) as HTML."""
     return Markup(
         rendered(
             text,

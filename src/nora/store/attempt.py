@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,34 @@ def process_started(pid: int) -> str | None:
         return None
     fields = stat.rsplit(")", 1)[1].split()
     return None if fields[0] == "Z" else fields[19]
+
+
+def place_of_process() -> dict[str, str]:
+    """Where this process's pid has its meaning: the host, this boot of it, this PID namespace ("" where not told)."""
+
+    def told(read: Callable[[], str]) -> str:
+        try:
+            return read().strip()
+        except OSError:
+            return ""
+
+    return {
+        "host": socket.gethostname(),
+        "boot": told(lambda: Path("/proc/sys/kernel/random/boot_id").read_text()),
+        "pid_namespace": told(lambda: os.readlink("/proc/self/ns/pid")),
+    }
+
+
+def clock_of(folder: Path) -> float:
+    """The time now by the clock of the folder's file system, which may be a server's; this machine's where the folder
+    cannot be written."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b".")
+            file.flush()
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 @dataclass(frozen=True)
@@ -78,14 +109,15 @@ class Attempt:
             return None
 
     def is_alive(self) -> bool:
-        """Not ended, and: on this host its process, elsewhere its heartbeat."""
+        """Not ended, and: where its pid can be asked for its process, elsewhere its heartbeat."""
         owner = self.owner()
         if not owner or any((self.path / end).exists() for end in ENDS):
             return False
-        if owner["host"] == socket.gethostname():
-            return process_started(owner["pid"]) == owner["process_started"]
+        here = place_of_process()
+        if all(owner.get(key, here[key]) == value for key, value in here.items()):  # older owners say the host alone
+            return process_started(owner["pid"]) == str(owner["process_started"])
         try:
-            age = time.time() - (self.path / "heartbeat").stat().st_mtime
+            age = clock_of(self.path) - (self.path / "heartbeat").stat().st_mtime
         except FileNotFoundError:
             return False
         return age < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS

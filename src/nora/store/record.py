@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nora.config.spec import run_id, versionless_id
+from nora.errors import UserError
 from nora.files import Json, canonical_json, readable_json, sha256_bytes
 
 SCHEMA = 1
@@ -16,6 +17,10 @@ STATUSES = ("done", "diverged")
 
 class DamagedRecord(Exception):
     """A record that cannot be trusted: unreadable, of a foreign schema, or not what its hashes say."""
+
+
+class NewerRecord(UserError):
+    """A record of a schema that this version does not know: nothing may repeat the run over it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Record:
 
 
 def parse_record(text: str, *, where: Path | str) -> Record:
-    """The record in ``text``; DamagedRecord where it is not whole, of another schema, or altered."""
+    """The record in ``text``; DamagedRecord where it is not whole or altered, NewerRecord where a newer
+    version wrote it."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON number")
@@ -74,6 +80,10 @@ def parse_record(text: str, *, where: Path | str) -> Record:
         raise DamagedRecord(f"{where}: not valid JSON ({error})") from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         given = body.get("schema") if isinstance(body, dict) else type(body).__name__
+        if isinstance(given, int) and given > SCHEMA:
+            raise NewerRecord(
+                f"{where}: written by a newer version: its schema is {given}, this version reads {SCHEMA}"
+            )
         raise DamagedRecord(f"{where}: given schema {given!r}, this version reads {SCHEMA}")
     missing = [key for key in ("id", "result", "result_sha256", "run") if key not in body]
     if missing:

@@ -7,15 +7,16 @@ import json
 import os
 import secrets
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
-from nora.store.attempt import ENDS, Attempt, process_started
+from nora.store.attempt import ENDS, Attempt, place_of_process, process_started
 from nora.store.record import DamagedRecord, Record, read_record
 
+OWN = "mine"
+"""Below the store of the tables: what a person runs, in no commit and in no table."""
 _NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
 
 
@@ -26,6 +27,12 @@ class Store:
         if root.exists() and not root.is_dir():
             raise UserError(f"exec.results: given {root}, which is a file; required a folder, or a name for a new one")
         self.root = root
+
+    def home(self, beginning: str) -> Store:
+        """Where a run whose id starts so is found: here, or among what `nora run` has put into the folder ``OWN``."""
+        own = Store(self.root / OWN)
+        there = any(own.root.glob(f"runs/*/{beginning}*")) and not any(self.root.glob(f"runs/*/{beginning}*"))
+        return own if beginning.isalnum() and there else self
 
     def run_dir(self, kind: str, run_id: str) -> Path:
         return self.root / "runs" / kind / run_id
@@ -49,7 +56,7 @@ class Store:
         made = folder / f".tmp-{secrets.token_hex(8)}"
         made.mkdir()
         owner = {
-            "host": socket.gethostname(),
+            **place_of_process(),
             "pid": os.getpid(),
             "process_started": process_started(os.getpid()),
             "job": job,

@@ -50,10 +50,8 @@ class RunState:
 MISSING = RunState(State.MISSING)
 
 
-def _state_of_record(store: Store, record: Record) -> RunState:
-    problems = store.verify_files(record)
-    if problems:
-        return RunState(State.DAMAGED, problems[0], record)
+def _ended(record: Record) -> RunState:
+    """Of a record that counts."""
     if record.status == State.DIVERGED:
         where = record.result["diverged"]
         return RunState(State.DIVERGED, f"step {where['step']}, {where['tensor']}", record)
@@ -76,14 +74,19 @@ def _state_without_record(store: Store, kind: str, run_id: str) -> RunState:
 
 
 def run_state(store: Store, kind: str, run_id: str) -> RunState:
-    """The state of one run as it is on disk now; never stale, which only a Snapshot can see."""
+    """The state of one run as it is on disk now; never stale, which only a Snapshot can see. A record in a folder of
+    another id (a copy) is damaged: a run counts once."""
     try:
         record = store.read(kind, run_id)
     except DamagedRecord as error:
         return RunState(State.DAMAGED, str(error))
-    if record is not None:
-        return _state_of_record(store, record)
-    return _state_without_record(store, kind, run_id)
+    if record is None:
+        return _state_without_record(store, kind, run_id)
+    if (record.kind, record.id) != (kind, run_id):
+        folder = store.run_dir(kind, run_id)
+        return RunState(State.DAMAGED, f"{folder}: holds the record of {record.id}, kind {record.kind} (a copy?)")
+    problems = store.verify_files(record)
+    return RunState(State.DAMAGED, problems[0]) if problems else _ended(record)
 
 
 class Snapshot(Mapping[str, Record]):
@@ -125,11 +128,8 @@ class Snapshot(Mapping[str, Record]):
         if identity is None or spec is None:
             return MISSING
         record = self._records.get(identity)
-        if record is not None and record.status == State.DIVERGED:
-            where = record.result["diverged"]
-            return RunState(State.DIVERGED, f"step {where['step']}, {where['tensor']}", record)
         if record is not None:
-            return RunState(State.DONE, "", record)
+            return _ended(record)
         if identity in self.damaged:
             return RunState(State.DAMAGED, self.damaged[identity])
         found = self.unfinished.get(identity, MISSING)
@@ -142,27 +142,18 @@ class Snapshot(Mapping[str, Record]):
 
 
 def take_snapshot(store: Store) -> Snapshot:
-    """Reads every record once. A record in a folder of another id (a copy) is damaged: a run counts once."""
+    """Reads every run once."""
     records: dict[str, Record] = {}
     damaged: dict[str, str] = {}
     unfinished: dict[str, RunState] = {}
     for folder in sorted(store.root.glob("runs/*/*/")):  # a stray file is no run
         kind, run_id = folder.parent.name, folder.name
-        try:
-            record = store.read(kind, run_id)
-        except DamagedRecord as error:
-            damaged[run_id] = str(error)
-            continue
-        if record is None:
-            if (folder / "attempts").is_dir():
-                unfinished[run_id] = _state_without_record(store, kind, run_id)
-        elif record.id != run_id or record.kind != kind:
-            name = run_id if record.id != run_id else f"{kind}/{run_id}"
-            damaged[name] = f"{folder}: holds the record of {record.id}, kind {record.kind} (a copy?)"
-        else:
-            state = _state_of_record(store, record)
-            if state.state is State.DAMAGED:
-                damaged[run_id] = state.reason
-            else:
-                records[run_id] = record
+        found = run_state(store, kind, run_id)
+        if found.record is not None:
+            records[run_id] = found.record
+        elif found.state is State.DAMAGED:
+            # A run of that id may stand whole under its own kind.
+            damaged[f"{kind}/{run_id}" if run_id in records or run_id in damaged else run_id] = found.reason
+        elif found.state is not State.MISSING:
+            unfinished[run_id] = found
     return Snapshot(records, damaged=damaged, unfinished=unfinished)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 import yaml
+
+from nora.files import Json
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class PrintedSetting:
     doubtful: bool
 
 
-def _read(table: str) -> dict[str, Any] | None:
+def _read(table: str) -> dict[str, Json] | None:
     resource = files("nora.tables").joinpath("paper", f"{table}.yaml")
     if not resource.is_file():
         return None
-    data: dict[str, Any] = yaml.safe_load(resource.read_text(encoding="utf-8"))
+    data: dict[str, Json] = yaml.safe_load(resource.read_text(encoding="utf-8"))
     return data
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Row = Mapping[str, Any]
+"""A row of a task as its file has it."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -35,7 +38,7 @@ class HubSource:
     num_test_rows: int
 
 
-def require_fields(row: Mapping[str, Any], fields: Sequence[str], *, task: str) -> None:
+def require_fields(row: Row, fields: Sequence[str], *, task: str) -> None:
     """ValueError naming the fields a row lacks."""
     missing = [field for field in fields if field not in row]
     if missing:

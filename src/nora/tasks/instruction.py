@@ -8,11 +8,10 @@ first line of a longer instruction is indented.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from nora.tasks.example import require_fields
+from nora.tasks.example import Row, require_fields
 
 FIELDS = ("instruction", "input", "output", "answer")
 _INDENT = " " * 16
@@ -56,7 +55,7 @@ def extract(text: str, answers: Sequence[str]) -> str:
     return found[0] if found else ""
 
 
-def build(row: Mapping[str, Any], *, set: str) -> Instruction:
+def build(row: Row, *, set: str) -> Instruction:
     """A row of LLM-Adapters' JSON; ValueError where a field is missing or ``input`` is not empty."""
     require_fields(row, FIELDS, task=set)
     if row["input"]:

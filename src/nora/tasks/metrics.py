@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from nora.tasks.example import Row
 
 
 def normalize_answer(text: str) -> list[str]:
@@ -28,7 +29,7 @@ def _pair_f1(given: list[str], gold: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def score(metric: str, predictions: Sequence[Mapping[str, Any]]) -> float:
+def score(metric: str, predictions: Sequence[Row]) -> float:
     """The metric over stored predictions: ``prediction`` beside ``correct`` (accuracy), ``references`` (f1), or
     ``answer`` and ``set`` (mean_accuracy: the unweighted mean over the sets)."""
     if metric == "accuracy":
@@ -40,7 +41,7 @@ def score(metric: str, predictions: Sequence[Mapping[str, Any]]) -> float:
     raise ValueError(f"metric: given {metric!r}, required 'accuracy', 'f1' or 'mean_accuracy'")
 
 
-def set_accuracies(predictions: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, int]]:
+def set_accuracies(predictions: Sequence[Row]) -> dict[str, tuple[float, int]]:
     """set → (share of right answers, number of rows), in the order the sets come."""
     counts: dict[str, list[bool]] = {}
     for row in predictions:

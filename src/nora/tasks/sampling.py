@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from nora.tasks.example import Row
 
 
 class Subsets(NamedTuple):
     """Rows of one seed's training, dev and test sets."""
 
-    train: list[Any]
-    dev: list[Any]
-    test: list[Any]
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
 
 
 def draw_subsets(
-    train_rows: Sequence[Any], test_rows: Sequence[Any], *, seed: int, num_train: int, num_dev: int, num_test: int
+    train_rows: Sequence[Row], test_rows: Sequence[Row], *, seed: int, num_train: int, num_dev: int, num_test: int
 ) -> Subsets:
     """One permutation of each split by NumPy's legacy generator, seeded alike; dev is the end of the training draw.
 

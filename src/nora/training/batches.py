@@ -12,7 +12,13 @@ from torch import Tensor
 
 
 class Tokenizer(Protocol):
-    def __call__(self, text: str) -> object: ...
+    """What is used of a tokenizer."""
+
+    eos_token_id: Any
+
+    def __call__(self, text: str) -> Any: ...
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool) -> Any: ...
 
 
 class ExampleLike(Protocol):
@@ -40,10 +46,10 @@ def encode_example(
     never cut (ValueError where it alone does not fit). ``bos`` replaces the first id.
     """
     prompt = example.prompt.lstrip().strip(" ")
-    base = len(tokenizer(prompt)["input_ids"])  # type: ignore[index]
+    base = len(tokenizer(prompt)["input_ids"])
     sequences, lengths, cut = [], [], 0
     for candidate in example.candidates:
-        ids = list(tokenizer((example.prompt + candidate).lstrip().strip(" "))["input_ids"])  # type: ignore[index]
+        ids = list(tokenizer((example.prompt + candidate).lstrip().strip(" "))["input_ids"])
         if bos is not None:
             ids[0] = bos
         option = len(ids) - base
@@ -188,7 +194,7 @@ class EncodedText:
         return len(self.ids) - self.first_scored
 
 
-def encode_text(row: InstructionLike, tokenizer: Any, *, cutoff: int, loss_on: str, eos: int) -> EncodedText:
+def encode_text(row: InstructionLike, tokenizer: Tokenizer, *, cutoff: int, loss_on: str, eos: int) -> EncodedText:
     """Ids of prompt + target, cut on the right at ``cutoff``; the end-of-sequence token only where it fits.
 
     ``loss_on``: "text" learns every token after the first, "answer" those of the target (found by the length of the

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from nora.adapters import evaluating
+from nora.training.batches import Tokenizer
+from nora.training.objectives import base_of
 
 
 @torch.no_grad()
@@ -49,9 +51,9 @@ def greedy(
 
 
 def _greedy_batch(
-    model: Any, prompts: list[Sequence[int]], stop: Sequence[int], max_new_tokens: int, pad_id: int
+    model: nn.Module, prompts: list[Sequence[int]], stop: Sequence[int], max_new_tokens: int, pad_id: int
 ) -> list[list[int]]:
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     device = next(base.parameters()).device
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     width = int(lengths.max())
@@ -87,7 +89,7 @@ def _greedy_batch(
     return tokens
 
 
-def _step(base: Any, ids: Tensor, positions: Tensor, mask: Tensor, past: Any) -> Tensor:
+def _step(base: Any, ids: Tensor, positions: Tensor, mask: Tensor, past: DynamicCache) -> Tensor:
     output = base.base_model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
     )
@@ -142,7 +144,7 @@ class Decoding:
     """"vllm" for greedy answers by vLLM; None: transformers."""
 
 
-def encode_prompts(prompts: Sequence[str], tokenizer: Any, decoding: Decoding) -> list[tuple[int, ...]]:
+def encode_prompts(prompts: Sequence[str], tokenizer: Tokenizer, decoding: Decoding) -> list[tuple[int, ...]]:
     """Token ids of each prompt."""
     room = decoding.max_length - decoding.max_new_tokens
     encoded = []
@@ -153,9 +155,9 @@ def encode_prompts(prompts: Sequence[str], tokenizer: Any, decoding: Decoding) -
 
 
 def answer(
-    model: Any,
+    model: nn.Module,
     prompts: Sequence[str],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     decoding: Decoding,
     *,
     pad_id: int,
@@ -166,6 +168,7 @@ def answer(
     stop = int(tokenizer.eos_token_id)
     if decoding.backend == "vllm":
         between()
+        assert isinstance(model, PeftModel)
         tokens = vllm_greedy(
             model, encoded, stop=stop, max_new_tokens=decoding.max_new_tokens, max_length=decoding.max_length
         )
@@ -181,7 +184,7 @@ def answer(
 
 @torch.no_grad()
 def beam_search(
-    model: Any,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
@@ -191,7 +194,7 @@ def beam_search(
 ) -> list[list[int]]:
     """transformers' beam search over left-padded batches with an explicit mask, longest prompts first."""
     with evaluating(model):
-        host: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        host = base_of(model)
         device = next(host.parameters()).device
         outcome: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))

@@ -20,13 +20,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
 from nora.adapters import Preconditioner
+from nora.files import Json
 
 if TYPE_CHECKING:
     from nora.training.replicas import Replicas
@@ -102,7 +103,7 @@ class LoopState:
     steps_since: int = 0
     losses: list[float] = field(default_factory=list)
     """Mean loss of every step taken."""
-    dev_log: list[dict[str, Any]] = field(default_factory=list)
+    dev_log: list[dict[str, Json]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -246,7 +247,7 @@ def train(
     *,
     order: Callable[[int], Tensor],
     before_step: Callable[[int], None],
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None,
+    evaluate: Callable[[nn.Module], dict[str, Json]] | None,
     on_step: Callable[[StepInfo], None],
     on_boundary: Callable[[LoopState], None],
     replicas: Replicas | None = None,
@@ -288,7 +289,7 @@ def _evaluation_due(step: int, total: int, per_epoch: int, every: int | None) ->
 
 
 def _evaluate(
-    model: nn.Module, state: LoopState, epoch: int, evaluate: Callable[[nn.Module], dict[str, Any]], keep_best: bool
+    model: nn.Module, state: LoopState, epoch: int, evaluate: Callable[[nn.Module], dict[str, Json]], keep_best: bool
 ) -> None:
     metrics = evaluate(model)
     entry = {"epoch": epoch, "train_loss": state.epoch_loss / state.steps_since, **metrics}

@@ -55,12 +55,17 @@ def token_losses(
     return losses
 
 
-def hidden_states(model: Any, *, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
+def base_of(model: nn.Module) -> Any:
+    """The language model below PEFT's wrapper: its class has attributes that no type of torch knows."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
     """Last hidden states [b, n, h] under an explicit mask [b, 1, n, n] and explicit positions.
 
     With prefix tuning every query also reads the prefix, and the first token keeps the position it has without one.
     """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     past: Any = None
     if isinstance(model, PeftModel) and isinstance(model.active_peft_config, PrefixTuningConfig):
         past = model.get_prompt(len(input_ids))
@@ -75,16 +80,16 @@ def hidden_states(model: Any, *, input_ids: Tensor, position_ids: Tensor, mask: 
     ).last_hidden_state
 
 
-def token_log_probs(model: Any, batch: Batch) -> Tensor:
+def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probability [t] (nats, float32 or better) of each scored token; the head runs on those positions alone."""
     hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     logits = base.get_output_embeddings()(hidden[batch.row, batch.predict_from])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
 
 
-def option_scores(model: Any, batch: Batch) -> Tensor:
+def option_scores(model: nn.Module, batch: Batch) -> Tensor:
     """Mean log-probability per token of each candidate, flat over the batch [sum(num_options)]."""
     log_probs = token_log_probs(model, batch)
     total = log_probs.new_zeros(sum(batch.num_options)).index_add(0, batch.option, log_probs)
@@ -92,7 +97,7 @@ def option_scores(model: Any, batch: Batch) -> Tensor:
     return total / count
 
 
-def classification_loss(model: Any, batch: Batch, gold: Tensor) -> Tensor:
+def classification_loss(model: nn.Module, batch: Batch, gold: Tensor) -> Tensor:
     """Sum over the examples of the cross-entropy over their candidates' mean log-probabilities; ``gold`` [examples]."""
     scores = option_scores(model, batch)
     losses = [
@@ -102,7 +107,7 @@ def classification_loss(model: Any, batch: Batch, gold: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def option_lm_loss(model: Any, batch: Batch) -> Tensor:
+def option_lm_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Sum over the scored tokens (those of the gold answers) of their negative log-probability."""
     return -token_log_probs(model, batch).sum()
 
@@ -151,10 +156,10 @@ class OptionLMObjective:
         return option_lm_loss(model, batch.to(device))
 
 
-def summed_loss(model: Any, batch: Batch) -> Tensor:
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Sum over the scored tokens of their negative log-probability; logits exist for a few tokens at a time."""
     hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     head = base.get_output_embeddings()
     return token_losses(hidden[batch.row, batch.predict_from], head.weight, batch.targets, bias=head.bias).sum()
 

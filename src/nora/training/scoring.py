@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from nora.adapters import evaluating
+from nora.files import Json
 from nora.tasks.example import Example
 from nora.tasks.metrics import score
-from nora.training.batches import EncodedExample, collate, encode_example
+from nora.training.batches import EncodedExample, Tokenizer, collate, encode_example
 from nora.training.generation import greedy
 from nora.training.objectives import option_scores, token_log_probs
 
@@ -121,7 +121,9 @@ class Split:
     encoded: Sequence[EncodedExample]
 
     @classmethod
-    def encode(cls, examples: Sequence[Example], tokenizer: Any, *, max_length: int, bos: int | None = None) -> Split:
+    def encode(
+        cls, examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int, bos: int | None = None
+    ) -> Split:
         """Tokenises every example; ValueError where an answer does not fit."""
         return cls(examples, [encode_example(e, tokenizer, max_length=max_length, bos=bos) for e in examples])
 
@@ -138,20 +140,20 @@ class Assessor:
     """Measures a model on splits of one task."""
 
     task: ModuleType
-    tokenizer: Any
+    tokenizer: Tokenizer
     pad_id: int
     share_prompt: bool
     max_length: int
     between: Callable[[], None] = lambda: None
     """Called before every batch; it may raise to stop a long evaluation."""
 
-    def loss(self, model: nn.Module, split: Split) -> dict[str, Any]:
+    def loss(self, model: nn.Module, split: Split) -> dict[str, Json]:
         """The training loss on a split (and accuracy, where scoring the candidates gives it for nothing)."""
         if self.task.LOSS == "classification":
             return self.measure(model, split)[0]
         return self._gold(model, split)
 
-    def measure(self, model: nn.Module, split: Split) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def measure(self, model: nn.Module, split: Split) -> tuple[dict[str, Json], list[dict[str, Json]]]:
         """Loss, gold loss and the task's metric, and one prediction per example."""
         if self.task.METRIC == "f1":
             predictions = self._generate(model, split)
@@ -169,7 +171,7 @@ class Assessor:
         metrics = {self.task.METRIC: score(self.task.METRIC, predictions), **metrics, "n": len(split)}
         return metrics, predictions
 
-    def _gold(self, model: nn.Module, split: Split) -> dict[str, Any]:
+    def _gold(self, model: nn.Module, split: Split) -> dict[str, Json]:
         """Mean loss per gold token over the split, and the mean over examples of each one's loss per token."""
         log_probs = gold_log_probs(model, split.encoded, split.gold, pad_id=self.pad_id, between=self.between)
         tokens = [e.option_lengths[g] for e, g in zip(split.encoded, split.gold, strict=True)]
@@ -179,7 +181,7 @@ class Assessor:
             "n": len(split),
         }
 
-    def _generate(self, model: nn.Module, split: Split) -> list[dict[str, Any]]:
+    def _generate(self, model: nn.Module, split: Split) -> list[dict[str, Json]]:
         room = self.max_length - self.task.MAX_NEW_TOKENS
         prompts = []
         for encoded, example in zip(split.encoded, split.examples, strict=True):
@@ -201,7 +203,7 @@ class Assessor:
         ]
 
 
-def _choices(scored: Sequence[Scored], examples: Sequence[Example]) -> list[dict[str, Any]]:
+def _choices(scored: Sequence[Scored], examples: Sequence[Example]) -> list[dict[str, Json]]:
     """Chosen candidates; scores rounded to six significant digits."""
     return [
         {"prediction": s.prediction, "correct": list(e.correct), "scores": [float(f"{x:.6g}") for x in s.scores]}

@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import click
+
 from nora.errors import RunFailed, UserError
 from nora.files import Json
 from nora.launch import queue as slurm_queue
@@ -21,7 +23,7 @@ from nora.launch.submission import FOLDER
 from nora.store.states import State, take_snapshot
 from nora.tables.estimate import memory_gib
 from nora.tables.target import AnyTarget
-from nora.verbs.words import read_targets
+from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
 from nora.workspace import Workspace, open_workspace
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
@@ -119,8 +121,12 @@ def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, li
     return {target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue) for target in targets}
 
 
-def plan(words: Sequence[str], *, as_json: bool, sbatch: bool) -> int:
-    """Each cell's state, reason and cost; for a cluster the arrays, with ``sbatch`` their scripts."""
+@click.command()
+@on_targets
+@json_flag
+@click.option("--sbatch", is_flag=True, help="print the job scripts (SLURM is not needed)")
+def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
+    """The cells of a target: state, reason, cost."""
     targets, workspace = read_targets(words)
     planned = _planned(targets, workspace)
     on_cluster = workspace.settings.name == "slurm"
@@ -141,8 +147,24 @@ def plan(words: Sequence[str], *, as_json: bool, sbatch: bool) -> int:
     return 0
 
 
-def launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, dry_run: bool = False) -> int:
-    """Runs or submits what is missing; with ``retry`` what failed."""
+@click.command()
+@on_targets
+@click.option("--canary", is_flag=True, help="first one short run per resource class: memory, speed")
+@dry_run_flag
+def launch(words: Sequence[str], canary: bool, dry_run: bool) -> int:
+    """Run, or submit, exactly what is missing."""
+    return _launch(words, canary=canary, dry_run=dry_run)
+
+
+@click.command()
+@on_targets
+@dry_run_flag
+def retry(words: Sequence[str], dry_run: bool) -> int:
+    """Run or submit again what failed, however often."""
+    return _launch(words, retry=True, dry_run=dry_run)
+
+
+def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, dry_run: bool = False) -> int:
     from nora.launch.canary import launch_canary
     from nora.launch.local import launch_local
 
@@ -156,7 +178,7 @@ def launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, d
         elif dry_run:
             for p in _planned([target], workspace)[target.name]:
                 if p.state in (RETRIED if retry else SUBMITTABLE):
-                    print(shlex.join(["nora", "run", *p.cell.overrides]))
+                    print(shlex.join(["nora", "run", *p.cell.overrides, f"exec.results={workspace.settings.results}"]))
         else:
             code |= launch_local(target, workspace, queue=queue_of(workspace), retry=retry)
     return code
@@ -169,8 +191,12 @@ def _under_way(cells: Sequence[PlannedCell], steps: Json) -> dict[str, Json]:
     return {"progress": steps, "eta_hours": eta_hours(cells)}
 
 
-def status(words: Sequence[str], *, as_json: bool, watch: bool) -> int:
-    """Counts, progress of what runs, time left."""
+@click.command()
+@on_targets
+@json_flag
+@click.option("--watch", is_flag=True, help="refresh every few seconds")
+def status(words: Sequence[str], as_json: bool, watch: bool) -> int:
+    """How far a target is."""
     targets, workspace = read_targets(words)
     while True:
         planned = _planned(targets, workspace)
@@ -187,8 +213,11 @@ def status(words: Sequence[str], *, as_json: bool, watch: bool) -> int:
         time.sleep(_REFRESH_SECONDS)
 
 
-def cancel(words: Sequence[str], *, dry_run: bool) -> int:
-    """Takes a target's runs out of SLURM; what they saved stays and is continued by the next launch."""
+@click.command()
+@on_targets
+@dry_run_flag
+def cancel(words: Sequence[str], dry_run: bool) -> int:
+    """Take a target's runs out of SLURM; what they saved stays and is continued by the next launch."""
     targets, workspace = read_targets(words)
     if not slurm.installed():
         raise UserError("cancel: squeue is not found; this is no machine of a SLURM cluster")
@@ -200,16 +229,24 @@ def cancel(words: Sequence[str], *, dry_run: bool) -> int:
     return 0
 
 
-def logs(identity: str, words: Sequence[str], *, as_json: bool) -> int:
+@click.command()
+@of_run
+@in_store
+@json_flag
+def logs(identity: str, words: Sequence[str], as_json: bool) -> int:
     """Where a run's logs are and how they end."""
-    found = slurm_queue.logs(open_workspace(words).store, identity)
+    found = slurm_queue.logs(open_workspace(words).store.home(identity), identity)
     print(json.dumps(found, indent=1) if as_json else logs_text(found))
     return 0
 
 
-def why(identity: str, words: Sequence[str], *, as_json: bool) -> int:
-    """Why a run is in its state."""
+@click.command()
+@of_run
+@in_store
+@json_flag
+def why(identity: str, words: Sequence[str], as_json: bool) -> int:
+    """Why a run is in its state: attempts, SLURM jobs, the error."""
     workspace = open_workspace(words)
-    found = slurm_queue.why(workspace.store, identity, queue_of(workspace))
+    found = slurm_queue.why(workspace.store.home(identity), identity, queue_of(workspace))
     print(json.dumps(found, indent=1) if as_json else why_text(found))
     return 0

@@ -10,16 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import click
+
 from nora.errors import UserError, one_of
 from nora.execution import provenance
 from nora.files import write_atomic
 from nora.store.states import take_snapshot
-from nora.verbs.words import read_targets
+from nora.verbs.words import dry_run_flag, in_store, json_flag, on_targets, read_targets
 from nora.workspace import find_checkout, open_workspace
 
 
-def prefetch(words: Sequence[str], *, dry_run: bool) -> int:
-    """Brings what the targets read of the Hub, at paper scale unless another is typed."""
+@click.command()
+@on_targets
+@dry_run_flag
+def prefetch(words: Sequence[str], dry_run: bool) -> int:
+    """Resolve a target's Hub names to commits, download, write conf/revisions.lock (default: scale=paper)."""
     from nora.execution.prefetch import prefetch as bring
 
     scaled = words if any(w.startswith("scale=") for w in words) else [*words, "scale=paper"]
@@ -30,8 +35,11 @@ def prefetch(words: Sequence[str], *, dry_run: bool) -> int:
     return 0
 
 
-def sync_wandb(words: Sequence[str], *, dry_run: bool) -> int:
-    """Uploads what the targets' runs have that W&B has not."""
+@click.command("sync-wandb")
+@on_targets
+@dry_run_flag
+def sync_wandb(words: Sequence[str], dry_run: bool) -> int:
+    """Upload a target's journals and records to W&B; twice changes nothing."""
     from nora.execution.tracker import sync
 
     targets, workspace = read_targets(words)
@@ -45,8 +53,11 @@ def sync_wandb(words: Sequence[str], *, dry_run: bool) -> int:
     return 0
 
 
-def doctor(words: Sequence[str], *, as_json: bool) -> int:
-    """What this machine has and lacks."""
+@click.command()
+@in_store
+@json_flag
+def doctor(words: Sequence[str], as_json: bool) -> int:
+    """What this machine has: libraries, disk, Hub, SLURM, W&B."""
     from nora.launch.doctor import examine, report
 
     workspace = open_workspace(words)
@@ -55,8 +66,12 @@ def doctor(words: Sequence[str], *, as_json: bool) -> int:
     return 1 if any(f.verdict == "bad" for f in findings) else 0
 
 
-def pretrain(model: str, *, corpus: Path | None, out: Path | None) -> int:
-    """Makes a base again, by tools/make_base of the checkout."""
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--corpus", type=click.Path(path_type=Path), help="for text: the folder the yaml's paths are in")
+@click.option("--out", type=click.Path(path_type=Path), help="default: assets/MODEL")
+def pretrain(model: str, corpus: Path | None, out: Path | None) -> int:
+    """Make a small base model again (of text: from a folder), by tools/make_base of the checkout."""
     checkout = find_checkout()
     tools = checkout / "tools"
     if not (tools / "make_base").is_dir():
@@ -76,9 +91,12 @@ def load_program(path: Path) -> ModuleType:
     return module
 
 
-def bench(name: str, *, quick: bool) -> int:
-    """A benchmark is a file with ``run(*, quick) -> dict`` and ``table(result) -> str``; results/bench/NAME.json keeps
-    the result of a full one."""
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--quick", is_flag=True, help="small sizes")
+def bench(name: str, quick: bool) -> int:
+    """Run benchmarks/NAME.py (``run(*, quick) -> dict``, shown by ``table(result) -> str``); the result of a full
+    one is kept in results/bench/NAME.json."""
     checkout = find_checkout()
     folder = checkout / "benchmarks"
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))

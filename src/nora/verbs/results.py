@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from nora.errors import UserError
 from nora.files import write_atomic
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, take_snapshot
-from nora.verbs.words import read_targets
+from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
 from nora.workspace import find_checkout, open_workspace
 
 
@@ -34,8 +36,11 @@ def _whole(words: Sequence[str]) -> bool:
     return all("=" not in word or word.startswith("exec") for word in words)
 
 
-def collate(words: Sequence[str], *, dry_run: bool) -> int:
-    """Writes the targets' artefacts; of ``all``, not narrowed, every one at both scales, and the report."""
+@click.command()
+@on_targets
+@dry_run_flag
+def collate(words: Sequence[str], dry_run: bool) -> int:
+    """Records → tables and figures under results/."""
     from nora.reporting import collation
 
     targets, workspace = read_targets(words)
@@ -60,8 +65,11 @@ def collate(words: Sequence[str], *, dry_run: bool) -> int:
     return 0
 
 
-def verify(words: Sequence[str], *, as_json: bool) -> int:
-    """Hashes, scores and artefacts against the records; 1 if something differs."""
+@click.command()
+@on_targets
+@json_flag
+def verify(words: Sequence[str], as_json: bool) -> int:
+    """Re-hash the records, re-score their predictions, compare the artefacts."""
     from nora.reporting.collation import audit, audit_all, with_paper_scale
     from nora.store.verify import verify_record
 
@@ -88,8 +96,14 @@ def verify(words: Sequence[str], *, as_json: bool) -> int:
     return 1 if problems else 0
 
 
-def trace(target: str, cell: str, words: Sequence[str], *, as_json: bool) -> int:
-    """Everything behind one cell."""
+@click.command()
+@click.argument("target", metavar="TARGET")
+@click.argument("cell", metavar="CELL")
+@click.argument("words", nargs=-1, metavar="[key=value …]")
+@json_flag
+def trace(target: str, cell: str, words: Sequence[str], as_json: bool) -> int:
+    """A cell's runs, seeds, settings, commit and the commands that repeat it. CELL is METHOD/TASK (nora_plus/cb), a
+    panel, a curve, or a start (pissa)."""
     from nora.reporting.provenance import trace_cell, trace_text
 
     targets, workspace = read_targets([target, *words])
@@ -103,6 +117,7 @@ def trace(target: str, cell: str, words: Sequence[str], *, as_json: bool) -> int
 def _one_record(store: Store, given: str) -> Record:
     """The record whose id starts so; UserError unless there is exactly one, with why one there is not believed."""
     found, why = [], ""
+    store = store.home(given)
     for folder in sorted(store.root.glob("runs/*/*/")):
         if folder.name.startswith(given):
             try:
@@ -115,18 +130,28 @@ def _one_record(store: Store, given: str) -> Record:
     raise UserError(f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{why}")
 
 
-def show(identity: str, words: Sequence[str], *, as_json: bool) -> int:
-    """One record."""
+@click.command()
+@of_run
+@in_store
+@json_flag
+def show(identity: str, words: Sequence[str], as_json: bool) -> int:
+    """One record: spec, metrics, init proof, provenance."""
     from nora.reporting.provenance import show_text
 
     store = open_workspace(words).store
     record = _one_record(store, identity)
-    print(record.to_json() if as_json else show_text(record, store.run_dir(record.kind, record.id)))
+    assert record.folder is not None  # it was read there
+    print(record.to_json() if as_json else show_text(record, record.folder))
     return 0
 
 
-def diff(identity: str, other: str, words: Sequence[str], *, as_json: bool) -> int:
-    """What differs between two records."""
+@click.command()
+@of_run
+@click.argument("other", metavar="ID")
+@in_store
+@json_flag
+def diff(identity: str, other: str, words: Sequence[str], as_json: bool) -> int:
+    """What differs between two records: spec, metrics, files, run."""
     from nora.reporting.provenance import differences, differences_text
 
     store = open_workspace(words).store
@@ -135,8 +160,12 @@ def diff(identity: str, other: str, words: Sequence[str], *, as_json: bool) -> i
     return 0
 
 
-def export(words: Sequence[str], *, out: Path, dry_run: bool) -> int:
-    """Every record in other programs' formats."""
+@click.command()
+@in_store
+@click.option("--out", type=click.Path(path_type=Path), default=Path("export"), help="default: export/")
+@dry_run_flag
+def export(words: Sequence[str], out: Path, dry_run: bool) -> int:
+    """Every record as CSV and Parquet, PEFT's comparison format, adapter cards."""
     from nora.reporting.exports import export as exported
 
     store = open_workspace(words).store
@@ -152,8 +181,15 @@ def export(words: Sequence[str], *, out: Path, dry_run: bool) -> int:
     return 0
 
 
-def theory(only: Sequence[str], *, as_json: bool) -> int:
-    """Checks the statements, and their verdicts against the committed ones; 1 if one differs."""
+@click.command()
+@click.argument("also", nargs=-1, metavar="[ID …]")
+@json_flag
+@click.option("--only", multiple=True, metavar="ID", help='for example --only "Lemma 10"; several: --only A B')
+def theory(also: Sequence[str], as_json: bool, only: Sequence[str]) -> int:
+    """The ledger of every theorem: checked, and compared with the committed verdicts; exit code 1 if one differs."""
+    if also and not only:
+        raise UserError(f"given {' '.join(also)}; to check some statements alone: --only {also[0]!r}")
+    only = [*only, *also]
     import torch
 
     from nora.factorization.theory import check_expectations, run_ledger

@@ -174,7 +174,7 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
             _set_launcher(*launcher(specs))
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
         kinds.compose_run(checkout, own)
-    with _as_hydra_reads(words):
+    with _as_hydra_reads([*overrides, *flags]):  # its parser takes overrides that stand together, wherever flags do
         try:
             hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(job)()
         except (HydraException, OmegaConfBaseException) as error:

@@ -40,13 +40,7 @@ def lora_on_a_linear_model(generator: torch.Generator) -> Finding:
         return shift.abs() / scale + slopes / scale
 
     worst = over([(ratio, sum(sizes))], generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
-        limit=1e-12,
-        note="B is the least-squares solution T D^T / N of the whitened data (D, T)",
-    )
+    return worst.finding(limit=1e-12, note="B is the least-squares solution T D^T / N of the whitened data (D, T)")
 
 
 def gd_from_nystrom(generator: torch.Generator) -> Finding:
@@ -114,7 +108,7 @@ def start_without_A(generator: torch.Generator) -> Finding:
         return ratio, core_size(r_A, r)
 
     worst = over((case(*shape) for shape in ((2, 2), (3, 2), (2, 4))), generator=generator)
-    return Finding(instances=worst.random, searched=worst.searched, worst=worst.value, limit=1e-12)
+    return worst.finding(limit=1e-12)
 
 
 def one_step_is_the_range_finder(generator: torch.Generator) -> Finding:

@@ -36,7 +36,7 @@ def _bases(r_A: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _found(worst: Worst, limit: float, note: str = "") -> Finding:
-    return Finding(instances=worst.random, searched=worst.searched, worst=worst.value, limit=limit, note=note)
+    return worst.finding(limit=limit, note=note)
 
 
 def lemma_6(generator: torch.Generator) -> Finding:

@@ -184,6 +184,13 @@ class Worst(NamedTuple):
     searched: int
     value: float
 
+    def finding(self, *, limit: float, condition: str = "", counterexample: str = "", note: str = "") -> Finding:
+        """What the check of a claim saw, in these instances."""
+        return Finding(
+            instances=self.random, searched=self.searched, worst=self.value, limit=limit,
+            condition=condition, counterexample=counterexample, note=note,
+        )  # fmt: skip
+
 
 def worst_case(
     ratio: Ratio, dim: int, *, generator: torch.Generator, random: int = RANDOM, rounds: int = ROUNDS

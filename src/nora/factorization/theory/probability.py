@@ -25,7 +25,7 @@ from nora.factorization.theory.core import (
 
 
 def _found(worst: Worst, limit: float) -> Finding:
-    return Finding(instances=worst.random, searched=worst.searched, worst=worst.value, limit=limit)
+    return worst.finding(limit=limit)
 
 
 def lemma_14(generator: torch.Generator) -> Finding:

@@ -66,10 +66,7 @@ def _phases(r_A: int, r: int) -> tuple[Ratio, int]:
 def theorem_1(generator: torch.Generator) -> Finding:
     """Exact-parametrised."""
     worst = over((_phases(r, r) for r in (1, 2, 3)), generator=generator, rounds=3)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
+    return worst.finding(
         limit=1 + 1e-6,
         condition="sigma_r(B_0) >= sigma_r(A)/3 (a large xi) and T_1 = log(3 kappa^2 e_0) / eta, which depends on xi",
         counterexample=exact.no_uniform_count(),
@@ -143,7 +140,7 @@ def equation_12(generator: torch.Generator) -> Finding:
         return ratio, core_size(r, r)
 
     worst = over((case(r, eta) for r in SHAPES for eta in ETAS), generator=generator)
-    return Finding(instances=worst.random, searched=worst.searched, worst=worst.value, limit=1e-10)
+    return worst.finding(limit=1e-10)
 
 
 def lemma_2(generator: torch.Generator) -> Finding:
@@ -169,14 +166,7 @@ def lemma_2(generator: torch.Generator) -> Finding:
         return ratio, core_size(r, r)
 
     worst = over((case(r, eta) for r in SHAPES for eta in ETAS), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
-        limit=1 + 1e-8,
-        condition="eta <= 1",
-        counterexample=exact.step_above_one(),
-    )
+    return worst.finding(limit=1 + 1e-8, condition="eta <= 1", counterexample=exact.step_above_one())
 
 
 def lemma_7(generator: torch.Generator) -> Finding:
@@ -203,10 +193,7 @@ def lemma_7(generator: torch.Generator) -> Finding:
         return ratio, core_size(r, r) + 1
 
     worst = over((case(r, eta) for r in SHAPES for eta in (0.01, 0.1, 0.5, 2 / 3)), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
+    return worst.finding(
         limit=1 + 1e-8,
         condition="eta <= 2/3 and xi so large that sigma_r(B_0) >= sigma_r(A) / 3",
         counterexample=exact.small_start_overshoots(),
@@ -242,10 +229,7 @@ def lemma_8(generator: torch.Generator) -> Finding:
         return ratio, core_size(r, r) + 1
 
     worst = over((case(r) for r in SHAPES), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
+    return worst.finding(
         limit=1 + 1e-8,
         note="sharper than the proof: e_{t+1} <= e_t^2 / (4 sigma_r(B_t)), kappa where the proof has kappa^2",
     )
@@ -306,12 +290,8 @@ def lemma_12(generator: torch.Generator) -> Finding:
 
     shapes = ((1, 2), (2, 3), (3, 6))
     worst = over((case(*shape, eta) for shape in shapes for eta in (0.1, 0.5, 0.9)), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
-        limit=1e-9,
-        note="rcond = 1e-10 on X^T X; wherever rank(Phi_t) = r_A, which (28) grants for eta <= 1",
+    return worst.finding(
+        limit=1e-9, note="rcond = 1e-10 on X^T X; wherever rank(Phi_t) = r_A, which (28) grants for eta <= 1"
     )
 
 

@@ -48,13 +48,7 @@ def definition_1(generator: torch.Generator) -> Finding:
         return ratio, core_size(r_A, r)
 
     worst = over((case(*shape) for shape in SHAPES), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
-        limit=1e-10,
-        note=f"strictly weaker than global optimality: {exact.weak_but_not_optimal()}",
-    )
+    return worst.finding(limit=1e-10, note=f"strictly weaker than global optimality: {exact.weak_but_not_optimal()}")
 
 
 def lemma_3(generator: torch.Generator) -> Finding:
@@ -72,7 +66,7 @@ def lemma_3(generator: torch.Generator) -> Finding:
         return ratio, core_size(r_A, r)
 
     worst = over((case(*shape) for shape in (*SHAPES, (3, 3))), generator=generator)
-    return Finding(instances=worst.random, searched=worst.searched, worst=worst.value, limit=1e-12)
+    return worst.finding(limit=1e-12)
 
 
 def lemma_4(generator: torch.Generator) -> Finding:
@@ -99,13 +93,7 @@ def lemma_4(generator: torch.Generator) -> Finding:
         return ratio, core_size(r_A, r)
 
     worst = over((case(*shape, eta) for shape in SHAPES for eta in (0.1, 0.5, 0.9)), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
-        limit=1e-9,
-        note="wherever the iteration is defined, which Lemma 9 grants for eta <= 1",
-    )
+    return worst.finding(limit=1e-9, note="wherever the iteration is defined, which Lemma 9 grants for eta <= 1")
 
 
 def lemma_5(generator: torch.Generator) -> Finding:
@@ -124,10 +112,7 @@ def lemma_5(generator: torch.Generator) -> Finding:
         return ratio, core_size(r_A, r)
 
     worst = over((case(*shape) for shape in SHAPES), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
+    return worst.finding(
         limit=1.0,
         condition="eta < 1, so that X_t settles at a weak optimum",
         counterexample=exact.step_one_never_settles(),
@@ -155,14 +140,7 @@ def lemma_9(generator: torch.Generator) -> Finding:
         return ratio, core_size(r_A, r)
 
     worst = over((case(*shape, eta) for shape in SHAPES for eta in (0.1, 0.5, 0.9, 1.0)), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
-        limit=1 + 1e-8,
-        condition="eta <= 1",
-        counterexample=exact.step_above_one_under(),
-    )
+    return worst.finding(limit=1 + 1e-8, condition="eta <= 1", counterexample=exact.step_above_one_under())
 
 
 _UNDER = (
@@ -223,10 +201,7 @@ def _lemma_10(r_A: int, r: int, corrected: bool) -> tuple[Ratio, int]:
 def lemma_10(generator: torch.Generator) -> Finding:
     """As printed."""
     worst = over((_lemma_10(*shape, False) for shape in _WEAK_SHAPES), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
+    return worst.finding(
         limit=1 + 1e-9,
         counterexample=exact.lemma_10(),
         note="for r = 1 it is the reverse of Cauchy and Schwarz; step (a) of (25) is what fails",
@@ -236,7 +211,7 @@ def lemma_10(generator: torch.Generator) -> Finding:
 def lemma_10_corrected(generator: torch.Generator) -> Finding:
     """With the constant of the matrix Kantorovich inequality (Marshall and Olkin, 1990)."""
     worst = over((_lemma_10(*shape, True) for shape in _WEAK_SHAPES), generator=generator)
-    return Finding(instances=worst.random, searched=worst.searched, worst=worst.value, limit=1 + 1e-9)
+    return worst.finding(limit=1 + 1e-9)
 
 
 def _bound_17(r_A: int, r: int, eta: float, corrected: bool) -> tuple[Ratio, int]:
@@ -246,7 +221,7 @@ def _bound_17(r_A: int, r: int, eta: float, corrected: bool) -> tuple[Ratio, int
     def ratio(p: Tensor) -> Tensor:
         c = core(p, r_A, r, kappa=1e3)
         problem, state = symmetric(only(c), Q)
-        scale = (3 * smallest(_B(problem, state))).rsqrt() * p[c.valid, -1].abs().exp()
+        scale = (3 * smallest(_core(problem, state))).rsqrt() * p[c.valid, -1].abs().exp()
         state = State(state.X * scale[:, None, None])
         first = problem.metrics(state)["weak"]
         constant = _kantorovich(problem.s) * r**0.5 if corrected else torch.full_like(first, float(r))
@@ -260,32 +235,17 @@ def _bound_17(r_A: int, r: int, eta: float, corrected: bool) -> tuple[Ratio, int
     return ratio, core_size(r_A, r) + 1
 
 
-def _B(problem: Symmetric, state: State) -> Tensor:
-    C = problem.Q.mT @ state.X
-    return C.mT @ (C / problem.s[:, :, None])
-
-
 def equation_17(generator: torch.Generator) -> Finding:
     """As printed in the proof of Theorem 2."""
     worst = over((_bound_17(*shape, eta, False) for shape in _WEAK_SHAPES for eta in (0.1, 0.5)), generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
-        limit=1 + 1e-9,
-        counterexample=exact.bound_17(),
-        note="it falls with Lemma 10",
-    )
+    return worst.finding(limit=1 + 1e-9, counterexample=exact.bound_17(), note="it falls with Lemma 10")
 
 
 def theorem_2(generator: torch.Generator) -> Finding:
     """With the constant that Lemma 10 should have; (ii) follows by eta = O(eps / (r K))."""
     cases = (_bound_17(*shape, eta, True) for shape in _WEAK_SHAPES for eta in (0.01, 0.1, 0.5, 2 / 3))
     worst = over(cases, generator=generator)
-    return Finding(
-        instances=worst.random,
-        searched=worst.searched,
-        worst=worst.value,
+    return worst.finding(
         limit=1 + 1e-9,
         condition="eta <= 2/3, xi so large that sigma_r(B_0) >= 1/3, and constants that hold (kappa+1)^2 / (4 kappa)",
         counterexample=exact.bound_17(),

@@ -35,7 +35,8 @@ def random_model(architecture: Mapping[str, Json], *, seed: int = _RANDOM_WEIGHT
     fields = dict(architecture)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with streams.seeded(seed, "weights"):
-        return AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 @dataclass(frozen=True)

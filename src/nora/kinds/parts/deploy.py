@@ -11,7 +11,7 @@ from peft import LoraConfig
 from nora import streams
 from nora.adapters import Start, factors_at_start, initialize_, inits, prove_init
 from nora.adapters.moved import moves_base
-from nora.config.spec import Json
+from nora.files import Json
 from nora.kinds.parts.hosts import Host, Model, TextHost, Trained, difference
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nora import streams
-from nora.config.spec import Json
 from nora.factorization import (
     Asymmetric,
     Problem,
@@ -25,6 +24,7 @@ from nora.factorization import (
     starts,
 )
 from nora.factorization.solvers import Solver
+from nora.files import Json
 
 if TYPE_CHECKING:
     from nora.kinds.factorize import ProblemSpec, SolverSpec, StartSpec

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nora import streams
 from nora.adapters import save_adapter, save_diffusers_lora, snapshot_weights
-from nora.config.spec import Json
+from nora.files import Json
 from nora.kinds.parts import bases
 from nora.kinds.parts.recipe import RunContext
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from nora import streams
 from nora.adapters import InitReport, Preconditioner, lora_layers
 from nora.config.schema import ExecSpec, MethodSpec, TrainingProtocol
-from nora.config.spec import Json
 from nora.errors import Interrupted
+from nora.files import Json
 from nora.store.attempt import Attempt
 from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state
 

@@ -20,19 +20,17 @@ function numbers(ranges) {
 }
 
 function stateOf(number) {
-  const state = known.runs[number][1];
-  return state === undefined ? "in no table any more" : known.texts[state];
+  return known.texts[known.runs[number][1]];
 }
 
 function describe(number) {
-  const [id, state, seed, command, difference, commit, dirty, seconds, proof, outcome] = known.runs[number];
+  const [id, , seed, command, difference, commit, dirty, seconds, proof, outcome] = known.runs[number];
   const box = element("div", undefined, "run");
   box.tabIndex = -1;
   const head = element("p");
   head.append(element("span", stateOf(number), "state " + stateOf(number)));
-  head.append(state === undefined ? ` · run ${id}` : ` · seed ${seed} · run ${id}`);
+  head.append(` · seed ${seed} · run ${id}`);
   box.append(head);
-  if (state === undefined) return box;
   if (outcome) box.append(element("p", "Outcome: " + outcome));
   if (known.texts[difference]) {
     box.append(element("p", "Unlike most runs of its table: " + known.texts[difference]));

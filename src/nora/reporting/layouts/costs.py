@@ -64,15 +64,15 @@ def cost(cells: Sequence[Cell[AnySpec]], records: Mapping[str, Record], measured
 
 def build(target: Costs, records: Mapping[str, Record]) -> Document:
     """A row per target and kind of run, the totals below a rule."""
-    measured = measured_hours(records.values())
     found: list[tuple[str, str, Cost]] = []
     everything: list[Cell[AnySpec]] = []
     others = [load_target(target.checkout, name, [f"scale={target.scale}"]) for name in target.targets]
     # A hyper-parameter table lists the runs of the table it belongs to: they are that one's.
     others.sort(key=lambda other: (other.file.layout == "hyperparameters", labels.papers_order(other.name)))
-    for other in others:
-        name = other.name
-        cells = other.cells(records)
+    cells_of = {other.name: other.cells(records) for other in others}
+    listed = {cell.id for cells in cells_of.values() for cell in cells}
+    measured = measured_hours(record for identity, record in records.items() if identity in listed)
+    for name, cells in cells_of.items():
         listed = {cell.id for cell in cells if cell.id is not None}
         if listed <= {cell.id for cell in everything}:
             continue  # the runs of targets before it, shown again

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from nora.tasks import instruction
+from nora.tasks.example import Row
 from nora.tasks.instruction import Instruction
 
 
@@ -51,12 +50,12 @@ TRAIN_FILE = "ft-training_set/commonsense_170k.json"
 TEST_FILE = "dataset/{folder}/test.json"
 
 
-def training(row: Mapping[str, Any], set: str) -> Instruction:
+def training(row: Row, set: str) -> Instruction:
     """A row of the mixture."""
     return instruction.build(row, set=set)
 
 
-def testing(row: Mapping[str, Any], set: str) -> Instruction:
+def testing(row: Row, set: str) -> Instruction:
     """A row of one of the sets."""
     return instruction.build(row, set=set)
 

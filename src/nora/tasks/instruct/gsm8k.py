@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
 
-from nora.tasks.example import HubSource, require_fields
+from nora.tasks.example import HubSource, Row, require_fields
 from nora.tasks.instruction import Instruction
 
 LABEL = "GSM8K"
@@ -47,7 +45,7 @@ def prompt(query: str) -> str:
     return _TEMPLATE.format(query=query)
 
 
-def training(row: Mapping[str, Any], set: str) -> Instruction:
+def training(row: Row, set: str) -> Instruction:
     """A row of MetaMathQA; a row of LLM-Adapters' math JSON (mini scale) is put into its form first. The
     end-of-sequence token is the encoder's to add. Gold: what stands after the marker."""
     del set
@@ -58,7 +56,7 @@ def training(row: Mapping[str, Any], set: str) -> Instruction:
     return Instruction(start, target, start, answer, "metamath")
 
 
-def from_llm_adapters(row: Mapping[str, Any]) -> dict[str, str]:
+def from_llm_adapters(row: Row) -> dict[str, str]:
     """A row of LLM-Adapters' math JSON in MetaMathQA's form: the stand-in at mini scale, and marked as one.
 
     Its rationales end "The answer is X." in many spellings; the marker with the row's own number is put in its place.
@@ -83,7 +81,7 @@ def gold(answer: str) -> str:
     return number
 
 
-def testing(row: Mapping[str, Any], set: str) -> Instruction:
+def testing(row: Row, set: str) -> Instruction:
     """A row of GSM8K."""
     del set
     require_fields(row, TEST_FIELDS, task="gsm8k")

@@ -8,10 +8,7 @@ The Hub's google/boolq says `answer` (a bool), SuperGLUE's copy `label` (0/1); b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, labelled, require_fields
+from nora.tasks.example import Example, HubSource, Row, labelled, require_fields
 
 LABEL = "BoolQ"
 SOURCE = HubSource("google/boolq", None, "train", "validation", 9427, 3270)
@@ -22,7 +19,7 @@ METRIC = "accuracy"
 CANDIDATES = ("Yes", "No")
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, (*FIELDS, "answer" if "answer" in row else "label"), task="boolq")
     answer = row["answer"] if "answer" in row else row["label"]
     question = row["question"]

@@ -8,10 +8,7 @@ Labels: 0 entailment, 1 contradiction, 2 neutral. 250 training rows in all: dev 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, labelled, require_fields
+from nora.tasks.example import Example, HubSource, Row, labelled, require_fields
 
 LABEL = "CB"
 SOURCE = HubSource("aps/super_glue", "cb", "train", "validation", 250, 56)
@@ -22,7 +19,7 @@ METRIC = "accuracy"
 CANDIDATES = ("Yes", "No", "Maybe")
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, FIELDS, task="cb")
     prompt = f'Suppose {row["premise"]} Can we infer that "{row["hypothesis"]}"? Yes, No, or Maybe?\n'
     return labelled(prompt, CANDIDATES, row["label"], task="cb")

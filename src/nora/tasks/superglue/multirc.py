@@ -6,10 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, labelled, require_fields
+from nora.tasks.example import Example, HubSource, Row, labelled, require_fields
 
 LABEL = "MultiRC"
 SOURCE = HubSource("aps/super_glue", "multirc", "train", "validation", 27243, 4848)
@@ -20,7 +17,7 @@ METRIC = "accuracy"
 CANDIDATES = ("No", "Yes")
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, FIELDS, task="multirc")
     prompt = (
         f"{row['paragraph']}\nQuestion: {row['question']}\n"

@@ -8,10 +8,7 @@ The candidates are whole sentences, the query with each entity put in; any of `a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, require_fields
+from nora.tasks.example import Example, HubSource, Row, require_fields
 
 LABEL = "ReCoRD"
 SOURCE = HubSource("aps/super_glue", "record", "train", "validation", 100730, 10000)
@@ -21,7 +18,7 @@ TOKENS, OPTIONS = 300, 20  # rough means of the real rows: prompt and one candid
 METRIC = "accuracy"
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, FIELDS, task="record")
     entities, answers = list(row["entities"]), list(row["answers"])
     if not answers or answers[0] not in entities:

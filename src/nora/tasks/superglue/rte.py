@@ -8,10 +8,7 @@ Labels: 0 entailment, 1 not entailment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, labelled, require_fields
+from nora.tasks.example import Example, HubSource, Row, labelled, require_fields
 
 LABEL = "RTE"
 SOURCE = HubSource("aps/super_glue", "rte", "train", "validation", 2490, 277)
@@ -22,7 +19,7 @@ METRIC = "accuracy"
 CANDIDATES = ("Yes", "No")
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, FIELDS, task="rte")
     prompt = f'{row["premise"]}\nDoes this mean that "{row["hypothesis"]}" is true? Yes or No?\n'
     return labelled(prompt, CANDIDATES, row["label"], task="rte")

@@ -8,10 +8,7 @@ The closing newline is part of the training target: it is where generation stops
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, require_fields
+from nora.tasks.example import Example, HubSource, Row, require_fields
 
 LABEL = "SQuAD"
 SOURCE = HubSource("rajpurkar/squad", None, "train", "validation", 87599, 10570)
@@ -23,7 +20,7 @@ MAX_NEW_TOKENS = 50
 STOP = "\n"
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, FIELDS, task="squad")
     answers = list(row["answers"]["text"])
     if not answers:

@@ -8,10 +8,7 @@ The sentence carries a trailing blank; the answers start with one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, labelled, require_fields
+from nora.tasks.example import Example, HubSource, Row, labelled, require_fields
 
 LABEL = "SST-2"
 SOURCE = HubSource("nyu-mll/glue", "sst2", "train", "validation", 67349, 872)
@@ -22,6 +19,6 @@ METRIC = "accuracy"
 CANDIDATES = (" terrible", " great")
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, FIELDS, task="sst2")
     return labelled(f"{row['sentence'].strip()} It was", CANDIDATES, row["label"], task="sst2")

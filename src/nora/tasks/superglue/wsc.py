@@ -9,10 +9,7 @@ The protocol reads `wsc.fixed`; the shipped slice is raw `wsc` (same rows, a few
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nora.tasks.example import Example, HubSource, labelled, require_fields
+from nora.tasks.example import Example, HubSource, Row, labelled, require_fields
 
 LABEL = "WSC"
 SOURCE = HubSource("aps/super_glue", "wsc.fixed", "train", "validation", 554, 104)
@@ -23,7 +20,7 @@ METRIC = "accuracy"
 CANDIDATES = ("No", "Yes")
 
 
-def build(row: Mapping[str, Any]) -> Example:
+def build(row: Row) -> Example:
     require_fields(row, FIELDS, task="wsc")
     prompt = (
         f'{row["text"]}\nIn the previous sentence, does the pronoun "{row["span2_text"].lower()}" '
