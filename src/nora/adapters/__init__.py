@@ -1,6 +1,5 @@
 """NoRA and NoRA+ on PEFT models: Nyström init, its proof, the normalised scaled-GD preconditioner, safe saving."""
 
-from nora.adapters.export import factors_at_start as factors_at_start
 from nora.adapters.export import save_adapter as save_adapter
 from nora.adapters.export import save_diffusers_lora as save_diffusers_lora
 from nora.adapters.fingerprint import Fingerprint as Fingerprint
@@ -13,6 +12,7 @@ from nora.adapters.layers import snapshot_weights as snapshot_weights
 from nora.adapters.nystrom import nystrom_gradient_init_ as nystrom_gradient_init_
 from nora.adapters.nystrom import nystrom_init_ as nystrom_init_
 from nora.adapters.optimizer import create_nora_plus_optimizer as create_nora_plus_optimizer
+from nora.adapters.portable import factors_at_start as factors_at_start
 from nora.adapters.preconditioner import Preconditioner as Preconditioner
 from nora.adapters.prefix import prefix_init_ as prefix_init_
 from nora.adapters.prefix import prove_prefix as prove_prefix

@@ -9,8 +9,9 @@ from torch import nn
 
 from nora.adapters.layers import AdapterLayer
 
-# Prefixes of ``init_lora_weights`` with which PEFT subtracts the start from the base weight.
-_MOVING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# Prefixes of ``init_lora_weights`` with which PEFT subtracts s B₀ A₀ from the base weight.
+_SUBTRACTING = ("pissa", "olora", "corda", "lora_ga")
+_MOVING = (*_SUBTRACTING, "loftq")  # LoftQ leaves the quantised weight
 
 
 def moves_base(config: PeftConfig) -> bool:
@@ -19,6 +20,12 @@ def moves_base(config: PeftConfig) -> bool:
         return False
     kasa = getattr(config, "kasa_config", None) is not None  # PEFT before 0.20 has no such setting
     return kasa or str(config.init_lora_weights).lower().startswith(_MOVING)
+
+
+def subtracts_start(config: LoraConfig) -> bool:
+    """Whether a moved base is W - s B₀ A₀ and nothing else, so that the start's factors give W back."""
+    kasa = getattr(config, "kasa_config", None) is not None
+    return not kasa and str(config.init_lora_weights).lower().startswith(_SUBTRACTING)
 
 
 def adapter_configs(model: nn.Module) -> dict[str, PeftConfig]:
