@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 
 def tiny_opt(seed: int = 0, *, dtype: torch.dtype = torch.float32, vocab: int = 64, dropout: float = 0.0) -> Any:
@@ -81,3 +81,24 @@ def same_bytes(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         torch.equal(one[key].contiguous().view(torch.uint8), other[key].contiguous().view(torch.uint8)) for key in one
     )
+
+
+def tiny_llama(*, tied: bool = True, dtype: torch.dtype = torch.float32) -> Any:
+    """A 1-layer Llama of width 16 with seeded weights; ``tied``: lm_head is the embedding table."""
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                nn.init.normal_(parameter, std=0.2)
+    return model.to(dtype).eval().requires_grad_(False)

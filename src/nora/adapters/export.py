@@ -61,7 +61,7 @@ def _name_base(made: Portable, model: nn.Module, adapter_name: str) -> dict[str,
     """Tells the config where the base came from; for a config without a task the class that loads it, as PEFT does."""
     host = host_of(model, adapter_name).module
     base = host.get_base_model() if isinstance(host, PeftModel) else host
-    if made.config.base_model_name_or_path is None:
+    if not made.config.base_model_name_or_path:
         made.config.base_model_name_or_path = base.__dict__.get("name_or_path") or None
     if made.config.task_type is not None:
         return None
@@ -82,14 +82,14 @@ def save_diffusers_lora(
     ``component`` is the pipeline's module that carries the adapter (by ``add_adapter`` or ``get_peft_model``),
     ``prefix`` its name there ("unet", "transformer", "text_encoder"). α, rank and alpha patterns go into the file's
     metadata, as diffusers (≥ 0.34) reads them. The other arguments and errors as in ``save_adapter``; ValueError too
-    for what diffusers' loader does not read: biases and whole modules.
+    for what ``load_lora_weights`` refuses: biases and whole modules.
     """
     made = portable_adapter(component, adapter_name, at_start=at_start, state_dict=state_dict)
     extra = [key for key in made.state if ".lora_" not in key]
     if extra:
         raise ValueError(
-            f"{extra[0]}: given a tensor that is no LoRA factor (bias, modules_to_save, tokens), which diffusers does "
-            "not load; required factors alone"
+            f"{extra[0]}: given a tensor that is no LoRA factor (bias, modules_to_save), which load_lora_weights "
+            "refuses; required factors alone, or save_adapter"
         )
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in made.config.to_dict().items()}
     packed = {f"{prefix}.{key}": value for key, value in plain.items()}

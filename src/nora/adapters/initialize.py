@@ -13,7 +13,7 @@ from nora import streams
 from nora.adapters import inits
 from nora.adapters.inits import Factors
 from nora.adapters.layers import AdapterLayer, lora_layers
-from nora.adapters.moved import adapter_configs, why_moved
+from nora.adapters.moved import moved_base
 from nora.adapters.surroundings import full_precision
 
 Option = float | str | bool
@@ -83,9 +83,9 @@ def check_weight(layer: AdapterLayer) -> None:
 
 def check_unmoved(model: nn.Module, layers: Sequence[AdapterLayer], *, own_start: bool = False) -> None:
     """ValueError where PEFT's start of an adapter has changed a layer's weight (``own_start``: of another adapter)."""
-    configs = adapter_configs(model)
+    moved = moved_base(model)
     for layer in layers:
-        reason = why_moved(configs, layer, own_start=own_start)
+        reason = moved.why(layer, own_start=own_start)
         if reason is not None:
             raise ValueError(reason)
 

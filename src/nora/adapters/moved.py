@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from peft import LoraConfig, PeftConfig
 from torch import nn
 
-from nora.adapters.layers import AdapterLayer
+from nora.adapters.layers import AdapterLayer, adapter_layers, canonical_name
 
 # Prefixes of ``init_lora_weights`` with which PEFT subtracts s B₀ A₀ from the base weight.
 _SUBTRACTING = ("pissa", "olora", "corda", "lora_ga")
 _MOVING = (*_SUBTRACTING, "loftq")  # LoftQ leaves the quantised weight
 
 
+def _has_kasa(config: LoraConfig) -> bool:
+    """KaSA drops the smallest singular values (PEFT before 0.20 has no such setting)."""
+    return getattr(config, "kasa_config", None) is not None
+
+
 def moves_base(config: PeftConfig) -> bool:
-    """Whether this start made PEFT change the frozen weights (KaSA drops their smallest singular values)."""
-    if not isinstance(config, LoraConfig):
-        return False
-    kasa = getattr(config, "kasa_config", None) is not None  # PEFT before 0.20 has no such setting
-    return kasa or str(config.init_lora_weights).lower().startswith(_MOVING)
+    """Whether this start made PEFT change the frozen weights."""
+    return isinstance(config, LoraConfig) and (
+        _has_kasa(config) or str(config.init_lora_weights).lower().startswith(_MOVING)
+    )
 
 
 def subtracts_start(config: LoraConfig) -> bool:
     """Whether a moved base is W - s B₀ A₀ and nothing else, so that the start's factors give W back."""
-    kasa = getattr(config, "kasa_config", None) is not None
-    return not kasa and str(config.init_lora_weights).lower().startswith(_SUBTRACTING)
+    return not _has_kasa(config) and str(config.init_lora_weights).lower().startswith(_SUBTRACTING)
 
 
 def adapter_configs(model: nn.Module) -> dict[str, PeftConfig]:
@@ -39,18 +44,49 @@ def adapter_configs(model: nn.Module) -> dict[str, PeftConfig]:
     return found
 
 
-def movers(configs: Mapping[str, PeftConfig], layer: AdapterLayer) -> list[str]:
-    """The adapters on this layer whose start moved its weight. PEFT starts embeddings plainly."""
-    return [name for name in layer.module.lora_A if name in configs and moves_base(configs[name])]
+@dataclass(frozen=True)
+class MovedBase:
+    """The weights of a model that a start has moved, and the modules that hold each weight (tied ones: several)."""
 
+    movers: Mapping[int, list[tuple[str, str]]]
+    """By ``id`` of the weight: names of the layer and of the adapter whose start moved it."""
+    owners: Mapping[int, list[str]]
+    """By ``id`` of the weight: the canonical names of the modules that read it."""
+    configs: Mapping[str, PeftConfig]
 
-def why_moved(configs: Mapping[str, PeftConfig], layer: AdapterLayer, *, own_start: bool) -> str | None:
-    """Why the layer's weight is not the pretrained one; None where it is. ``own_start``: its own may move it."""
-    others = [name for name in movers(configs, layer) if not (own_start and name == layer.adapter)]
-    if not others:
+    def why(self, layer: AdapterLayer, *, own_start: bool) -> str | None:
+        """Why the layer's weight is not the pretrained one; None where it is. ``own_start``: its own may move it, but
+        then nobody else's."""
+        weight = id(layer.held_weight)
+        movers = self.movers.get(weight, [])
+        others = [by for by in movers if not (own_start and by == (layer.name, layer.adapter))]
+        if others:
+            name, adapter = others[0]
+            kind = self.configs[adapter].init_lora_weights  # type: ignore[attr-defined]
+            where = "" if name == layer.name else f" on {name}, which shares it"
+            return (
+                f"{layer.name}: the base was moved by the start of adapter {adapter!r} ({kind}){where}, so the "
+                "pretrained weight is no longer here; put this adapter on a freshly loaded base"
+            )
+        if movers and len(self.owners[weight]) > 1:
+            return (
+                f"{layer.name}: the start of adapter {layer.adapter!r} moved a weight that "
+                f"{self.owners[weight][0]} shares, and so moved that too; leave one of them out of target_modules, or "
+                "untie them"
+            )
         return None
-    return (
-        f"{layer.name}: the base was moved by the start of adapter {others[0]!r} "
-        f"({configs[others[0]].init_lora_weights}), so the pretrained weight is no longer here; "  # type: ignore[attr-defined]
-        "put this adapter on a freshly loaded base"
-    )
+
+
+def moved_base(model: nn.Module) -> MovedBase:
+    """What the starts of all adapters have moved in ``model``. PEFT starts embeddings plainly."""
+    configs = adapter_configs(model)
+    movers: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for layer in adapter_layers(model):
+        if not layer.is_embedding and layer.adapter in configs and moves_base(configs[layer.adapter]):
+            movers[id(layer.held_weight)].append((layer.name, layer.adapter))
+    owners: dict[int, list[str]] = defaultdict(list)
+    if movers:
+        for name, module in model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                owners[id(parameter)].append(canonical_name(name.removesuffix(".base_layer")))
+    return MovedBase(movers, owners, configs)

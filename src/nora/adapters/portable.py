@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from nora.adapters.layers import AdapterLayer, adapter_layers, unwrapped_name
-from nora.adapters.moved import adapter_configs, moves_base, subtracts_start, why_moved
+from nora.adapters.moved import adapter_configs, moved_base, moves_base, subtracts_start
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -55,12 +55,15 @@ def host_of(model: nn.Module, adapter_name: str) -> Host:
         raise ValueError(f"adapter_name: given {adapter_name!r}, the model's adapters are {names}")
     if len(found) > 1:
         kinds = ", ".join(type(module).__name__ for module in found.values())
-        raise ValueError(f"adapter {adapter_name!r}: given a model with several parts that carry it ({kinds}); save each")
+        raise ValueError(
+            f"adapter {adapter_name!r}: given a model with several parts that carry it ({kinds}); save each"
+        )
     (module,) = found.values()
-    config = module.peft_config[adapter_name]  # type: ignore[index, union-attr]
+    config: Any = module.peft_config[adapter_name]  # type: ignore[index]
     if not isinstance(config, LoraConfig) or config.peft_type != "LORA":
-        kind = getattr(config, "peft_type", type(config).__name__)
-        raise ValueError(f"adapter {adapter_name!r}: given a {kind} adapter, required LoRA; use PEFT's save_pretrained")
+        raise ValueError(
+            f"adapter {adapter_name!r}: given {config.peft_type.value}, required LoRA; use PEFT's save_pretrained"
+        )
     prefix = "" if isinstance(module, PeftModel) else "base_model." if isinstance(module, BaseTuner) else _PREFIX
     return Host(module, config, prefix)
 
@@ -117,7 +120,8 @@ def factors_at_start(model: nn.Module, *, adapter_name: str = "default") -> dict
     precision (what was rounded away no LoRA gives back), quantised it (LoftQ), or has no plain LoRA (DoRA, KaSA).
     """
     host = host_of(model, adapter_name)
-    reasons = list(_why_not_convertible(host.config, adapter_layers(host.module, adapter_name)))
+    layers = adapter_layers(host.module, adapter_name)
+    reasons = [*_why_not_here(host, layers), *_why_not_convertible(host.config, layers)]
     if reasons:
         raise ValueError(reasons[0])
     held = get_peft_model_state_dict(host.module, _tensors(host.module), adapter_name, False, False)
@@ -128,7 +132,10 @@ def factors_at_start(model: nn.Module, *, adapter_name: str = "default") -> dict
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """The live parameters and buffers, under the names ``named_modules`` gives their owners (``state_dict`` renames
     what activation checkpointing wraps, and PEFT then misses it)."""
-    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _own_copy(tensor: Tensor) -> Tensor:
@@ -149,9 +156,9 @@ def _factor_keys(host: Host, adapter_name: str) -> Iterator[tuple[str, str]]:
 
 def _why_not_here(host: Host, layers: list[AdapterLayer]) -> Iterator[str]:
     """Why this base is not the one the adapter would be loaded on."""
-    configs = adapter_configs(host.module)
+    moved = moved_base(host.module)
     for layer in layers:
-        reason = why_moved(configs, layer, own_start=True)
+        reason = moved.why(layer, own_start=True)
         if reason is not None:
             yield reason
 
@@ -165,7 +172,7 @@ def _why_not_convertible(config: LoraConfig, layers: list[AdapterLayer]) -> Iter
     if config.use_dora:
         yield f"given DoRA on a base moved by {start}: no plain LoRA equals it; {way_out}"
     if not subtracts_start(config):
-        yield f"given a base changed by {start}, which is more than a subtracted start: no LoRA gives it back; {way_out}"
+        yield f"given a base changed by {start}, more than a subtracted start: no LoRA gives it back; {way_out}"
     for layer in layers:
         if isinstance(layer.module, ParamWrapper):
             yield f"{layer.name}: given an adapter over a bare parameter, moved by {start}; required a layer; {way_out}"

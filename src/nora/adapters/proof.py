@@ -19,7 +19,7 @@ from nora.adapters.fingerprint import Fingerprint
 from nora.adapters.initialize import Start, expected_factors, rounded
 from nora.adapters.inits import Factors
 from nora.adapters.layers import AdapterLayer, is_repacked, lora_layers, pretrained_name, relative
-from nora.adapters.moved import adapter_configs, why_moved
+from nora.adapters.moved import moved_base
 from nora.adapters.surroundings import evaluating, full_precision, without_adapters
 
 _EXACT_WIDTH = 1024  # up to here ‖Wᵀ W‖ is computed; a larger Gram matrix would cost far more than the init it proves
@@ -263,7 +263,7 @@ def prove_init(
     modules: list[ModuleProof] = []
     moves_base = inits.load(start.init).MOVES_BASE
     layers = lora_layers(model, adapter_name)
-    configs = adapter_configs(model)
+    base = moved_base(model)
     difference = None
     with full_precision():
         for layer in layers:
@@ -271,7 +271,7 @@ def prove_init(
             if pretrained is not None and original is None:
                 problems.append(f"{layer.name}: no pretrained weight of that name to compare with")
                 continue
-            moved = why_moved(configs, layer, own_start=moves_base)
+            moved = base.why(layer, own_start=moves_base)
             if pretrained is None and moved is not None:
                 problems.append(moved)
             modules.append(measure_layer(layer, start, original))
