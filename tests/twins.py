@@ -78,9 +78,11 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 def same_bytes(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Equal bit for bit (NaN equals NaN)."""
-    return one.keys() == other.keys() and all(
-        torch.equal(one[key].contiguous().view(torch.uint8), other[key].contiguous().view(torch.uint8)) for key in one
-    )
+
+    def raw(tensor: Tensor) -> Tensor:
+        return tensor.contiguous().flatten().view(torch.uint8)
+
+    return one.keys() == other.keys() and all(torch.equal(raw(one[key]), raw(other[key])) for key in one)
 
 
 def tiny_llama(*, tied: bool = True, dtype: torch.dtype = torch.float32) -> Any:

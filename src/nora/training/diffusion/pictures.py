@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nora import streams
+from nora.adapters import evaluating
 from nora.training.diffusion.objective import to_tensor
 
 MAX_BYTES = 60_000
@@ -31,18 +32,17 @@ def draw_pictures(
 ) -> list[Image.Image]:
     """One picture per seed by DPM-Solver++ (second order, no noise on the way), latents of ``side``; the pipeline is
     left as it was."""
-    scheduler, training = pipeline.scheduler, pipeline.unet.training
+    scheduler = pipeline.scheduler
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
-    pipeline.unet.eval()
     pipeline.set_progress_bar_config(disable=True)
     latents = start_latents(pipeline, seeds, side).to(pipeline.unet.device, pipeline.unet.dtype)
     try:
-        images: list[Image.Image] = pipeline(
-            [prompt] * len(seeds), num_inference_steps=steps, guidance_scale=guidance, latents=latents
-        ).images
+        with evaluating(pipeline.unet):
+            images: list[Image.Image] = pipeline(
+                [prompt] * len(seeds), num_inference_steps=steps, guidance_scale=guidance, latents=latents
+            ).images
     finally:
         pipeline.scheduler = scheduler
-        pipeline.unet.train(training)
     return images
 
 
