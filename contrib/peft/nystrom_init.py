@@ -10,8 +10,31 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
 from peft.utils.other import transpose
+
+
+def base_parameter(layer: LoraLayer) -> torch.nn.Parameter:
+    """The parameter that the adapter adds to, as the base layer keeps it."""
+    if isinstance(layer, ParamWrapper):
+        return layer.get_param()
+    base = layer.get_base_layer()
+    return base.in_proj_weight if isinstance(layer, MultiheadAttention) else base.weight
+
+
+def base_matrices(layer: LoraLayer) -> list[torch.Tensor]:
+    """The weight as [out, in]: one matrix, or one per expert of a `ParamWrapper`; kernels of convolutions are flattened."""
+    weight = base_parameter(layer).detach()
+    if isinstance(layer, ParamWrapper):
+        stacked = weight[None] if weight.dim() == 2 else weight
+        return list(
+            stacked.mT if getattr(layer.get_base_layer(), "is_transposed", False) and weight.dim() == 3 else stacked
+        )
+    if isinstance(layer, MultiheadAttention):
+        return [weight]
+    weight = dequantize_module_weight(layer.get_base_layer()).detach().flatten(1)
+    return [transpose(weight, getattr(layer, "fan_in_fan_out", False))]
 
 
 def nystrom_init(self: LoraLayer, adapter_name: str, xi: float = 0.1) -> None:
@@ -19,27 +42,25 @@ def nystrom_init(self: LoraLayer, adapter_name: str, xi: float = 0.1) -> None:
 
     `lora_A` is a random sketch of the base weight, `(xi / scaling) * G @ W` with standard normal `G` of shape
     `(r, out_features)`, and `lora_B` is zero. As `B @ A == 0`, the base weight does not need to be modified to preserve
-    the forward output, so that the adapter is saved, loaded, switched and merged like an ordinary LoRA.
+    the forward output, so that the adapter is saved, loaded, switched and merged like an ordinary LoRA. Grouped
+    convolutions keep the default `lora_A`: it spans all groups, the weight does not.
     """
     lora_A, lora_B = self.lora_A[adapter_name].weight, self.lora_B[adapter_name].weight
     # Under `init_empty_weights` (e.g. low_cpu_mem_usage=True) the checkpoint fills the parameters after creation.
-    if lora_A.device.type == "meta":
+    if lora_A.device.type == "meta" or getattr(self.get_base_layer(), "groups", 1) > 1:
         return
 
-    weight = transpose(dequantize_module_weight(self.get_base_layer()).detach(), self.fan_in_fan_out)
-    if not weight.is_floating_point():
-        raise TypeError(f"Please initialize Nyström under a floating point dtype, got {weight.dtype}.")
+    weights = base_matrices(self)
+    if not weights[0].is_floating_point():
+        raise TypeError(f"Please initialize Nyström under a floating point dtype, got {weights[0].dtype}.")
     rank = self.r[adapter_name]
-    if rank > min(weight.shape):
-        raise ValueError(
-            f"Nyström requires `r` <= min(in_features, out_features) but got r={rank} for a layer with weight shape "
-            f"{tuple(weight.shape)}."
-        )
-    sketch = torch.randn(rank, weight.shape[0], device=weight.device) @ weight.to(torch.float32)
+    sketch = torch.cat([torch.randn(rank, W.shape[0], device=W.device) @ W.to(torch.float32) for W in weights])
     sketch *= xi / self.scaling[adapter_name]
     if not torch.isfinite(sketch).all():
         raise ValueError("Nyström initialization needs a finite base weight.")
-    lora_A.data = sketch.to(lora_A.dtype)
+    if not sketch.any():
+        raise ValueError("Nyström initialization needs a base weight that is not zero: A = B = 0 would never train.")
+    lora_A.data = sketch.reshape(lora_A.shape).to(lora_A.dtype)
     torch.nn.init.zeros_(lora_B)
 
 
@@ -51,7 +72,7 @@ def apply() -> Any:
     def reset_lora_parameters(self: LoraLayer, adapter_name: str, init_lora_weights: Any) -> None:
         if init_lora_weights == "nystrom" and adapter_name in self.lora_A:
             original(self, adapter_name, True)
-            with gather_params_ctx(self.get_base_layer().weight):
+            with gather_params_ctx(base_parameter(self)):
                 self.nystrom_init(adapter_name)
         else:
             original(self, adapter_name, True if init_lora_weights == "nystrom" else init_lora_weights)

@@ -82,9 +82,64 @@ class TestNystromInitialization:
         assert model.linear.lora_A["default"].weight.dtype == torch.float32
         assert torch.isfinite(model(data.to(torch.bfloat16))).all()
 
-    def test_rank_too_large_raises(self):
-        with pytest.raises(ValueError, match="r=201 for a layer with weight shape"):
-            get_peft_model(self.get_model(), LoraConfig(target_modules=["linear"], init_lora_weights="nystrom", r=201))
+    def test_rank_above_the_smaller_side(self, data):
+        model = self.get_model()
+        output = model(data)
+        model = get_peft_model(model, LoraConfig(target_modules=["linear"], init_lora_weights="nystrom", r=350))
+        assert model.linear.lora_A["default"].weight.shape == (350, 300)
+        assert torch.equal(model(data), output)
+
+    def test_multihead_attention(self):
+        torch.manual_seed(0)
+        attention = nn.MultiheadAttention(16, 2)
+        config = LoraConfig(target_modules=["0"], init_lora_weights="nystrom", r=4)
+        layer = get_peft_model(nn.Sequential(attention), config).base_model.model[0]
+        for adapted, weight in (
+            (layer, attention.in_proj_weight),
+            (layer.base_layer.out_proj, attention.out_proj.weight),
+        ):
+            A = adapted.lora_A["default"].weight
+            residual = A - A @ torch.linalg.pinv(weight) @ weight
+            assert A.any() and residual.norm() < 1e-3 * A.norm()
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_each_expert_is_sketched_from_its_own_weight(self, transposed):
+        class Experts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.is_transposed = transposed
+                self.weight = nn.Parameter(torch.randn(3, *((20, 6) if transposed else (6, 20))))
+
+            def forward(self, x):
+                weight = self.weight if transposed else self.weight.mT
+                return torch.einsum("bi,eio->beo", x, weight)
+
+        torch.manual_seed(0)
+        model = nn.Sequential(Experts())
+        x = torch.randn(5, 20)
+        output = model(x)
+        config = LoraConfig(target_modules=[], target_parameters=["0.weight"], init_lora_weights="nystrom", r=4)
+        model = get_peft_model(model, config)
+        assert torch.equal(model(x), output)
+        layer = model.base_model.model[0]
+        for A, stored in zip(layer.lora_A["default"].weight.view(3, 4, 20), layer.get_param(), strict=True):
+            W = stored.T if transposed else stored
+            residual = A - A @ torch.linalg.pinv(W) @ W  # [out, in] with out < in: the row space is a proper subspace
+            assert residual.norm() < 1e-3 * A.norm()
+
+    def test_convolution(self):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(8, 4, 3)
+        config = LoraConfig(target_modules=["0"], init_lora_weights="nystrom", r=4)
+        A = get_peft_model(nn.Sequential(conv), config).base_model.model[0].lora_A["default"].weight.flatten(1)
+        W = conv.weight.flatten(1)
+        assert (A - A @ torch.linalg.pinv(W) @ W).norm() < 1e-3 * A.norm()
+
+    def test_zero_weight_raises(self):
+        model = self.get_model()
+        nn.init.zeros_(model.linear.weight)
+        with pytest.raises(ValueError, match="would never train"):
+            get_peft_model(model, self.config())
 
     def test_non_finite_weight_raises(self):
         model = self.get_model()

@@ -71,13 +71,16 @@ class AdapterLayer:
     """One LoRA layer and one of its adapters, as the map ``weight`` + scaling · B A on flattened inputs.
 
     ``weight`` is [out, in]. Linear and Conv1D: the matrix. Convolution: in = channels · kernel. Embedding: the
-    transposed table, so in = vocabulary and out = width. ``A`` flattens to [r, in], ``B`` to [out, r].
+    transposed table, so in = vocabulary and out = width. ``A`` flattens to [r, in], ``B`` to [out, r]. A bare parameter
+    (``target_parameters``): the matrix, or one of a mixture's experts, each a layer of its own.
     """
 
     name: str
     module: Any
     """The PEFT ``LoraLayer``."""
     adapter: str
+    expert: int | None = None
+    """Which of the matrices that a mixture of experts stacks in one parameter."""
 
     @property
     def is_embedding(self) -> bool:
@@ -85,30 +88,49 @@ class AdapterLayer:
 
     @property
     def held_weight(self) -> Tensor:
-        """The frozen weight as the base layer keeps it (8/4-bit ones packed)."""
+        """The frozen weight as the base layer keeps it (8/4-bit ones packed, experts stacked)."""
+        if isinstance(self.module, ParamWrapper):
+            stacked: Tensor = self.module.get_param()
+            return stacked
         return _held_weight(self.module.get_base_layer())
 
     @property
     def weight(self) -> Tensor:
         """The frozen weight as [out, in]: a view; an 8/4-bit one is dequantised, for as long as the result is held."""
+        if isinstance(self.module, ParamWrapper):
+            return matrices(self.module.get_base_layer(), self.held_weight)[self.expert or 0]
         transposed = self.is_embedding or bool(getattr(self.module, "fan_in_fan_out", False))
         return _as_matrix(self.module.get_base_layer(), transposed)
 
     @property
-    def A(self) -> nn.Parameter:
-        if self.is_embedding:
-            parameter: nn.Parameter = self.module.lora_embedding_A[self.adapter]
-        else:
-            parameter = self.module.lora_A[self.adapter].weight
+    def parameter_A(self) -> nn.Parameter:
+        """What is trained and holds A: of all experts at once in a mixture."""
+        held: Any = self.module.lora_embedding_A if self.is_embedding else self.module.lora_A
+        parameter: nn.Parameter = held[self.adapter] if self.is_embedding else held[self.adapter].weight
         return parameter
 
     @property
-    def B(self) -> nn.Parameter:
-        if self.is_embedding:
-            parameter: nn.Parameter = self.module.lora_embedding_B[self.adapter]
-        else:
-            parameter = self.module.lora_B[self.adapter].weight
+    def parameter_B(self) -> nn.Parameter:
+        """As ``parameter_A``."""
+        held: Any = self.module.lora_embedding_B if self.is_embedding else self.module.lora_B
+        parameter: nn.Parameter = held[self.adapter] if self.is_embedding else held[self.adapter].weight
         return parameter
+
+    def part_A(self, whole: Tensor) -> Tensor:
+        """This layer's part of a tensor shaped as ``parameter_A`` (itself, its gradient): a view."""
+        return whole if self.expert is None else whole.view(self.module.num_experts, self.rank, -1)[self.expert]
+
+    def part_B(self, whole: Tensor) -> Tensor:
+        """As ``part_A``; PEFT stacks the experts of B in its last dimension."""
+        return whole if self.expert is None else whole.view(-1, self.rank, self.module.num_experts)[..., self.expert]
+
+    @property
+    def A(self) -> Tensor:
+        return self.part_A(self.parameter_A)
+
+    @property
+    def B(self) -> Tensor:
+        return self.part_B(self.parameter_B)
 
     @property
     def why_not_read(self) -> str | None:
@@ -131,6 +153,13 @@ class AdapterLayer:
 def _held_weight(base: Any) -> Tensor:
     held: Tensor = base.in_proj_weight if isinstance(base, nn.MultiheadAttention) else base.weight
     return held
+
+
+def matrices(base: nn.Module, parameter: Tensor) -> Tensor:
+    """A bare parameter of ``base`` as [experts, out, in], a view: PEFT adapts those of two or three dimensions."""
+    if parameter.dim() == 2:
+        return parameter.detach()[None]
+    return parameter.detach().mT if getattr(base, "is_transposed", False) else parameter.detach()
 
 
 def _as_matrix(base: Any, transposed: bool) -> Tensor:
@@ -174,8 +203,6 @@ def _dequantised_repacked(held: Any) -> Tensor:
 
 def why_not_two_matrices(layer: AdapterLayer) -> str | None:
     """Why this layer's adapter is not a pair of matrices A [r, in], B [out, r]; None where it is."""
-    if isinstance(layer.module, ParamWrapper):
-        return "given an adapter over a bare parameter, required one over a layer (target_modules)"
     base = layer.module.get_base_layer()
     if isinstance(base, _CONVOLUTIONS) and base.groups > 1:
         return f"given a convolution with groups={base.groups}, required groups=1"
@@ -184,13 +211,28 @@ def why_not_two_matrices(layer: AdapterLayer) -> str | None:
 
 def adapter_layers(model: nn.Module, adapter_name: str | None = None) -> list[AdapterLayer]:
     """Every LoRA layer with every adapter on it (or the named one), whatever its kind, sorted by name; may be empty."""
-    found = []
+    found: list[AdapterLayer] = []
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            carried = [*module.lora_A, *module.lora_embedding_A]
-            found += [AdapterLayer(canonical_name(name), module, key) for key in carried]
+            for key in (*module.lora_A, *module.lora_embedding_A):
+                if isinstance(module, ParamWrapper):
+                    found += _of_parameter(canonical_name(name), module, key)
+                else:
+                    found.append(AdapterLayer(canonical_name(name), module, key))
     wanted = [layer for layer in found if adapter_name in (None, layer.adapter)]
     return sorted(wanted, key=lambda layer: (layer.name, layer.adapter))
+
+
+def _of_parameter(name: str, module: ParamWrapper, adapter: str) -> Iterator[AdapterLayer]:
+    """The layers of a bare parameter, under its own name. PEFT wraps a second parameter of a module into the first."""
+    while name.endswith(".base_layer"):
+        name = name.removesuffix(".base_layer")
+    name = f"{name}.{module.parameter_name}"
+    if module.get_param().dim() == 2:
+        yield AdapterLayer(name, module, adapter)
+        return
+    for expert in range(module.num_experts):
+        yield AdapterLayer(f"{name}.{expert}", module, adapter, expert)
 
 
 def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[AdapterLayer]:
@@ -220,7 +262,7 @@ def pretrained_name(name: str) -> str:
 def snapshot_weights(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
     """Copies of the weights [out, in] of the modules whose name ends in one of ``names`` ("q_proj", "to_out.0"), taken
     before any adapter exists; in the shape that ``AdapterLayer.weight`` will have. nn.MultiheadAttention: its in_proj
-    under its own name, and its out_proj."""
+    under its own name, and its out_proj. A parameter's name ("experts.down_proj"): each of its experts' matrices."""
     return {name: weight.clone() for name, weight in weights_of(model, names)}
 
 
@@ -234,6 +276,11 @@ def weights_of(model: nn.Module, names: set[str]) -> Iterator[tuple[str, Tensor]
             for key, part in parts.items():
                 if _has_weight(part):
                     yield canonical_name(key), _as_matrix(part, isinstance(part, nn.Embedding | Conv1D))
+        for own, parameter in module.named_parameters(name, recurse=False):
+            if any(f".{own}".endswith(f".{wanted}") for wanted in names) and parameter.dim() in (2, 3):
+                for expert, matrix in enumerate(matrices(module, parameter)):
+                    key = canonical_name(own)
+                    yield key if parameter.dim() == 2 else f"{key}.{expert}", matrix
 
 
 def _has_weight(module: nn.Module) -> bool:

@@ -31,7 +31,7 @@ def check_trainable(layers: list[AdapterLayer]) -> None:
     for layer in layers:
         if layer.why_not_read is not None:
             raise ValueError(f"{layer.name}: {layer.why_not_read}")
-        if not (layer.A.requires_grad and layer.B.requires_grad):
+        if not (layer.parameter_A.requires_grad and layer.parameter_B.requires_grad):
             raise ValueError(
                 f"{layer.name}: a factor of adapter {layer.adapter!r} is frozen, required both trainable; "
                 "start the adapter before freezing it"
@@ -58,9 +58,10 @@ def nystrom_init_(
     by ``seed`` (0 … 2³²-1) and the module's name, so that neither the order of modules nor a wrapper changes the draw.
 
     Linear, Conv1D, convolutions (the kernel flattened: in = channels · kernel), embeddings (the table transposed: in =
-    vocabulary), nn.MultiheadAttention; rank and alpha patterns, rsLoRA, DoRA, several adapters; float16, bfloat16 and
-    bitsandbytes' 8/4-bit bases (one layer at a time, the product in float32). The base weights and the model's output
-    do not change. Call it before the optimiser is made, before the model is sharded and before torch.compile has run.
+    vocabulary), nn.MultiheadAttention, bare parameters (``target_parameters``; each expert of a mixture alone); rank
+    and alpha patterns, rsLoRA, DoRA, several adapters; float16, bfloat16 and bitsandbytes' 8/4-bit bases (one layer at
+    a time, the product in float32). The base weights and the model's output do not change. Call it before the optimiser
+    is made, before the model is sharded and before torch.compile has run.
 
     Returns the proof that the factors read are the formula's; look at ``report.passed``, and give ``report.start`` to
     ``prove_init`` to measure more. Raises ValueError, the model left as it was, for an adapter that looks trained (the
@@ -142,7 +143,7 @@ def nystrom_gradient_init_(
 
 def _gradients_at_sketch(
     model: nn.Module, loss: Callable[[nn.Module], Tensor], layers: list[AdapterLayer], side: str, seed: int
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """The gradient of the sketched factor at zero, its partner being a standard Gaussian."""
     with torch.no_grad():
         for layer in layers:
@@ -160,6 +161,9 @@ def _gradients_at_sketch(
             raise ValueError(f"loss: given {value!r}, required a tensor that depends on the model's factors")
         if value.numel() != 1 or not torch.isfinite(value).all():
             raise ValueError(f"loss: given {tuple(value.shape)} values or a non-finite one, required a finite scalar")
-        sketched = [layer.A if side == "A" else layer.B for layer in layers]
-        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(value, sketched, allow_unused=True)
-    return gradients
+        sketched = [layer.parameter_A if side == "A" else layer.parameter_B for layer in layers]
+        unique = list(dict.fromkeys(sketched))  # a mixture's experts share one
+        found = dict(zip(unique, torch.autograd.grad(value, unique, allow_unused=True), strict=True))
+    parts = [layer.part_A if side == "A" else layer.part_B for layer in layers]
+    whole = [found[parameter] for parameter in sketched]
+    return [None if g is None else part(g) for part, g in zip(parts, whole, strict=True)]

@@ -22,7 +22,7 @@ def trainable_pairs(model: nn.Module) -> list[AdapterLayer]:
     """
     pairs = []
     for layer in adapter_layers(model):
-        trained = layer.A.requires_grad, layer.B.requires_grad
+        trained = layer.parameter_A.requires_grad, layer.parameter_B.requires_grad
         if not any(trained):
             continue
         if not all(trained):
@@ -95,9 +95,12 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _pair(layer: AdapterLayer) -> _Pair:
-    A, B = layer.A, layer.B
-    gradients = [None if factor.grad is None else _whole(factor.grad) for factor in (A, B)]
-    return _Pair(_whole(A.detach()), _whole(B.detach()), *gradients)
+    A, B = layer.parameter_A, layer.parameter_B
+    if layer.expert is not None and isinstance(A, DTensor):
+        raise ValueError(f"{layer.name}: given a sharded mixture of experts, required whole factors on every process")
+    grad_A = None if A.grad is None else layer.part_A(_whole(A.grad))
+    grad_B = None if B.grad is None else layer.part_B(_whole(B.grad))
+    return _Pair(layer.part_A(_whole(A.detach())), layer.part_B(_whole(B.detach())), grad_A, grad_B)
 
 
 def _scatter(parameter: nn.Parameter, gradient: Tensor | None) -> None:
@@ -186,9 +189,12 @@ def missing_directions(layer: AdapterLayer) -> int:
     if not bool(torch.isfinite(factor).all()):
         return 0
     with full_precision():
-        values = torch.linalg.svdvals(factor.double())
+        squares = torch.linalg.eigvalsh(
+            factor.double() @ factor.double().T
+        )  # float64: good down to 1e-8 of the largest
     # Singular values below this are float32's rounding of the product that made the factor.
-    kept = int((values > values[0] * max(factor.shape) * torch.finfo(torch.float32).eps).sum()) if values.numel() else 0
+    least = max(factor.shape) * torch.finfo(torch.float32).eps
+    kept = int((squares > squares[-1] * least**2).sum()) if squares.numel() else 0
     return layer.rank - kept if kept else 0
 
 
@@ -222,7 +228,7 @@ class Preconditioner:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The factors that the layers hold now; a wrapper (FSDP 2) may have put others in since the last step."""
-        return [factor for layer in self._layers for factor in (layer.A, layer.B)]
+        return [factor for layer in self._layers for factor in (layer.parameter_A, layer.parameter_B)]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -232,8 +238,8 @@ class Preconditioner:
                 pairs = [_pair(layer) for layer in layers]
                 self._scale(pairs)
                 for layer, pair in zip(layers, pairs, strict=True):
-                    _scatter(layer.A, pair.grad_A)
-                    _scatter(layer.B, pair.grad_B)
+                    _scatter(layer.parameter_A, pair.grad_A)
+                    _scatter(layer.parameter_B, pair.grad_B)
         self.steps += 1
 
     def _groups(self) -> Iterable[list[AdapterLayer]]:

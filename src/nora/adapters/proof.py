@@ -173,7 +173,8 @@ def _why_dead(layer: AdapterLayer) -> str | None:
     zero = [name for name, factor in (("A", layer.A), ("B", layer.B)) if not factor.any()]
     if len(zero) == 2:
         return "A = B = 0 is a saddle that no step leaves; start it from a weight that is not zero"
-    frozen = [name for name, factor in (("A", layer.A), ("B", layer.B)) if not factor.requires_grad]
+    held = (("A", layer.parameter_A), ("B", layer.parameter_B))
+    frozen = [name for name, parameter in held if not parameter.requires_grad]
     if len(frozen) == 2 or set(zero) & set(frozen):
         return (
             f"factor {' and '.join(frozen)} is frozen and the adapter cannot leave zero; make it trainable "
