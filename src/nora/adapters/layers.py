@@ -206,6 +206,9 @@ def why_not_two_matrices(layer: AdapterLayer) -> str | None:
     base = layer.module.get_base_layer()
     if isinstance(base, _CONVOLUTIONS) and base.groups > 1:
         return f"given a convolution with groups={base.groups}, required groups=1"
+    factors = [held[layer.adapter] for held in (layer.module.lora_A, layer.module.lora_B) if layer.adapter in held]
+    if any(type(factor).__name__ == "BlockDiagonalLinear" for factor in factors):  # not in every PEFT there is
+        return "given block-diagonal factors (BD-LoRA), required full ones"
     return None
 
 

@@ -33,6 +33,11 @@ def subtracts_start(config: LoraConfig) -> bool:
     return not _has_kasa(config) and str(config.init_lora_weights).lower().startswith(_SUBTRACTING)
 
 
+def start_name(config: PeftConfig) -> str:
+    """What a message calls this config's start."""
+    return "KaSA" if isinstance(config, LoraConfig) and _has_kasa(config) else str(config.init_lora_weights)  # type: ignore[attr-defined]
+
+
 def adapter_configs(model: nn.Module) -> dict[str, PeftConfig]:
     """Every adapter's config by name, wherever in ``model`` it is kept: a PeftModel, a model with ``add_adapter``, or
     either inside a wrapper."""
@@ -62,7 +67,7 @@ class MovedBase:
         others = [by for by in movers if not (own_start and by == (layer.name, layer.adapter))]
         if others:
             name, adapter = others[0]
-            kind = self.configs[adapter].init_lora_weights  # type: ignore[attr-defined]
+            kind = start_name(self.configs[adapter])
             where = "" if name == layer.name else f" on {name}, which shares it"
             return (
                 f"{layer.name}: the base was moved by the start of adapter {adapter!r} ({kind}){where}, so the "

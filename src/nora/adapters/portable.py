@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from nora.adapters.layers import AdapterLayer, adapter_layers, unwrapped_name
-from nora.adapters.moved import adapter_configs, moved_base, moves_base, subtracts_start
+from nora.adapters.moved import adapter_configs, moved_base, moves_base, start_name, subtracts_start
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -168,7 +168,7 @@ def _why_not_convertible(config: LoraConfig, layers: list[AdapterLayer]) -> Iter
     if not moves_base(config):
         return
     way_out = "save it with PEFT's own save_pretrained, which repeats the start at loading"
-    start = "KaSA" if getattr(config, "kasa_config", None) is not None else str(config.init_lora_weights)
+    start = start_name(config)
     if config.use_dora:
         yield f"given DoRA on a base moved by {start}: no plain LoRA equals it; {way_out}"
     if not subtracts_start(config):
