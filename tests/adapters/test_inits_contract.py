@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from nora import streams
@@ -87,10 +88,15 @@ def test_the_draw_depends_on_the_module_name_only(name: str) -> None:
 
 
 def test_names_of_torch_compile_and_ddp_are_stripped() -> None:
-    from nora.adapters.layers import canonical_name
+    from nora.adapters.layers import canonical_name, wrapper_prefix
 
-    for wrapped in ("base_model.model.a.b", "module.base_model.model.a.b", "_orig_mod.module.a.b", "a._orig_mod.b"):
-        assert canonical_name(wrapped) == "a.b"
+    bare = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    peft = get_peft_model(bare, LoraConfig(target_modules=["0"]))  # type: ignore[arg-type]
+    compiled = torch.compile(nn.DataParallel(peft), backend="eager")
+    assert wrapper_prefix(bare) == "" and wrapper_prefix(peft) == "base_model.model."
+    assert wrapper_prefix(compiled) == "module.base_model.model."  # type: ignore[arg-type]
+    for wrapped in ("module.base_model.model.0.b", "_orig_mod.module.base_model.model.0._orig_mod.b"):
+        assert canonical_name(wrapped, "module.base_model.model.") == "0.b"
 
 
 @pytest.mark.parametrize("name", RANDOM)

@@ -131,7 +131,7 @@ HOT_SWAP = [Expected(r"test_initialization.TestHotSwapping::.*conv2d_groups", 4,
 WAITING = "not test_nemotron_h_has_defaults and not test_trainable_token_indices_targets_head_and_embedding"
 PROPOSAL = [
     Expected(
-        r"test_custom_models.TestPeftCustomModel::test_(merge_layers|safe_merge|save_load_roundtrip)\[Embedding .*1 DoRA",
+        r"test_custom_models.TestPeftCustomModel::test_(merge_layers|safe_merge|save_load_.*)\[Embedding .*1 DoRA",
         3,
         SMALL,
     ),
@@ -156,13 +156,13 @@ def test_every_kind_of_layer_mixed_adapters_and_the_optimiser(peft_source: Path,
 def test_initialisation(peft_source: Path, tmp_path: Path) -> None:
     only = f"(TestLoraInitialization or TestKasa or TestWeightTying) and {WAITING}"
     outcome = run(peft_source, ["initialization"], tmp_path / "report.xml", mode="start", only=only)
-    check(outcome, INITIALISATION, passed=0)
+    check(outcome, INITIALISATION, passed=154)
 
 
 @pytest.mark.slow
 def test_all_of_initialisation(peft_source: Path, tmp_path: Path) -> None:
     outcome = run(peft_source, ["initialization"], tmp_path / "report.xml", mode="start", only=WAITING)
-    check(outcome, [*INITIALISATION, *HOT_SWAP], passed=0)
+    check(outcome, [*INITIALISATION, *HOT_SWAP], passed=346)
 
 
 @pytest.mark.slow

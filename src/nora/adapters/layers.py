@@ -8,22 +8,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftMixedModel, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 _CHUNK = 2**22  # entries of the weight that are widened at a time: 16 MiB in float32
+_ROWS = 64  # rows of it, where the product is summed on a CPU: a megabyte of a row of 4096
 
 
 def left_product(G: Tensor, W: Tensor) -> Tensor:
-    """G W [r, in] in float32 for G [r, out] float32 and W [out, in]; a weight of another dtype goes by column blocks.
+    """G W [r, in] in float32 for G [r, out] float32 and W [out, in]; a weight of another dtype goes by blocks.
 
-    Every entry is one whole dot product, so the blocks change no order of summation.
+    On a CPU by row blocks, summed: what is widened stays in the cache, and it costs what a float32 product does. On an
+    accelerator by column blocks, few and large.
     """
     if W.dtype == torch.float32:
         return G @ W
+    if W.device.type == "cpu" and W.stride(1) == 1:
+        total = torch.zeros(G.shape[0], W.shape[1], dtype=torch.float32)
+        for start in range(0, W.shape[0], _ROWS):
+            total.addmm_(G[:, start : start + _ROWS], W[start : start + _ROWS].to(torch.float32))
+        return total
     product = torch.empty(G.shape[0], W.shape[1], dtype=torch.float32, device=W.device)
     width = max(1, _CHUNK // W.shape[0])
     for start in range(0, W.shape[1], width):
@@ -32,7 +41,7 @@ def left_product(G: Tensor, W: Tensor) -> Tensor:
 
 
 def right_product(W: Tensor, omega: Tensor) -> Tensor:
-    """W Ω [out, r] in float32 for Ω [in, r] float32; as ``left_product``, by row blocks."""
+    """W Ω [out, r] in float32 for Ω [in, r] float32; a weight of another dtype goes by row blocks."""
     if W.dtype == torch.float32:
         return W @ omega
     product = torch.empty(W.shape[0], omega.shape[1], dtype=torch.float32, device=W.device)
@@ -42,23 +51,33 @@ def right_product(W: Tensor, omega: Tensor) -> Tensor:
     return product
 
 
-# What wrappers put before a module's own name: PEFT, DistributedDataParallel.
-_WRAPPER_PARTS = ("base_model.model.", "module.")
-# What they put into it, at any depth: torch.compile, activation checkpointing, FSDP 1.
+# What wrappers put into a module's name, at any depth: torch.compile, activation checkpointing, FSDP 1.
 _INNER_PARTS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def canonical_name(name: str) -> str:
-    """``name`` as the bare model spells it, so that a draw keyed by it does not depend on wrapping."""
-    name = unwrapped_name(name)
-    stripped = True
-    while stripped:
-        stripped = False
-        for part in _WRAPPER_PARTS:
-            if name.startswith(part):
-                name, stripped = name[len(part) :], True
-    return name
+def wrapper_prefix(model: nn.Module) -> str:
+    """What PEFT and DistributedDataParallel (or another wrapper whose only child is ``module``) put before the bare
+    model's names: read from the wrappers themselves, for a part of the model may be called the same."""
+    prefix, inner = "", model
+    while True:
+        children = dict(inner.named_children())
+        if isinstance(inner, PeftModel | PeftMixedModel):
+            part = "base_model"
+        elif isinstance(inner, BaseTuner):
+            part = "model"
+        elif len(children) == 1 and next(iter(children)) in ("module", *_INNER_PARTS):
+            (part,) = children
+        else:
+            return prefix
+        prefix += "" if part in _INNER_PARTS else f"{part}."
+        inner = children[part]
+
+
+def canonical_name(name: str, prefix: str) -> str:
+    """``name`` as the bare model spells it, so that a draw keyed by it does not depend on wrapping; ``prefix`` is the
+    model's ``wrapper_prefix``."""
+    return unwrapped_name(name).removeprefix(prefix)
 
 
 def unwrapped_name(name: str) -> str:
@@ -215,13 +234,14 @@ def why_not_two_matrices(layer: AdapterLayer) -> str | None:
 def adapter_layers(model: nn.Module, adapter_name: str | None = None) -> list[AdapterLayer]:
     """Every LoRA layer with every adapter on it (or the named one), whatever its kind, sorted by name; may be empty."""
     found: list[AdapterLayer] = []
+    prefix = wrapper_prefix(model)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             for key in (*module.lora_A, *module.lora_embedding_A):
                 if isinstance(module, ParamWrapper):
-                    found += _of_parameter(canonical_name(name), module, key)
+                    found += _of_parameter(canonical_name(name, prefix), module, key)
                 else:
-                    found.append(AdapterLayer(canonical_name(name), module, key))
+                    found.append(AdapterLayer(canonical_name(name, prefix), module, key))
     wanted = [layer for layer in found if adapter_name in (None, layer.adapter)]
     return sorted(wanted, key=lambda layer: (layer.name, layer.adapter))
 
@@ -271,6 +291,7 @@ def snapshot_weights(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
 
 def weights_of(model: nn.Module, names: set[str]) -> Iterator[tuple[str, Tensor]]:
     """(canonical name, weight [out, in]) of the modules that ``snapshot_weights`` copies, one at a time."""
+    prefix = wrapper_prefix(model)
     for name, module in model.named_modules():
         if any(f".{name}".endswith(f".{wanted}") for wanted in names):
             parts = {name: module}
@@ -278,11 +299,11 @@ def weights_of(model: nn.Module, names: set[str]) -> Iterator[tuple[str, Tensor]
                 parts[f"{name}.out_proj"] = module.out_proj
             for key, part in parts.items():
                 if _has_weight(part):
-                    yield canonical_name(key), _as_matrix(part, isinstance(part, nn.Embedding | Conv1D))
+                    yield canonical_name(key, prefix), _as_matrix(part, isinstance(part, nn.Embedding | Conv1D))
         for own, parameter in module.named_parameters(name, recurse=False):
             if any(f".{own}".endswith(f".{wanted}") for wanted in names) and parameter.dim() in (2, 3):
                 for expert, matrix in enumerate(matrices(module, parameter)):
-                    key = canonical_name(own)
+                    key = canonical_name(own, prefix)
                     yield key if parameter.dim() == 2 else f"{key}.{expert}", matrix
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftConfig
-from torch import nn
+from torch import Tensor, nn
 
-from nora.adapters.layers import AdapterLayer, adapter_layers, canonical_name
+from nora.adapters.layers import AdapterLayer, adapter_layers, canonical_name, wrapper_prefix
 
 # Prefixes of ``init_lora_weights`` with which PEFT subtracts s B₀ A₀ from the base weight.
 _SUBTRACTING = ("pissa", "olora", "corda", "lora_ga")
@@ -58,6 +58,8 @@ class MovedBase:
     owners: Mapping[int, list[str]]
     """By ``id`` of the weight: the canonical names of the modules that read it."""
     configs: Mapping[str, PeftConfig]
+    kept: list[Tensor]
+    """The moved weights themselves: while they are kept no other tensor (one computed anew) can have their ``id``."""
 
     def why(self, layer: AdapterLayer, *, own_start: bool) -> str | None:
         """Why the layer's weight is not the pretrained one; None where it is. ``own_start``: its own may move it, but
@@ -86,12 +88,15 @@ def moved_base(model: nn.Module) -> MovedBase:
     """What the starts of all adapters have moved in ``model``. PEFT starts embeddings plainly."""
     configs = adapter_configs(model)
     movers: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    kept: list[Tensor] = []
     for layer in adapter_layers(model):
         if not layer.is_embedding and layer.adapter in configs and moves_base(configs[layer.adapter]):
-            movers[id(layer.held_weight)].append((layer.name, layer.adapter))
+            kept.append(layer.held_weight)
+            movers[id(kept[-1])].append((layer.name, layer.adapter))
     owners: dict[int, list[str]] = defaultdict(list)
     if movers:
+        prefix = wrapper_prefix(model)
         for name, module in model.named_modules():
             for parameter in module.parameters(recurse=False):
-                owners[id(parameter)].append(canonical_name(name.removesuffix(".base_layer")))
-    return MovedBase(movers, owners, configs)
+                owners[id(parameter)].append(canonical_name(name.removesuffix(".base_layer"), prefix))
+    return MovedBase(movers, owners, configs, kept)
