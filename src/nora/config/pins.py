@@ -65,8 +65,9 @@ class Pins:
             return {**plain, "model": model, "task": self._subject(task), "protocol": self._encoders(plain["protocol"])}
         if task.get("source") == "hub":
             task["revision"] = self.lock.get("tasks", {}).get(task.get("name"), {}).get("commit")
-        elif task.get("source") == "slice":
-            own = [name for name in self.slices if name.startswith(f"{task.get('name')}/")]
+        elif task.get("source") in ("slice", "small"):
+            folder = "" if task["source"] == "slice" else "small/"
+            own = [name for name in self.slices if name.startswith(f"{folder}{task.get('name')}/")]
             task["files"] = {name: self.slices[name]["sha256"] for name in own} or None
         return {**plain, "model": model, "task": task}
 

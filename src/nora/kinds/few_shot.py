@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
@@ -67,6 +68,19 @@ def headline(metrics: Mapping[str, Json]) -> str:
 def like(spec: FinetuneSpec) -> tuple[str, str, str]:
     """Runs of one base, task and method cost about the same."""
     return spec.model.name, spec.task.name, spec.method.name
+
+
+def check(spec: Spec, checkout: Path) -> None:
+    """UserError if the base is not installed here."""
+    check_base(spec.model, checkout)
+
+
+def check_base(model: ModelSpec, checkout: Path) -> None:
+    """UserError if a base's GGUF file, or what reads it, is not installed here."""
+    if model.source in ("gguf", "package"):
+        from nora.kinds.parts.gguf import gguf_file
+
+        gguf_file(model, checkout)
 
 
 def cost(spec: Spec) -> Cost:

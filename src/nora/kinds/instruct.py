@@ -106,8 +106,8 @@ label, headline, like = few_shot.label, few_shot.headline, few_shot.like
 
 
 def check(spec: Spec, checkout: Path) -> None:
-    """UserError if a library the run asks for is not installed."""
-    del checkout
+    """UserError if a base or a library the run asks for is not installed."""
+    few_shot.check_base(spec.model, checkout)
     backend = spec.protocol.eval_backend
     if backend is not None and importlib.util.find_spec(backend) is None:
         raise UserError(

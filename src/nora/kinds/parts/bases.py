@@ -21,6 +21,7 @@ from nora.config.pins import not_here
 from nora.config.schema import MethodSpec, ModelSpec
 from nora.errors import RunFailed
 from nora.files import Json, canonical_json
+from nora.kinds.parts.gguf import dequantised
 from nora.kinds.parts.rows import check_files
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
@@ -83,8 +84,9 @@ def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
         except OSError as error:
             raise RunFailed(not_here(repo, str(spec.revision), error)) from error
     else:
-        folder = checkout / str(spec.repo)
-        check_files(folder, spec.files or {})
+        folder = dequantised(spec, checkout) if spec.source in ("gguf", "package") else checkout / str(spec.repo)
+        if spec.source == "asset":
+            check_files(folder, spec.files or {})
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)

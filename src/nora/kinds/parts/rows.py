@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def read_lines(path: Path) -> list[Json]:
-    """The rows of a JSON-lines file; RunFailed naming the line that is none."""
+    """The rows of a JSON-lines file, compressed (.gz) or not; RunFailed naming the line that is none."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for number, line in enumerate(content.decode().removesuffix("\n").split("\n"), start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -43,12 +45,13 @@ def read_lines(path: Path) -> list[Json]:
 
 def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Json], list[Json]]:
     """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
-    if spec.source == "slice":
+    if spec.source != "hub":
         folder = checkout / "data"
         check_files(folder, spec.files or {})
+        folder, suffix = (folder / "small", ".jsonl.gz") if spec.source == "small" else (folder, ".jsonl")
         return (
-            read_lines(folder / spec.name / "train.jsonl"),
-            read_lines(folder / spec.name / "validation.jsonl"),
+            read_lines(folder / spec.name / f"train{suffix}"),
+            read_lines(folder / spec.name / f"validation{suffix}"),
         )
     from datasets import load_dataset
 
