@@ -128,6 +128,8 @@ class Table(Target[FinetuneSpec]):
     columns: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    search_seeds: tuple[int, ...]
+    """The seeds a setting is tried with."""
     search: str
     """"grid": every run of the search; "chosen": only the committed choice."""
     overrides: tuple[str, ...] = ()
@@ -167,11 +169,6 @@ class Table(Target[FinetuneSpec]):
             f"seed={seed}",
         )
         return Cell(self.name, self.scale, method, column, seed, stage, settings, overrides, spec, identity)
-
-    @property
-    def search_seeds(self) -> tuple[int, ...]:
-        """The seeds a setting is tried with."""
-        return tuple(self.file.search.seeds.get(self.scale, self.seeds))
 
     def trials(
         self, method: str, column: str, records: Mapping[str, Record], reused: Settings | None = None
@@ -302,6 +299,7 @@ def load_table(
     methods = [*file.rows, *file.below_rule]
     (search,) = pick("search", axes.get("search", "grid"), ("grid", "chosen"))
     others = [f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis]
+    seeds = pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale])
     return Table(
         checkout=checkout,
         name=name,
@@ -310,7 +308,8 @@ def load_table(
         source=source,
         columns=pick(file.axis, axes[file.axis], file.columns) if file.axis in axes else tuple(file.columns),
         methods=pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
-        seeds=pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
+        seeds=seeds,
+        search_seeds=tuple(file.search.seeds.get(scale, seeds)),
         search=search,
         overrides=(*rest, *others),
         books={} if books is None else books,

@@ -9,11 +9,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from nora.config.pins import DOWNLOADS
+from nora.config.pins import DOWNLOADS, check_files
 from nora.config.schema import ModelSpec
 from nora.errors import RunFailed, UserError
 from nora.files import sha256_file
-from nora.kinds.parts.rows import check_files
 
 _CONTENT = "content.json"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,23 +13,12 @@ from types import ModuleType
 import torch
 
 from nora import streams
-from nora.config.pins import DOWNLOADS
+from nora.config.pins import DOWNLOADS, check_files
 from nora.config.schema import TaskSpec
 from nora.errors import RunFailed
-from nora.files import Json, sha256_file
+from nora.files import Json, canonical_json, sha256_file
 from nora.tasks.instruction import Instruction
 from nora.tasks.sampling import Subsets, draw_subsets
-
-
-def check_files(folder: Path, files: Mapping[str, str]) -> None:
-    """RunFailed where a file is missing or not what its hash says."""
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise RunFailed(f"{path}: missing; the checkout is incomplete")
-        given = sha256_file(path)
-        if given != expected:
-            raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
 
 
 def read_lines(path: Path) -> list[Json]:
@@ -41,6 +31,23 @@ def read_lines(path: Path) -> list[Json]:
         except json.JSONDecodeError as error:
             raise RunFailed(f"{path}, line {number}: not valid JSON ({error})") from None
     return rows
+
+
+def rows_hash(rows: Iterable[Json]) -> str:
+    """SHA-256 of rows as they were read, whatever file or cache they lay in."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical_json(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def check_rows(rows: Sequence[Json], name: str, expected: int, files: Mapping[str, str] | None) -> None:
+    """RunFailed if a split of the Hub has not the protocol's number of rows, or not the rows that were fetched."""
+    if len(rows) != expected:
+        raise RunFailed(f"{name}: has {len(rows)} rows, the protocol expects {expected}")
+    pinned = (files or {}).get(name)
+    if pinned is not None and rows_hash(rows) != pinned:
+        raise RunFailed(f"{name}: the rows have SHA-256 {rows_hash(rows)}, conf/revisions.lock says {pinned}")
 
 
 def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Json], list[Json]]:
@@ -57,11 +64,10 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Js
 
     source = task.SOURCE
     splits = []
-    for split, rows in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
-        data = load_dataset(source.path, source.name, split=split, revision=spec.revision)
-        if len(data) != rows:
-            raise RunFailed(f"{spec.name}: the split {split} has {len(data)} rows, the protocol expects {rows}")
-        splits.append(list(data))
+    for split, expected in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
+        rows = list(load_dataset(source.path, source.name, split=split, revision=spec.revision))
+        check_rows(rows, f"{spec.name}/{split}", expected, spec.files)
+        splits.append(rows)
     return splits[0], splits[1]
 
 
@@ -114,6 +120,7 @@ def _commonsense(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) ->
             test += [task.testing(row, name) for row in rows[: spec.num_test]]
     else:
         root = checkout / DOWNLOADS / str(spec.revision)
+        check_files(root, spec.files or {})
         pool = [(row, "mixture") for row in _counted(root / task.TRAIN_FILE, task.NUM_TRAIN_ROWS)]
         for name, own in task.SETS.items():
             rows = _counted(root / task.TEST_FILE.format(folder=own.folder), own.num_test_rows)
@@ -142,16 +149,15 @@ def _from_hub(spec: TaskSpec, task: ModuleType) -> tuple[list[Json], list[Json],
 
     commits = dict(zip(task.SOURCES, str(spec.revision).split("+"), strict=True))
     found = []
-    for source, split, rows in (
+    for source, split, expected in (
         ("train", task.SOURCES["train"].train, task.SOURCES["train"].num_train_rows),
         ("test", task.SOURCES["test"].train, task.SOURCES["test"].num_train_rows),
         ("test", task.SOURCES["test"].test, task.SOURCES["test"].num_test_rows),
     ):
         where = task.SOURCES[source]
-        data = load_dataset(where.path, where.name, split=split, revision=commits[source])
-        if len(data) != rows:
-            raise RunFailed(f"{where.path}: the split {split} has {len(data)} rows, the protocol expects {rows}")
-        found.append(list(data))
+        rows = list(load_dataset(where.path, where.name, split=split, revision=commits[source]))
+        check_rows(rows, f"{where.path}/{split}", expected, spec.files)
+        found.append(rows)
     return found[0], found[1], found[2]
 
 
