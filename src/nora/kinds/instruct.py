@@ -184,8 +184,8 @@ def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContex
 
 def _encode(
     rows: Sequence[Instruction], base: Base, protocol: InstructProtocol
-) -> tuple[list[EncodedText], dict[str, int]]:
-    """Token ids, and per set how many answers the cut-off takes something of."""
+) -> tuple[list[EncodedText], dict[str, int], dict[str, int]]:
+    """Token ids; per set how many answers the cut-off takes something of (``cut``), and all of (``lost``)."""
     from nora.training.batches import encode_text
 
     eos = int(base.tokenizer.eos_token_id)
@@ -193,7 +193,8 @@ def _encode(
         encode_text(row, base.tokenizer, cutoff=protocol.cutoff, loss_on=protocol.loss_on, eos=eos) for row in rows
     ]
     cut = Counter(row.set for row, text in zip(rows, texts, strict=True) if text.answer_cut)
-    return texts, dict(sorted(cut.items()))
+    lost = Counter(row.set for row, text in zip(rows, texts, strict=True) if not text.num_scored)
+    return texts, dict(sorted(cut.items())), dict(sorted(lost.items()))
 
 
 def _tested(
@@ -276,11 +277,10 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     task = tasks.load(spec.task.suite, spec.task.name)
     base = bases.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
     rows = load_instruct_rows(spec.task, task, context.checkout, seed=spec.seed)
-    try:
-        training, cut = _encode(rows.train, base, protocol)
-        dev, _ = _encode(rows.dev, base, protocol)
-    except ValueError as error:
-        raise RunFailed(str(error)) from None
+    training, cut, lost = _encode(rows.train, base, protocol)
+    dev, _, lost_dev = _encode(rows.dev, base, protocol)
+    if sum(lost.values()) == len(training) or sum(lost_dev.values()) == len(dev):
+        raise RunFailed(f"protocol.cutoff: given {protocol.cutoff}, no answer token of any training or dev row is left")
 
     method, quirks = trained_method(spec.method, protocol.sketch)
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
@@ -299,6 +299,8 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         "quirks": [*quirks, *_quirks(protocol)],
         "majority": majority(rows.train, rows.test),
     }
+    if lost:
+        common["lost_answers"] = lost
     sizes = measure(model, longest=max(len(text.ids) for text in training), precision=protocol.precision)
     tested = partial(
         _tested,

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora import tasks
-from nora.config.compose import choices, choices_side_by_side, compose_config
+from nora.config.compose import choices, choices_side_by_side, compose_config, parse_value
 from nora.config.pins import Pins
 from nora.config.schema import validate
 from nora.config.spec import run_id, spec_dict
@@ -278,6 +278,15 @@ class Table(Target[FinetuneSpec]):
         ]
 
 
+def _narrowed(search: Search, typed: Settings) -> Search:
+    """The search with a typed value in place of the values of every grid that has its key: a method without the
+    setting (ξ of LoRA) keeps its own."""
+    grid = {
+        name: {k: [typed[k]] if k in typed else v for k, v in points.items()} for name, points in search.grid.items()
+    }
+    return replace(search, grid=grid)
+
+
 def load_table(
     checkout: Path, name: str, overrides: Sequence[str] = (), books: dict[str, SpecBook] | None = None
 ) -> Table:
@@ -298,6 +307,10 @@ def load_table(
         raise UserError(f"scale: given {scale}, allowed for {name}: {', '.join(file.seeds)}")
     methods = [*file.rows, *file.below_rule]
     (search,) = pick("search", axes.get("search", "grid"), ("grid", "chosen"))
+    typed = {key: value for key, _, value in (word.partition("=") for word in rest)}
+    searched = {key for points in file.search.grid.values() for key in points}
+    file = replace(file, search=_narrowed(file.search, {k: parse_value(v) for k, v in typed.items() if k in searched}))
+    rest = tuple(word for word in rest if word.partition("=")[0] not in searched)
     others = [f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis]
     seeds = pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale])
     return Table(
