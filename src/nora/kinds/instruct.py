@@ -132,6 +132,7 @@ def cost(spec: Spec) -> Cost:
     return training_cost(
         spec.model.name,
         spec.model.dtype,
+        spec.protocol.precision,
         trained=rows.num_train * task.TEXT_TOKENS * protocol.epochs,
         scored=evaluations * rows.num_dev * task.TEXT_TOKENS,
         kept=protocol.batch_size * task.TEXT_TOKENS * 1.5,
@@ -340,7 +341,8 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
     kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
     if protocol.merge:
-        model.merge_adapter()
+        model.merge_adapter()  # in the base's own dtype, as the scripts merge in theirs
+        run.timing["merged_in"] = spec.model.dtype
     test, predictions = tested(rows=rows.test)
     scored_dev = tested(rows=rows.dev_questions)[0] if task.DEV_IS_SCORED else {}
     metrics = {**common, "steps": state.step, "epochs": state.dev_log, "dev": {**kept, **scored_dev}, "test": test}
