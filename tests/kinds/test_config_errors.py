@@ -48,7 +48,7 @@ TABLE = [
     (["protocol.schedule=linaer"], ["did you mean linear?"]),
     (["method=norra"], ["method: given 'norra'", "allowed lora, lora_p, nora", "did you mean nora?"]),
     (["task=cbb"], ["task: given 'cbb'", "did you mean cb?"]),
-    (["scale=big"], ["scale: given 'big', allowed mini, paper, smoke"]),
+    (["scale=big"], ["scale: given 'big', allowed mini, paper, small, smoke"]),
     (["method=null"], ["method=null: ", "must be a string"]),
     (["protocol.lr=???"], ["protocol.lr", "required"]),
     (["method=lora", "method.xi=0.1"], ["xi has no meaning with init=kaiming"]),

@@ -382,7 +382,7 @@ def test_what_prefetch_would_fetch() -> None:
     specs = [c.spec for t in targets for c in t.cells({})]
     found = wanted([s for s in specs if s is not None])
     assert found.pipelines == {"CompVis/stable-diffusion-v1-4"}
-    assert found.pictures == {"diffusers/dog-example", "diffusers/cat_toy_example"}
+    assert found.pictures == {"diffusers/dog-example", "diffusers/cat-toy-example"}
     assert found.models == {"facebook/dino-vits16", "facebook/dinov2-base", "openai/clip-vit-base-patch32"}
 
 
@@ -422,3 +422,20 @@ def test_wrong_folder_of_the_shipped_pictures(checkout: Path) -> None:
     spec, settings, _ = compose_run(checkout, ["kind=dreambooth", "scale=smoke", "task.folder=nothing"])
     with pytest.raises(UserError, match="no picture of dreambooth/nothing"):
         execute(spec, settings, checkout=checkout, store=Store(Path("unused")))
+
+
+@pytest.mark.parametrize(("typed", "seen"), [("null", "highest"), ("true", "high")])
+def test_tf32_is_for_the_training_of_a_run_that_asks_for_it(
+    typed: str, seen: str, dream: Dream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    whole = objective.NoisePrediction.loss
+
+    def loss(self: objective.NoisePrediction, *given: Any) -> Any:
+        found.append(torch.get_float32_matmul_precision())
+        return whole(self, *given)
+
+    monkeypatch.setattr(objective.NoisePrediction, "loss", loss)
+    record, _ = dream("method=nora", f"protocol.tf32={typed}")
+    assert set(found) == {seen} and torch.get_float32_matmul_precision() == "highest"
+    assert record.result["spec"]["protocol"].get("tf32") == (True if typed == "true" else None)

@@ -314,3 +314,29 @@ def test_opt_1_3b_trains_the_papers_number_of_parameters(method: str, parameters
         base.requires_grad_(False)
         adapted = get_peft_model(base, bases.peft_config(spec.method, spec.model.targets))
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == parameters
+
+
+def test_what_is_scored_shares_the_prompt_and_nothing_changes(run: Run, tmp_path: Path) -> None:
+    """In training a shared prompt has other dropout masks; where nothing is trained it is the same numbers."""
+    words = ("method=nora", "protocol.share_prompt=false")
+    apart, _ = run(*words, store=tmp_path / "apart")
+    shared, _ = run(*words, "protocol.share_when_scoring=true", store=tmp_path / "shared")
+    assert shared.id != apart.id
+    for metrics in (apart.metrics, shared.metrics):
+        assert metrics["steps"] == 4
+    for one, other in zip(
+        [*apart.metrics["epochs"], apart.metrics["test"]],
+        [*shared.metrics["epochs"], shared.metrics["test"]],
+        strict=True,
+    ):
+        assert {k: pytest.approx(v, rel=1e-4) for k, v in one.items()} == other
+
+
+def test_a_float32_base_that_trains_in_bf16_is_scored_in_bf16(run: Run, tmp_path: Path) -> None:
+    """At float32's speed the evaluations would be most of a run; a base that is kept in bf16 is scored as it is."""
+    plain, _ = run("method=nora", store=tmp_path / "a")
+    half, _ = run("method=nora", "protocol.precision=bf16", "measure=[zero_shot]", store=tmp_path / "b")
+    same, _ = run("method=nora", "measure=[zero_shot]", store=tmp_path / "c")
+    assert half.metrics["zero_shot"]["loss"] != same.metrics["zero_shot"]["loss"]
+    assert half.metrics["zero_shot"]["loss"] == pytest.approx(same.metrics["zero_shot"]["loss"], rel=0.02)
+    assert plain.metrics["test"] == same.metrics["test"]

@@ -114,6 +114,20 @@ def test_a_cut_answer_is_counted_by_set(run: Run, tmp_path: Path) -> None:
     assert set(record.metrics["cut_answers"]) <= set(tasks.load("instruct", "commonsense").SETS)
 
 
+def test_rows_whose_prompt_reaches_the_cut_off_carry_no_loss_and_are_counted(run: Run, tmp_path: Path) -> None:
+    modern = [w.replace("llm_adapters", "llm_adapters_modern") for w in COMMONSENSE]
+    record, _ = run(*modern, "method=lora", "protocol.cutoff=230", task="commonsense", store=tmp_path)
+    lost = record.metrics["lost_answers"]
+    assert 0 < sum(lost.values()) < record.metrics["rows"]["train"]
+    assert all(record.metrics["cut_answers"][name] >= n for name, n in lost.items())
+
+
+def test_a_cut_off_that_leaves_nothing_to_learn_is_refused(run: Run, tmp_path: Path) -> None:
+    modern = [w.replace("llm_adapters", "llm_adapters_modern") for w in COMMONSENSE]
+    with pytest.raises(RunFailed, match="protocol.cutoff: given 20, no answer token"):
+        run(*modern, "method=lora", "protocol.cutoff=20", task="commonsense", store=tmp_path)
+
+
 @pytest.mark.parametrize(
     "model, rank, parameters",
     [

@@ -45,10 +45,10 @@ def test_a_gated_model_names_its_licence_page_and_the_token(
 ) -> None:
     request = httpx.Request("GET", f"https://huggingface.co/{LLAMA2}")
 
-    def shut(repo: str, pinned: Any) -> dict[str, Any]:
+    def shut(repo: str, patterns: Any, pinned: Any) -> dict[str, Any]:
         raise GatedRepoError("403 Client Error", response=httpx.Response(403, request=request))
 
-    monkeypatch.setattr(prefetch, "_model_entry", shut)
+    monkeypatch.setattr(prefetch, "_fetched", shut)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "revisions.lock").write_text("{}")
     spec, _, _ = compose_run(checkout, ["scale=paper", "model=llama2_7b", "task=cb", "task.source=slice"])
@@ -93,7 +93,7 @@ def test_a_download_that_is_not_there_is_named(checkout: Path, tmp_path: Path) -
 def test_a_data_set_of_another_size_is_named(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: [{}] * 5)
     spec = replace(_spec(checkout, "task=gsm8k", "protocol=metamath").task, revision="a+b")
-    with pytest.raises(RunFailed, match="meta-math/MetaMathQA: the split train has 5 rows, the protocol expects 395"):
+    with pytest.raises(RunFailed, match="meta-math/MetaMathQA/train: has 5 rows, the protocol expects 395"):
         load_instruct_rows(spec, tasks.load("instruct", "gsm8k"), tmp_path, seed=0)
 
 

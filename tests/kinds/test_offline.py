@@ -59,9 +59,15 @@ def test_a_fetched_hub_model_trains_without_a_single_connection(checkout: Path, 
     assert done.returncode == 0 and done.stdout.strip() == "done", done.stderr
 
 
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_a_commit_that_was_not_fetched_is_refused_by_name_without_a_connection(
+    checkout: Path, cache: Path, offline: str
+) -> None:
+    done = _run(checkout, cache, "0" * 40, offline=offline)
+    assert done.returncode not in (0, 99) and f"commit {'0' * 40} cannot be loaded" in done.stderr, done.stderr
+
+
 def test_the_guard_sees_a_connection(checkout: Path, cache: Path) -> None:
-    """The same run on a commit that was not fetched, without HF_HUB_OFFLINE."""
-    done = _run(checkout, cache, "0" * 40, offline="0")
+    asks = _RUN.split("from nora")[0] + "import socket; socket.create_connection(('huggingface.co', 443), 1)"
+    done = subprocess.run([sys.executable, "-c", asks], cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 99 and "NETWORK socket.getaddrinfo huggingface.co" in done.stderr, done.stderr
-    again = _run(checkout, cache, "0" * 40, offline="1")
-    assert again.returncode not in (0, 99), "refused by name, not by a timeout"

@@ -12,26 +12,30 @@ import pytest
 
 from nora.errors import RunFailed
 from nora.execution import prefetch
+from nora.files import sha256_bytes
 from nora.kinds import compose_run
 
 REPO = "facebook/opt-1.3b"
+FILES = {"config.json": sha256_bytes(b"{}"), "pytorch_model.bin": sha256_bytes(b"11")}
 ROOT = Path(__file__).parents[2]
 SPEC, _, _ = compose_run(ROOT, ["scale=smoke", "model=opt_1.3b", "task=cb"])
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What is asked of the Hub, and the commit its main branch is at."""
     seen: dict[str, Any] = {"head": "a" * 40, "weights": "11", "brought": []}
 
     class Api:
-        def model_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
-            file = SimpleNamespace(rfilename="pytorch_model.bin", lfs=SimpleNamespace(sha256=seen["weights"]))
-            return SimpleNamespace(sha=revision or seen["head"], siblings=[file])
+        def model_info(self, repo: str, *, revision: str | None) -> Any:
+            return SimpleNamespace(sha=revision or seen["head"])
 
     def bring(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
         seen["brought"].append((repo, revision))
-        return ""
+        folder = tmp_path_factory.mktemp("snapshot")
+        (folder / "pytorch_model.bin").write_text(seen["weights"])
+        (folder / "config.json").write_text("{}")
+        return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", bring)
@@ -53,7 +57,7 @@ def test_a_clone_with_a_committed_lock_gets_exactly_those_commits(hub: dict[str,
     assert prefetch.prefetch([SPEC], site, dry_run=True) == [f"{REPO}: would be resolved and downloaded"]
     assert prefetch.prefetch([SPEC], site, dry_run=False) == [f"{REPO}: pinned to {'a' * 40}"]
     lock = _lock(site)
-    assert lock == {"models": {REPO: {"commit": "a" * 40, "files": {"pytorch_model.bin": "11"}}}}
+    assert lock == {"models": {REPO: {"commit": "a" * 40, "files": FILES}}}
     hub["head"], hub["brought"] = "b" * 40, []  # the Hub moves on; a colleague's machine has nothing yet
     assert "what of it is not here would be downloaded" in prefetch.prefetch([SPEC], site, dry_run=True)[0]
     assert hub["brought"] == []

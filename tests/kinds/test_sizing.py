@@ -104,7 +104,7 @@ def test_the_sizes_are_those_of_the_model() -> None:
     sizes = measure(model, longest=100, precision="bf16")
     assert sizes.weights == 2 * sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert sizes.trained == 5 * 4 * trained
-    assert sizes.per_text == 100 * 32 * 3 * 17
+    assert sizes.per_text == 100 * 32 * 3 * 47
     assert sizes.per_cached_token == 2 * 3 * 2 * 8 * 2
     # With micro-batch 4 tried of a batch of 6: every power of two, and what was tried.
     rows = training_table(sizes, 6, 4).splitlines()

@@ -97,7 +97,7 @@ def test_memory_is_the_largest_runs_with_its_own_source(checkout: Path, tmp_path
     paper = load_table(checkout, "table2", ["scale=paper", "seed=0"]).cells({})
     waiting_first = sorted(plan(paper, Store(tmp_path), Snapshot({})), key=lambda p: p.state != "waits")
     text = plan_text(load_table(checkout, "table2", ["scale=paper", "seed=0"]), waiting_first)
-    assert "GiB a run (estimate: weights + kept activations + 1 GiB)" in text
+    assert "GiB a run (estimate: weights + kept activations (measured on blocks of the true width) + 1 GiB)" in text
 
 
 def test_retry_runs_what_failed_and_nothing_else(

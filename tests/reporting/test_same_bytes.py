@@ -13,7 +13,7 @@ import pytest
 
 from nora.config.spec import run_id
 from nora.files import sha256_file
-from nora.reporting.collation import audit_all, collate, collate_all, with_paper_scale
+from nora.reporting.collation import audit_all, collate, collate_all, with_all_scales
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, take_snapshot
@@ -63,7 +63,7 @@ def test_two_processes_write_the_same_bytes(checkout: Path, tmp_path: Path) -> N
 def test_what_is_committed_is_what_the_committed_records_give(checkout: Path) -> None:
     """Tables, figures' numbers and captions, and the report around the committed pictures."""
     store = Store(checkout / "results")
-    targets = with_paper_scale([load_target(checkout, name) for name in names(checkout)])
+    targets = with_all_scales([load_target(checkout, name) for name in names(checkout)])
     snapshot = take_snapshot(store)
     problems = audit_all(targets, snapshot, store.root)
     assert problems == [], "run `make paper` and commit what it writes"

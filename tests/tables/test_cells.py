@@ -83,6 +83,18 @@ def test_a_further_override_reaches_every_cell_and_its_id(checkout: Path) -> Non
         assert run_id(compose_run(checkout, cell.overrides)[0]) == cell.id
 
 
+def test_a_typed_value_takes_the_place_of_the_searched_ones_where_a_method_has_the_setting(checkout: Path) -> None:
+    """`method.xi=0.05` was an error for LoRA, which has no ξ; `protocol.lr` was typed and the grid's values ran."""
+    table = load_table(checkout, "table4", ["scale=paper", "method.xi=0.05", "protocol.lr=1e-4"])
+    cells = table.cells({})
+    assert {(c.row, c.spec.method.xi) for c in cells if c.spec is not None} == {
+        ("lora", None), ("lora_p", None), ("nora", 0.05), ("nora_plus", 0.05)
+    }  # fmt: skip
+    assert {c.spec.protocol.lr for c in cells if c.spec is not None} == {1e-4}
+    for cell in cells:
+        assert run_id(compose_run(checkout, cell.overrides)[0]) == cell.id
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -161,5 +162,27 @@ def test_ids_are_cut_on_the_right_and_end_only_where_they_fit(tokenizer: Any) ->
     assert exact.ids == whole.ids[:-1] and not exact.answer_cut, "as the scripts: no end where the text fills the limit"
     cut = encode_text(row, tokenizer, cutoff=length - 2, loss_on="text", eos=2)
     assert cut.ids == whole.ids[: length - 2] and cut.cut == 2 and cut.answer_cut
-    with pytest.raises(ValueError, match="cutoff: given 4"):
-        encode_text(row, tokenizer, cutoff=4, loss_on="answer", eos=2)
+    lost = encode_text(row, tokenizer, cutoff=4, loss_on="answer", eos=2)
+    assert lost.ids == whole.ids[:4] and lost.num_scored == 0 and lost.answer_cut
+
+
+def test_a_text_without_a_scored_token_changes_no_gradient() -> None:
+    """The reference: transformers' own loss over labels that are all ignored in that row."""
+    model = _model("llama")
+    texts = [EncodedText(tuple(range(3, 15)), 8, 0, False), EncodedText(tuple(range(5, 20)), 15, 9, True)]
+    assert [text.num_scored > 0 for text in texts] == [True, False]
+    width = max(len(text.ids) for text in texts)
+    ids, labels = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), -100)
+    mask = torch.zeros(2, width, dtype=torch.long)
+    for i, text in enumerate(texts):
+        n = len(text.ids)
+        ids[i, :n], mask[i, :n] = torch.tensor(text.ids), 1
+        labels[i, text.first_scored : n] = torch.tensor(text.ids[text.first_scored :])
+    theirs = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    objective = InstructObjective(texts, 0)
+    ours = objective.loss(model, [0, 1]) / objective.count([0, 1])
+    assert abs(float((ours - theirs).detach())) < 1e-6, "theirs is taken in float32"
+    alone = objective.loss(model, [1])
+    alone.backward()
+    assert float(alone.detach()) == 0.0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert math.isnan(mean_loss(model, [texts[1]], pad_id=0))

@@ -7,7 +7,9 @@ from pathlib import Path
 import yaml
 
 from nora.config import limits
+from nora.config.pins import assets_manifest
 from nora.errors import UserError, one_of
+from nora.files import write_atomic
 
 
 def make_base(name: str, *, corpus: Path | None, checkout: Path, out: Path | None) -> int:
@@ -21,9 +23,15 @@ def make_base(name: str, *, corpus: Path | None, checkout: Path, out: Path | Non
             raise UserError(f"--corpus: {name} is made from drawn scenes and data/dreambooth; leave it out")
         from make_base.pictures import make_pipeline
 
-        return make_pipeline(name, recipe, checkout=checkout, out=out)
+        return _listed(checkout, make_pipeline(name, recipe, checkout=checkout, out=out))
     if corpus is None:
         raise UserError(f"--corpus FOLDER: required for {name}")
     from make_base.text import make_text_base
 
-    return make_text_base(name, recipe, corpus=corpus, checkout=checkout, out=out)
+    return _listed(checkout, make_text_base(name, recipe, corpus=corpus, checkout=checkout, out=out))
+
+
+def _listed(checkout: Path, code: int) -> int:
+    """The exit code, after assets/MANIFEST.json has the hashes of what is there now."""
+    write_atomic(checkout / "assets" / "MANIFEST.json", assets_manifest(checkout))
+    return code

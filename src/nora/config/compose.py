@@ -150,6 +150,15 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*words.values())]
 
 
+def parse_value(text: str) -> Json:
+    """A value as Hydra's grammar reads it: 1e-3 is a number. UserError for one that it does not."""
+    try:
+        (override,) = OverridesParser.create().parse_overrides(overrides=[f"key={text}"])
+        return override.value()
+    except HydraException as error:
+        raise UserError(first_line(error)) from None
+
+
 def _values_of(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [f"{override.get_key_element()}={override.get_value_element_as_str()}"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-from nora.errors import UserError
+import yaml
+
+from nora.errors import RunFailed, UserError
 from nora.files import Json, sha256_file
 
 DOWNLOADS = Path("data") / "hub"  # files that `nora prefetch` brings, below the checkout
@@ -47,28 +51,118 @@ def picture_hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in pictures_in(folder)[0]}
 
 
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """RunFailed where a file is missing or not what its hash says."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise RunFailed(f"{path}: missing; the checkout is incomplete")
+        given = sha256_file(path)
+        if given != expected:
+            raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
+
+
+_LOADED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+_TOLD = ("pretraining.json", "README.md")  # about a base, read by nobody
+
+
+def _loaded(folder: Path) -> list[str]:
+    """Everything below a model's folder that a loader may read."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix in _LOADED and path.name not in _TOLD]
+    return [str(path.relative_to(folder)) for path in found if path.is_file()]
+
+
+def model_hashes(folder: Path, key: str) -> dict[str, str]:
+    """Name → sha256 of everything below a model's folder that a loader may read; UserError if there is nothing."""
+    found = _loaded(folder) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"{key}: given {folder}, which holds no file of a model ({', '.join(_LOADED)})")
+    return {
+        name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for name in found for path in [folder / name]
+    }
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    del size, changed  # parts of the key: a plan of many cells reads a file once
+    return sha256_file(path)
+
+
+def assets_manifest(checkout: Path) -> str:
+    """What assets/MANIFEST.json says: the hash of every file of a shipped base that a loader may read."""
+    assets = checkout / "assets"
+    files = {name: sha256_file(assets / name) for name in _loaded(assets) if name != "MANIFEST.json"}
+    return json.dumps(files, indent=1) + "\n"
+
+
+def check_model_files(folder: Path, files: Mapping[str, str], checkout: Path) -> None:
+    """RunFailed if a file of a model's folder is not what its hash says, or has none.
+
+    What a yaml of the checkout does not name (a tokenizer's settings) is named in assets/MANIFEST.json.
+    """
+    check_files(folder, files)
+    try:
+        shipped = folder.resolve().relative_to((checkout / "assets").resolve())
+    except ValueError:
+        shipped = None
+    manifest = _read_json(checkout / "assets" / "MANIFEST.json") if shipped is not None else {}
+    rest = {
+        name: manifest.get(str(shipped / name)) if shipped else None for name in _loaded(folder) if name not in files
+    }
+    unknown = sorted(name for name, digest in rest.items() if digest is None)
+    if unknown:
+        raise RunFailed(f"{folder}: {', '.join(unknown[:5])} would be loaded and no hash names it")
+    check_files(folder, {name: str(digest) for name, digest in rest.items()})
+
+
 class Pins:
     """The lock and the manifest of one checkout, and what they say of a spec."""
 
     def __init__(self, checkout: Path) -> None:
+        self._checkout = checkout
         self.lock: dict[str, Json] = _read_json(checkout / "conf" / "revisions.lock")
         self.slices: dict[str, Json] = _read_json(checkout / "data" / "MANIFEST.json")
 
     def apply(self, plain: dict[str, Json]) -> dict[str, Json]:
-        """The spec with its revisions and row hashes filled in where they are known."""
+        """The spec with its revisions and hashes filled in where they are known."""
         if "task" not in plain:
             return plain
-        model, task = dict(plain["model"]), dict(plain["task"])
-        if model.get("source") == "hub":
-            model["revision"] = self.lock.get("models", {}).get(model.get("repo"), {}).get("commit")
+        model, task = self._model(dict(plain["model"])), dict(plain["task"])
         if plain.get("kind") == "dreambooth":
             return {**plain, "model": model, "task": self._subject(task), "protocol": self._encoders(plain["protocol"])}
         if task.get("source") == "hub":
-            task["revision"] = self.lock.get("tasks", {}).get(task.get("name"), {}).get("commit")
-        elif task.get("source") == "slice":
-            own = [name for name in self.slices if name.startswith(f"{task.get('name')}/")]
-            task["files"] = {name: self.slices[name]["sha256"] for name in own} or None
+            pinned = self.lock.get("tasks", {}).get(task.get("name"), {})
+            task["revision"] = _commit("task.revision", task.get("revision"), pinned)
+            task["files"] = pinned.get("files") if task["revision"] == pinned.get("commit") else None
+        elif task.get("source") in ("slice", "small"):
+            folder, data = f"{'small/' if task['source'] == 'small' else ''}{task.get('name')}", self._checkout / "data"
+            files = {name: entry["sha256"] for name, entry in self.slices.items() if name.startswith(f"{folder}/")}
+            if not files:  # rows of one's own
+                files = {str(p.relative_to(data)): sha256_file(p) for p in sorted((data / folder).glob("*.jsonl*"))}
+            if task.get("files") is not None:
+                _check_typed("task.files", task["files"], files)
+            task["files"] = files or None
         return {**plain, "model": model, "task": task}
+
+    def _model(self, model: dict[str, Json]) -> dict[str, Json]:
+        """A shipped yaml keeps the hashes it has; of a folder given by override every file is hashed."""
+        if model.get("source") == "hub":
+            pinned = self.lock.get("models", {}).get(model.get("repo"), {})
+            model["revision"] = _commit("model.revision", model.get("revision"), pinned)
+            if model.get("weights") == "pretrained" and model["revision"] == pinned.get("commit"):
+                model["files"] = pinned.get("files")
+        random = model.get("weights") == "random"
+        key = "tokenizer" if random else "repo"
+        if not (random or model.get("source") == "asset") or not isinstance(model.get(key), str):
+            return model
+        path = self._checkout / "conf" / "model" / f"{model.get('name')}.yaml"
+        shipped = _shipped(path, path.stat().st_mtime) if path.is_file() else {}
+        if all(model.get(name) == shipped.get(name) for name in (key, "files")):
+            return model
+        files = model_hashes(self._checkout / model[key], f"model.{key}")
+        if model.get("files") not in (None, shipped.get("files")):
+            _check_typed("model.files", model["files"], files)
+        return {**model, "files": files}
 
     def _subject(self, task: dict[str, Json]) -> dict[str, Json]:
         """The pictures by commit, by the manifest, or by their bytes as they are in the user's folder."""
@@ -92,6 +186,27 @@ class Pins:
                 encoder = {**encoder, "revision": commit}
             pinned.append(encoder)
         return {**protocol, "encoders": pinned}
+
+
+def _commit(key: str, given: Json, pinned: Mapping[str, Json]) -> Json:
+    """The commit that is typed, else the lock's; UserError for a name that can move."""
+    if given is not None and not re.fullmatch(r"[0-9a-f]{40}(\+[0-9a-f]{40})*", str(given)):
+        raise UserError(f"{key}: given {given}, required a commit (40 hex digits): a branch or tag can move")
+    return pinned.get("commit") if given is None else given
+
+
+def _check_typed(key: str, typed: Json, found: Json) -> None:
+    """UserError if other hashes are typed than the files have."""
+    if typed != found:
+        raise UserError(f"{key}: given {typed}, the files here have {found}; leave it out, it is filled in")
+
+
+@cache
+def _shipped(path: Path, changed: float) -> dict[str, Json]:
+    """The content of a yaml of conf/model/."""
+    del changed  # part of the key
+    content: dict[str, Json] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Json]:

@@ -74,11 +74,12 @@ class MethodSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelSpec:
-    """A base model: an asset of the checkout, a Hub repository by commit, or an architecture with random weights."""
+    """A base model: an asset of the checkout, a Hub repository by commit, a GGUF file in a folder or in an installed
+    package, or an architecture with random weights."""
 
     name: Name
-    family: Literal["opt", "llama", "gemma", "stable_diffusion"]
-    source: Literal["asset", "hub", "config"]
+    family: Name
+    source: Literal["asset", "hub", "gguf", "package", "config"]
     weights: Literal["pretrained", "random"]
     dtype: Literal["float32", "bfloat16", "float16"]
     targets: list[str]
@@ -94,12 +95,15 @@ class ModelSpec:
     @model_validator(mode="after")
     def _source_is_complete(self) -> ModelSpec:
         required = {"asset": ("repo", "files"), "hub": ("repo",), "config": ("architecture", "tokenizer")}
+        required |= dict.fromkeys(("gguf", "package"), ("repo", "files"))
         wanted = [*required[self.source], *(("architecture", "tokenizer") if self.weights == "random" else ())]
         missing = [key for key in dict.fromkeys(wanted) if getattr(self, key) is None]
         if missing:
             raise ValueError(f"source={self.source}, weights={self.weights} needs {', '.join(missing)}")
         if self.source == "config" and self.weights != "random":
             raise ValueError("source=config has no pretrained weights; use weights=random")
+        if self.source in ("gguf", "package") and len(self.files or {}) != 1:
+            raise ValueError(f"source={self.source} needs files with one entry: the GGUF file and its SHA-256")
         return self
 
 
@@ -161,11 +165,13 @@ class ExecSpec:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskSpec:
-    """A data set and how many of its rows are used."""
+    """A data set and how many of its rows are used.
+
+    The rows come from data/<name>/ (slice), from data/small/<name>/ (small) or from the Hub."""
 
     name: Name
     suite: Name
-    source: Literal["slice", "hub"]
+    source: Literal["slice", "small", "hub"]
     num_train: Count
     num_dev: Count
     num_test: Count

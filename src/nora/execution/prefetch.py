@@ -5,13 +5,13 @@ What the lock pins already is brought by its commit and compared: a colleague's 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nora import tasks
-from nora.config.pins import DOWNLOADS, how_to_unlock, picture_hashes
+from nora.config.pins import DOWNLOADS, how_to_unlock, model_hashes, picture_hashes
 from nora.errors import RunFailed, UserError
 from nora.files import sha256_bytes, sha256_file, write_atomic
 from nora.kinds import DreamboothSpec, FinetuneSpec, Spec
@@ -70,23 +70,12 @@ def _explain(error: Exception, what: str) -> Exception:
     return RunFailed(f"{what}: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}")
 
 
-def _model_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
+def _fetched(repo: str, patterns: Sequence[str], pinned: Pinned) -> dict[str, Any]:
     from huggingface_hub import HfApi, snapshot_download
 
-    info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
-    snapshot_download(repo, revision=info.sha, allow_patterns=list(_WEIGHTS))
-    files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
-    return {"commit": info.sha, "files": files}
-
-
-def _pipeline_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
-    """A pipeline's parts in full precision, without its safety checker."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
-    snapshot_download(repo, revision=info.sha, allow_patterns=list(_PIPELINE))
-    files = {f.rfilename: f.lfs.sha256 for f in info.siblings or [] if f.lfs is not None}
-    return {"commit": info.sha, "files": files}
+    commit = HfApi().model_info(repo, revision=_commit(pinned)).sha
+    folder = snapshot_download(repo, revision=commit, allow_patterns=list(patterns))
+    return {"commit": commit, "files": model_hashes(Path(folder), repo)}
 
 
 def _pictures_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
@@ -101,14 +90,16 @@ def _task_entry(suite: str, name: str, pinned: Pinned = None) -> dict[str, Any]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
+    from nora.kinds.parts.rows import check_rows, rows_hash
+
     source = tasks.load(suite, name).SOURCE
     commit = HfApi().dataset_info(source.path, revision=_commit(pinned)).sha
-    rows = {}
+    files = {}
     for split, expected in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
-        rows[split] = len(load_dataset(source.path, source.name, split=split, revision=commit))
-        if rows[split] != expected:
-            raise RunFailed(f"{name}: the split {split} has {rows[split]} rows, the protocol expects {expected}")
-    return {"path": source.path, "name": source.name, "commit": commit, "rows": rows}
+        rows = list(load_dataset(source.path, source.name, split=split, revision=commit))
+        check_rows(rows, f"{name}/{split}", expected, None)
+        files[f"{name}/{split}"] = rows_hash(rows)
+    return {"path": source.path, "name": source.name, "commit": commit, "files": files}
 
 
 def _instruct_entry(name: str, checkout: Path, pinned: Pinned = None) -> dict[str, Any]:
@@ -119,15 +110,18 @@ def _instruct_entry(name: str, checkout: Path, pinned: Pinned = None) -> dict[st
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
+    from nora.kinds.parts.rows import check_rows, rows_hash
+
     commits: list[str] = []
+    files = {}
     known = str(pinned["commit"]).split("+") if pinned else [None] * len(task.SOURCES)
     for source, revision in zip(task.SOURCES.values(), known, strict=True):
         commits.append(str(HfApi().dataset_info(source.path, revision=revision).sha))
         for split, expected in {source.train: source.num_train_rows, source.test: source.num_test_rows}.items():
-            rows = len(load_dataset(source.path, source.name, split=split, revision=commits[-1]))
-            if rows != expected:
-                raise RunFailed(f"{source.path}: the split {split} has {rows} rows, the protocol expects {expected}")
-    return {"path": " + ".join(s.path for s in task.SOURCES.values()), "commit": "+".join(commits)}
+            rows = list(load_dataset(source.path, source.name, split=split, revision=commits[-1]))
+            check_rows(rows, f"{source.path}/{split}", expected, None)
+            files[f"{source.path}/{split}"] = rows_hash(rows)
+    return {"path": " + ".join(s.path for s in task.SOURCES.values()), "commit": "+".join(commits), "files": files}
 
 
 def _github_files(task: Any, checkout: Path, pinned: Pinned) -> dict[str, Any]:
@@ -159,8 +153,8 @@ def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[st
     lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     found = wanted(specs)
     items: list[tuple[str, str, Callable[[Pinned], dict[str, Any]]]] = []
-    items += [("models", repo, partial(_model_entry, repo)) for repo in sorted(found.models)]
-    items += [("models", repo, partial(_pipeline_entry, repo)) for repo in sorted(found.pipelines)]
+    items += [("models", repo, partial(_fetched, repo, _WEIGHTS)) for repo in sorted(found.models)]
+    items += [("models", repo, partial(_fetched, repo, _PIPELINE)) for repo in sorted(found.pipelines)]
     items += [
         (
             "tasks",

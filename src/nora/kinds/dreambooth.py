@@ -108,6 +108,8 @@ class DreamboothProtocol(TrainingProtocol):
     interpolation: Literal["bilinear", "lanczos"]
     warmup_steps: Size
     precision: Literal["fp32", "bf16"]
+    tf32: bool | None = None
+    """Whether a GPU's matrix products may round their inputs to TF32; null: torch's default (convolutions alone)."""
     pictures: Count
     """Pictures drawn at the end, one per picture seed 0, 1, …"""
     picture_steps: Count
@@ -275,7 +277,7 @@ def make_objective(spec: Spec, pipeline: Pipeline, pictures: list[Image]) -> Noi
 def execute(spec: Spec, context: RunContext) -> Outcome:
     """Trains one run and draws its pictures; returns the losses, the init proof, the pictures and the adapter."""
     from nora.kinds.parts import pipelines
-    from nora.kinds.parts.recipe import OutputFile, TrainingRun
+    from nora.kinds.parts.recipe import OutputFile, TrainingRun, float32_products
     from nora.training.diffusion.pictures import draw_pictures, strip, to_jpeg
     from nora.training.loop import Diverged, train
 
@@ -309,15 +311,16 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
             context.show_picture("sample", to_jpeg(strip(drawn)), state.step)
 
     try:
-        train(
-            adapted.unet,
-            objective,
-            settings,
-            run.state,
-            before_step=objective.begin,
-            evaluate=None,
-            **run.hooks(protocol.steps, sample),
-        )
+        with float32_products("high" if protocol.tf32 else None):
+            train(
+                adapted.unet,
+                objective,
+                settings,
+                run.state,
+                before_step=objective.begin,
+                evaluate=None,
+                **run.hooks(protocol.steps, sample),
+            )
     except Diverged as error:
         return run.diverged(error, {**common, "steps": run.state.step})
     run.timing["encoded_crops"] = objective.latents.encoded

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
@@ -35,6 +36,9 @@ class FewShotProtocol(TrainingProtocol):
     warmup_steps: Size
     precision: Literal["fp32", "bf16"]
     share_prompt: bool
+    """Whether the candidates of an example share one row that holds its prompt once (with dropout other masks)."""
+    share_when_scoring: bool | None = None
+    """The same where nothing is trained, exact in any case; null: as ``share_prompt``."""
     max_steps: Count | None = None
 
 
@@ -69,6 +73,19 @@ def like(spec: FinetuneSpec) -> tuple[str, str, str]:
     return spec.model.name, spec.task.name, spec.method.name
 
 
+def check(spec: Spec, checkout: Path) -> None:
+    """UserError if the base is not installed here."""
+    check_base(spec.model, checkout)
+
+
+def check_base(model: ModelSpec, checkout: Path) -> None:
+    """UserError if a base's GGUF file, or what reads it, is not installed here."""
+    if model.source in ("gguf", "package"):
+        from nora.kinds.parts.gguf import gguf_file
+
+        gguf_file(model, checkout)
+
+
 def cost(spec: Spec) -> Cost:
     """From the tokens of the task's rows."""
     task, rows, epochs = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol.epochs
@@ -76,6 +93,7 @@ def cost(spec: Spec) -> Cost:
     return training_cost(
         spec.model.name,
         spec.model.dtype,
+        spec.protocol.precision,
         trained=rows.num_train * tokens * epochs,
         scored=(rows.num_dev * epochs + rows.num_test) * tokens,
         kept=spec.protocol.batch_size * (task.TOKENS * min(task.OPTIONS, 4)) * 1.5,
@@ -133,7 +151,9 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     else:
         objective = OptionLMObjective(training.encoded, training.gold, base.pad_id)
 
-    assessor = Assessor(task, base.tokenizer, base.pad_id, share, spec.model.max_length)
+    shared = share if protocol.share_when_scoring is None else protocol.share_when_scoring
+    half = protocol.precision == "bf16" and spec.model.dtype == "float32"  # a base in 16 bits is scored as it is
+    assessor = Assessor(task, base.tokenizer, base.pad_id, shared, spec.model.max_length, bf16=half)
     settings = loop_settings(
         protocol,
         precision=protocol.precision,

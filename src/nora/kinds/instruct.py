@@ -106,8 +106,8 @@ label, headline, like = few_shot.label, few_shot.headline, few_shot.like
 
 
 def check(spec: Spec, checkout: Path) -> None:
-    """UserError if a library the run asks for is not installed."""
-    del checkout
+    """UserError if a base or a library the run asks for is not installed."""
+    few_shot.check_base(spec.model, checkout)
     backend = spec.protocol.eval_backend
     if backend is not None and importlib.util.find_spec(backend) is None:
         raise UserError(
@@ -132,6 +132,7 @@ def cost(spec: Spec) -> Cost:
     return training_cost(
         spec.model.name,
         spec.model.dtype,
+        spec.protocol.precision,
         trained=rows.num_train * task.TEXT_TOKENS * protocol.epochs,
         scored=evaluations * rows.num_dev * task.TEXT_TOKENS,
         kept=protocol.batch_size * task.TEXT_TOKENS * 1.5,
@@ -184,8 +185,8 @@ def _loop_settings(protocol: InstructProtocol, num_rows: int, context: RunContex
 
 def _encode(
     rows: Sequence[Instruction], base: Base, protocol: InstructProtocol
-) -> tuple[list[EncodedText], dict[str, int]]:
-    """Token ids, and per set how many answers the cut-off takes something of."""
+) -> tuple[list[EncodedText], dict[str, int], dict[str, int]]:
+    """Token ids; per set how many answers the cut-off takes something of (``cut``), and all of (``lost``)."""
     from nora.training.batches import encode_text
 
     eos = int(base.tokenizer.eos_token_id)
@@ -193,7 +194,8 @@ def _encode(
         encode_text(row, base.tokenizer, cutoff=protocol.cutoff, loss_on=protocol.loss_on, eos=eos) for row in rows
     ]
     cut = Counter(row.set for row, text in zip(rows, texts, strict=True) if text.answer_cut)
-    return texts, dict(sorted(cut.items()))
+    lost = Counter(row.set for row, text in zip(rows, texts, strict=True) if not text.num_scored)
+    return texts, dict(sorted(cut.items())), dict(sorted(lost.items()))
 
 
 def _tested(
@@ -276,11 +278,10 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     task = tasks.load(spec.task.suite, spec.task.name)
     base = bases.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
     rows = load_instruct_rows(spec.task, task, context.checkout, seed=spec.seed)
-    try:
-        training, cut = _encode(rows.train, base, protocol)
-        dev, _ = _encode(rows.dev, base, protocol)
-    except ValueError as error:
-        raise RunFailed(str(error)) from None
+    training, cut, lost = _encode(rows.train, base, protocol)
+    dev, _, lost_dev = _encode(rows.dev, base, protocol)
+    if sum(lost.values()) == len(training) or sum(lost_dev.values()) == len(dev):
+        raise RunFailed(f"protocol.cutoff: given {protocol.cutoff}, no answer token of any training or dev row is left")
 
     method, quirks = trained_method(spec.method, protocol.sketch)
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
@@ -299,6 +300,8 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         "quirks": [*quirks, *_quirks(protocol)],
         "majority": majority(rows.train, rows.test),
     }
+    if lost:
+        common["lost_answers"] = lost
     sizes = measure(model, longest=max(len(text.ids) for text in training), precision=protocol.precision)
     tested = partial(
         _tested,
@@ -338,7 +341,8 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
     kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
     if protocol.merge:
-        model.merge_adapter()
+        model.merge_adapter()  # in the base's own dtype, as the scripts merge in theirs
+        run.timing["merged_in"] = spec.model.dtype
     test, predictions = tested(rows=rows.test)
     scored_dev = tested(rows=rows.dev_questions)[0] if task.DEV_IS_SCORED else {}
     metrics = {**common, "steps": state.step, "epochs": state.dev_log, "dev": {**kept, **scored_dev}, "test": test}

@@ -23,7 +23,7 @@ from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, take_snapshot
 from nora.tables.cell import Cell
-from nora.tables.target import AnyTarget, load_target
+from nora.tables.target import AnyTarget, has_scale, load_target
 
 
 def build_artefact(target: AnyTarget, records: Mapping[str, Record]) -> Document | Figure:
@@ -64,6 +64,7 @@ def summary(artefact: Document | Figure) -> str:
     return to_markdown(artefact)
 
 
+_LARGER = ("small", "paper")  # scales beside mini, which is what a target has where none is named
 STAMP = ".collated.json"
 LEDGER = "theory.json"
 REPORT = "report.html"
@@ -100,10 +101,15 @@ def up_to_date(store: Store, checkout: Path) -> int | None:
     return len(outputs) if same else None
 
 
-def with_paper_scale(targets: Sequence[AnyTarget]) -> list[AnyTarget]:
-    """The targets, and each one of several scales at paper scale too (after mini), in the paper's order."""
-    paper = [load_target(t.checkout, t.name, ["scale=paper"]) for t in targets if t.scale]
-    return sorted([*targets, *paper], key=lambda t: (labels.papers_order(t.name), t.scale == "paper"))
+def with_all_scales(targets: Sequence[AnyTarget]) -> list[AnyTarget]:
+    """The targets, and after each the larger scales it has, in the paper's order."""
+    larger = [
+        load_target(t.checkout, t.name, [f"scale={scale}"])
+        for scale in _LARGER
+        for t in targets
+        if t.scale and has_scale(t.checkout, t.name, scale)
+    ]
+    return sorted([*targets, *larger], key=lambda t: labels.papers_order(t.name))
 
 
 def collate(

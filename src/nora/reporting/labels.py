@@ -74,6 +74,7 @@ _WORDS = {**INITS, "adamw": "AdamW", "lowest_dev_loss": "of the lowest dev loss"
 _METRICS = {"f1": "F1", "mean_accuracy": "mean accuracy"}
 BANNERS = {
     "paper": "",
+    "small": "Small scale: a public base of 135 M parameters, a quarter of the paper's rows. Not the paper's numbers.",
     "mini": "Mini scale: a small base model on a slice of the data. Trends only, not the paper's numbers.",
     "smoke": "SMOKE TEST: random weights and a few rows. These numbers mean nothing.",
 }

@@ -72,6 +72,7 @@ def _shared(command: str, seed: int) -> str:
 
 _SCALES = {
     "paper": ("Paper scale", "The paper's models and data: the reproduction."),
+    "small": ("Small scale", "A really pretrained public base of 135 M parameters, a quarter of the paper's rows."),
     "mini": ("Mini scale", "Small base models of the same kinds on slices of the same data: trends only."),
     "smoke": ("Smoke test", "Random weights: the numbers mean nothing."),
     "": ("Without a scale", "Factorisation, at the paper's own size, and the deployment of adapters."),

@@ -111,7 +111,7 @@ def _unchosen(table: Table, method: str, column: str, records: Mapping[str, Reco
     if reused is None:
         return MISSING, ()
     tried = table.trials(method, column, records, reused)
-    searched = [table.cell(method, column, seed, 0, t.settings) for t in tried for seed in table.seeds]
+    searched = [table.cell(method, column, seed, 0, t.settings) for t in tried for seed in table.search_seeds]
     ids = tuple(str(cell.id) for cell in searched)
     if all(t.complete for t in tried):
         return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})", ids

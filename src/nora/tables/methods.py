@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora import tasks
-from nora.config.compose import choices, choices_side_by_side, compose_config
+from nora.config.compose import choices, choices_side_by_side, compose_config, parse_value
 from nora.config.pins import Pins
 from nora.config.schema import validate
 from nora.config.spec import run_id, spec_dict
@@ -45,6 +45,8 @@ class Search:
     first: str
     reuse: list[str]
     grid: dict[str, dict[str, list[Json]]]
+    seeds: dict[str, list[int]] = Field(default_factory=dict)
+    """Scale → the seeds of the search, where they are not the table's: then stage 3 repeats the choice over those."""
 
 
 @checked_dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -126,6 +128,8 @@ class Table(Target[FinetuneSpec]):
     columns: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    search_seeds: tuple[int, ...]
+    """The seeds a setting is tried with."""
     search: str
     """"grid": every run of the search; "chosen": only the committed choice."""
     overrides: tuple[str, ...] = ()
@@ -169,11 +173,11 @@ class Table(Target[FinetuneSpec]):
     def trials(
         self, method: str, column: str, records: Mapping[str, Record], reused: Settings | None = None
     ) -> list[Trial]:
-        """Every grid point of one method and column with its dev outcome over the table's seeds."""
+        """Every grid point of one method and column with its dev outcome over the search's seeds."""
         outcome = []
         for point in grid_points(self.file.grid(method, column)):
             settings = {**(reused or {}), **point}
-            ids = [self.cell(method, column, seed, 0, settings).id for seed in self.seeds]
+            ids = [self.cell(method, column, seed, 0, settings).id for seed in self.search_seeds]
             found = [records.get(i or "") for i in ids]
             outcome.append(summarize(settings, found, metric=self.book.metric(column)))
         return outcome
@@ -206,7 +210,7 @@ class Table(Target[FinetuneSpec]):
         made: list[Cell[FinetuneSpec]] = []
         for column in self.columns if first in self.methods else ():
             for point in grid_points(self.file.grid(first, column)):
-                made += [self.cell(first, column, seed, 1, point) for seed in self.seeds]
+                made += [self.cell(first, column, seed, 1, point) for seed in self.search_seeds]
         for column in self.columns:
             reused = self.reused(column, records)
             for method in self.methods:
@@ -216,7 +220,22 @@ class Table(Target[FinetuneSpec]):
                     if reused is None:
                         made += self._waiting(method, column, point, first)
                     else:
-                        made += [self.cell(method, column, seed, 2, {**reused, **point}) for seed in self.seeds]
+                        made += [self.cell(method, column, seed, 2, {**reused, **point}) for seed in self.search_seeds]
+        return [*made, *self._repeated_cells(records)]
+
+    def _repeated_cells(self, records: Mapping[str, Record]) -> list[Cell[FinetuneSpec]]:
+        """Stage 3, if the search has seeds of its own: each method's choice over the table's seeds."""
+        made: list[Cell[FinetuneSpec]] = []
+        if self.scale not in self.file.search.seeds:
+            return made
+        for column in self.columns:
+            for method in self.methods:
+                settings = self.chosen(method, column, records)
+                if settings is None:
+                    point = grid_points(self.file.grid(method, column))[0]
+                    made += self._waiting(method, column, point, "its search", self.seeds)
+                else:
+                    made += [self.cell(method, column, seed, 3, settings) for seed in self.seeds]
         return made
 
     def _chosen_cells(self) -> list[Cell[FinetuneSpec]]:
@@ -226,22 +245,46 @@ class Table(Target[FinetuneSpec]):
             for method in self.methods:
                 settings = chosen.get(column, {}).get(method)
                 if settings is None:
-                    made += self._waiting(method, column, {}, "a choice")
+                    made += self._waiting(method, column, {}, "a choice", self.seeds)
                 else:
                     made += [self.cell(method, column, seed, 1, settings) for seed in self.seeds]
         return made
 
-    def _waiting(self, method: str, column: str, point: Settings, waits_for: str) -> list[Cell[FinetuneSpec]]:
-        """A grid point's cells over the seeds while what they reuse is not chosen."""
+    def _waiting(
+        self, method: str, column: str, point: Settings, waits_for: str, seeds: Sequence[int] | None = None
+    ) -> list[Cell[FinetuneSpec]]:
+        """A grid point's cells over the seeds (the search's unless given) while what they reuse is not chosen."""
         file = self.file
         grid = file.grid(file.search.first, column)
         largest = {key: max(grid[key]) for key in file.search.reuse}
         measure = file.measure.get(method, file.measure["default"])
         like, _ = self.book.spec(method, column, self.seeds[0], measure, {**largest, **point})
         return [
-            Cell(self.name, self.scale, method, column, seed, 2, point, (), None, None, waits_for, like)
-            for seed in self.seeds
+            Cell(
+                self.name,
+                self.scale,
+                method,
+                column,
+                seed,
+                2 if seeds is None else 3,
+                point,
+                (),
+                None,
+                None,
+                waits_for,
+                like,
+            )
+            for seed in (self.search_seeds if seeds is None else seeds)
         ]
+
+
+def _narrowed(search: Search, typed: Settings) -> Search:
+    """The search with a typed value in place of the values of every grid that has its key: a method without the
+    setting (ξ of LoRA) keeps its own."""
+    grid = {
+        name: {k: [typed[k]] if k in typed else v for k, v in points.items()} for name, points in search.grid.items()
+    }
+    return replace(search, grid=grid)
 
 
 def load_table(
@@ -260,9 +303,16 @@ def load_table(
     except OmegaConfBaseException as error:
         raise UserError(f"conf/table/{name}.yaml: {str(error).splitlines()[0]}") from None
     file = validate(plain["table"], TableFile, prefix=f"conf/table/{name}.yaml: ")
+    if scale not in file.seeds:
+        raise UserError(f"scale: given {scale}, allowed for {name}: {', '.join(file.seeds)}")
     methods = [*file.rows, *file.below_rule]
     (search,) = pick("search", axes.get("search", "grid"), ("grid", "chosen"))
+    typed = {key: value for key, _, value in (word.partition("=") for word in rest)}
+    searched = {key for points in file.search.grid.values() for key in points}
+    file = replace(file, search=_narrowed(file.search, {k: parse_value(v) for k, v in typed.items() if k in searched}))
+    rest = tuple(word for word in rest if word.partition("=")[0] not in searched)
     others = [f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis]
+    seeds = pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale])
     return Table(
         checkout=checkout,
         name=name,
@@ -271,7 +321,8 @@ def load_table(
         source=source,
         columns=pick(file.axis, axes[file.axis], file.columns) if file.axis in axes else tuple(file.columns),
         methods=pick("method", axes["method"], methods) if "method" in axes else tuple(methods),
-        seeds=pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale]),
+        seeds=seeds,
+        search_seeds=tuple(file.search.seeds.get(scale, seeds)),
         search=search,
         overrides=(*rest, *others),
         books={} if books is None else books,

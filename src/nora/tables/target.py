@@ -43,13 +43,20 @@ class Costs(Target[AnySpec]):
         return []
 
 
+def has_scale(checkout: Path, name: str, scale: str) -> bool:
+    """Whether a target has runs at a scale: its file gives seeds for it, or it has no scale at all."""
+    seeds = read_table(checkout, name)[0].get("seeds")
+    return scale in seeds if isinstance(seeds, Mapping) else True
+
+
 def load_costs(checkout: Path, file: CostsFile, name: str, overrides: Sequence[str]) -> Costs:
     known = [other for other in names(checkout) if other != name]
     wanted = known if file.targets == "all" else file.targets
     for target in wanted:
         one_of(f"conf/table/{name}.yaml: targets", target, known, "allowed all,")
     own, _ = split_overrides(overrides, ("scale",))
-    return Costs(checkout, name, own.get("scale", "mini"), file, tuple(wanted))
+    scale = own.get("scale", "mini")
+    return Costs(checkout, name, scale, file, tuple(t for t in wanted if has_scale(checkout, t, scale)))
 
 
 def load_target(

@@ -198,7 +198,8 @@ def encode_text(row: InstructionLike, tokenizer: Tokenizer, *, cutoff: int, loss
     """Ids of prompt + target, cut on the right at ``cutoff``; the end-of-sequence token only where it fits.
 
     ``loss_on``: "text" learns every token after the first, "answer" those of the target (found by the length of the
-    tokenised prompt). ValueError where nothing of the answer is left to learn from.
+    tokenised prompt). Of a prompt that reaches the cut-off nothing is left to learn: it has no scored token, as in the
+    scripts, whose labels are then all ignored.
     """
     ids = list(tokenizer(row.prompt + row.target)["input_ids"])
     prompt = len(tokenizer(row.prompt)["input_ids"])
@@ -206,9 +207,7 @@ def encode_text(row: InstructionLike, tokenizer: Tokenizer, *, cutoff: int, loss
     ids = ids[:cutoff]
     if whole < cutoff:
         ids.append(eos)
-    first = 1 if loss_on == "text" else prompt
-    if first >= len(ids):
-        raise ValueError(f"cutoff: given {cutoff}, the prompt …{row.prompt[-40:]!r} alone has {prompt} tokens")
+    first = min(1 if loss_on == "text" else prompt, len(ids))
     return EncodedText(tuple(ids), first, max(0, whole - cutoff), whole > cutoff)
 
 
@@ -256,10 +255,10 @@ def pack(texts: Sequence[EncodedText], *, pad_id: int, target_tokens: int = 512)
         input_ids=ids,
         position_ids=positions,
         mask=mask[:, None],
-        row=torch.tensor(row_of),
-        predict_from=torch.tensor(predict),
-        targets=torch.tensor(targets),
-        option=torch.tensor(owner),
+        row=torch.tensor(row_of, dtype=torch.long),
+        predict_from=torch.tensor(predict, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        option=torch.tensor(owner, dtype=torch.long),
         num_options=(1,) * len(texts),
         num_tokens=total,
     )

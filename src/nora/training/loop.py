@@ -196,7 +196,7 @@ def train_step(
     device = next(iter(state.parameters.values())).device
     half = _AUTOCAST.get(settings.precision)
     autocast = nullcontext() if half is None else torch.autocast(device.type, dtype=half)
-    count = objective.count(indices)
+    count = max(1, objective.count(indices))  # a batch of cut-off texts alone has nothing to learn: its loss is 0
     if replicas is not None:
         indices = replicas.share(indices)
     micro = settings.micro_batch_size or max(1, len(indices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,10 +186,11 @@ class InstructObjective:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, texts: Sequence[EncodedText], *, pad_id: int, batch_size: int = 16) -> float:
-    """Mean loss per scored token over held-out texts, nats."""
+    """Mean loss per scored token over held-out texts, nats; NaN if no text has a scored token."""
     with evaluating(model):
         device = next(model.parameters()).device
         total = 0.0
         for start in range(0, len(texts), batch_size):
             total += float(summed_loss(model, pack(texts[start : start + batch_size], pad_id=pad_id).to(device)))
-    return total / sum(text.num_scored for text in texts)
+    scored = sum(text.num_scored for text in texts)
+    return total / scored if scored else math.nan

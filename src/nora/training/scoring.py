@@ -144,17 +144,27 @@ class Assessor:
     pad_id: int
     share_prompt: bool
     max_length: int
+    bf16: bool = False
+    """Products in bfloat16, as in the training of a float32 base (autocast)."""
     between: Callable[[], None] = lambda: None
     """Called before every batch; it may raise to stop a long evaluation."""
+
+    def _autocast(self, model: nn.Module) -> torch.autocast:
+        return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=self.bf16)
 
     def loss(self, model: nn.Module, split: Split) -> dict[str, Json]:
         """The training loss on a split (and accuracy, where scoring the candidates gives it for nothing)."""
         if self.task.LOSS == "classification":
             return self.measure(model, split)[0]
-        return self._gold(model, split)
+        with self._autocast(model):
+            return self._gold(model, split)
 
     def measure(self, model: nn.Module, split: Split) -> tuple[dict[str, Json], list[dict[str, Json]]]:
         """Loss, gold loss and the task's metric, and one prediction per example."""
+        with self._autocast(model):
+            return self._measure(model, split)
+
+    def _measure(self, model: nn.Module, split: Split) -> tuple[dict[str, Json], list[dict[str, Json]]]:
         if self.task.METRIC == "f1":
             predictions = self._generate(model, split)
             metrics = self._gold(model, split)

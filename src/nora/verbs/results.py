@@ -50,7 +50,7 @@ def collate(words: Sequence[str], dry_run: bool) -> int:
         if kept is not None:
             print(f"nothing to do: {kept} files are what the records give")
             return 0
-        targets = collation.with_paper_scale(targets)
+        targets = collation.with_all_scales(targets)
         if not dry_run:
             for path in collation.collate_all(targets, store, checkout=checkout, show=print, warn=_warn):
                 print(path)
@@ -70,12 +70,12 @@ def collate(words: Sequence[str], dry_run: bool) -> int:
 @json_flag
 def verify(words: Sequence[str], as_json: bool) -> int:
     """Re-hash the records, re-score their predictions, compare the artefacts."""
-    from nora.reporting.collation import audit, audit_all, with_paper_scale
+    from nora.reporting.collation import audit, audit_all, with_all_scales
     from nora.store.verify import verify_record
 
     targets, workspace = read_targets(words)
     store, whole = workspace.store, _whole(words)
-    targets = with_paper_scale(targets) if whole else targets
+    targets = with_all_scales(targets) if whole else targets
     snapshot = take_snapshot(store)
     problems = list(snapshot.damaged.values())
     checked: set[str] = set()

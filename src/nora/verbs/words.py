@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
+from nora.config.compose import choices
 from nora.errors import UserError
 from nora.tables.cell import names
-from nora.tables.target import AnyTarget, load_targets
+from nora.tables.target import AnyTarget, has_scale, load_targets
 from nora.workspace import Workspace, open_workspace
 
 _METAVAR = "TARGET… [key=value …]"
@@ -23,7 +24,6 @@ _KEYS = (
 
 def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Targets, choices of the config groups and keys, as they are in the checkout now."""
-    from nora.config.compose import choices
     from nora.workspace import find_checkout
 
     checkout = find_checkout()
@@ -44,7 +44,9 @@ def read_targets(words: Sequence[str]) -> tuple[list[AnyTarget], Workspace]:
     workspace = open_workspace(words)
     wanted = [word for word in words if "=" not in word]
     if wanted == ["all"]:
-        wanted = names(workspace.checkout)
+        scale = next((word.removeprefix("scale=") for word in words if word.startswith("scale=")), "mini")
+        unknown = scale not in choices(workspace.checkout / "conf", "scale")  # is refused below, with what there is
+        wanted = [n for n in names(workspace.checkout) if unknown or has_scale(workspace.checkout, n, scale)]
     if not wanted:
         raise UserError("a TARGET is required, for example table2")
     return load_targets(workspace.checkout, wanted, [word for word in words if "=" in word]), workspace

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -17,11 +18,11 @@ from transformers.utils import logging as transformers_logging
 from nora import streams
 from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
 from nora.adapters.prefix import drawn_tokens, token_keys_values
-from nora.config.pins import not_here
+from nora.config.pins import check_files, check_model_files, not_here
 from nora.config.schema import MethodSpec, ModelSpec
 from nora.errors import RunFailed
 from nora.files import Json, canonical_json
-from nora.kinds.parts.rows import check_files
+from nora.kinds.parts.gguf import dequantised
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
 transformers_logging.disable_progress_bar()
@@ -73,22 +74,33 @@ def load_base(spec: ModelSpec, checkout: Path, device: torch.device, *, keep: bo
 def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
     dtype = getattr(torch, spec.dtype)
     if spec.weights == "random":  # the true shape without a download; ids come from a borrowed tokenizer
-        tokenizer = AutoTokenizer.from_pretrained(checkout / str(spec.tokenizer))
+        borrowed = checkout / str(spec.tokenizer)
+        check_model_files(borrowed, (spec.files or {}) if spec.source != "hub" else {}, checkout)
+        tokenizer = AutoTokenizer.from_pretrained(borrowed)
         model = random_model(spec.architecture or {}, seed=_RANDOM_WEIGHTS_SEED).to(dtype)
-    elif spec.source == "hub":
-        repo = str(spec.repo)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(repo, revision=spec.revision)
-            model = AutoModelForCausalLM.from_pretrained(repo, revision=spec.revision, dtype=dtype)
-        except OSError as error:
-            raise RunFailed(not_here(repo, str(spec.revision), error)) from error
     else:
-        folder = checkout / str(spec.repo)
-        check_files(folder, spec.files or {})
+        folder = _folder(spec, checkout)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
     return Base(model.to(device).eval(), tokenizer)
+
+
+def _folder(spec: ModelSpec, checkout: Path) -> Path:
+    """The folder of a pretrained base, every file that is loaded from it compared with its hash."""
+    if spec.source in ("gguf", "package"):
+        return dequantised(spec, checkout)
+    if spec.source == "asset":
+        folder = checkout / str(spec.repo)
+        check_model_files(folder, spec.files or {}, checkout)
+        return folder
+    repo, revision = str(spec.repo), str(spec.revision)
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except OSError as error:
+        raise RunFailed(not_here(repo, revision, error)) from error
+    check_files(folder, spec.files or {})
+    return folder
 
 
 @dataclass(frozen=True)

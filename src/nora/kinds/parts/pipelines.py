@@ -35,12 +35,11 @@ from nora.adapters import (
     save_diffusers_lora,
     snapshot_weights,
 )
-from nora.config.pins import not_here
+from nora.config.pins import check_model_files, not_here
 from nora.config.schema import MethodSpec, ModelSpec
 from nora.errors import RunFailed
 from nora.files import Json
 from nora.kinds.parts import bases
-from nora.kinds.parts.rows import check_files
 from nora.training.diffusion.pictures import ClipEncoder, DinoEncoder, Encoder, fidelity
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Pipe
     else:
         if spec.source == "asset":
             folder = checkout / str(spec.repo)
-            check_files(folder, spec.files or {})
+            check_model_files(folder, spec.files or {}, checkout)
         else:
             folder = Path(_snapshot(str(spec.repo), str(spec.revision)))
         pipeline = StableDiffusionPipeline.from_pretrained(folder, **plain)
@@ -126,7 +125,7 @@ def _random_pipeline(spec: ModelSpec, checkout: Path, plain: dict[str, Json]) ->
 
     shape = spec.architecture or {}
     if spec.files:
-        check_files(checkout / str(spec.tokenizer), spec.files)
+        check_model_files(checkout / str(spec.tokenizer), spec.files, checkout)
     return StableDiffusionPipeline(
         vae=make_vae(shape["vae"], seed=_RANDOM_WEIGHTS_SEED),
         unet=make_unet(shape["unet"], seed=_RANDOM_WEIGHTS_SEED),
@@ -213,7 +212,7 @@ def load_encoder(spec: EncoderSpec, checkout: Path, device: torch.device) -> Enc
     """An encoder of the checkout (hashes checked) or of the Hub by commit."""
     if spec.source == "asset":
         folder = checkout / spec.repo
-        check_files(folder, spec.files or {})
+        check_model_files(folder, spec.files or {}, checkout)
         small: Pipeline = CLIPModel.from_pretrained(folder)
         return ClipEncoder(small.to(device), AutoTokenizer.from_pretrained(folder))
     where: dict[str, Json] = {"revision": spec.revision, "local_files_only": True}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -146,6 +147,17 @@ def seed_dropout(seed: int, step: int, replicas: Replicas | None = None) -> None
     """Dropout masks of a step from the step's own stream (torch takes no generator here); a replica has its own."""
     replica = f", replica {replicas.rank} of {replicas.size}" if replicas is not None and replicas.size > 1 else ""
     torch.manual_seed(streams.stream_seed(seed, "dropout", f"step {step}{replica}"))
+
+
+@contextmanager
+def float32_products(precision: str | None) -> Iterator[None]:
+    """torch's setting for float32 products ("high": TF32 where the GPU has it), put back at the end; None: as it is."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision or before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def pack_predictions(predictions: Sequence[Mapping[str, Json]]) -> bytes:

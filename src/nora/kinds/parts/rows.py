@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,29 +13,19 @@ from types import ModuleType
 import torch
 
 from nora import streams
-from nora.config.pins import DOWNLOADS
+from nora.config.pins import DOWNLOADS, check_files
 from nora.config.schema import TaskSpec
 from nora.errors import RunFailed
-from nora.files import Json, sha256_file
+from nora.files import Json, canonical_json, sha256_file
 from nora.tasks.instruction import Instruction
 from nora.tasks.sampling import Subsets, draw_subsets
 
 
-def check_files(folder: Path, files: Mapping[str, str]) -> None:
-    """RunFailed where a file is missing or not what its hash says."""
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise RunFailed(f"{path}: missing; the checkout is incomplete")
-        given = sha256_file(path)
-        if given != expected:
-            raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
-
-
 def read_lines(path: Path) -> list[Json]:
-    """The rows of a JSON-lines file; RunFailed naming the line that is none."""
+    """The rows of a JSON-lines file, compressed (.gz) or not; RunFailed naming the line that is none."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for number, line in enumerate(content.decode().removesuffix("\n").split("\n"), start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -41,24 +33,41 @@ def read_lines(path: Path) -> list[Json]:
     return rows
 
 
+def rows_hash(rows: Iterable[Json]) -> str:
+    """SHA-256 of rows as they were read, whatever file or cache they lay in."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical_json(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def check_rows(rows: Sequence[Json], name: str, expected: int, files: Mapping[str, str] | None) -> None:
+    """RunFailed if a split of the Hub has not the protocol's number of rows, or not the rows that were fetched."""
+    if len(rows) != expected:
+        raise RunFailed(f"{name}: has {len(rows)} rows, the protocol expects {expected}")
+    pinned = (files or {}).get(name)
+    if pinned is not None and rows_hash(rows) != pinned:
+        raise RunFailed(f"{name}: the rows have SHA-256 {rows_hash(rows)}, conf/revisions.lock says {pinned}")
+
+
 def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Json], list[Json]]:
     """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
-    if spec.source == "slice":
+    if spec.source != "hub":
         folder = checkout / "data"
         check_files(folder, spec.files or {})
+        folder, suffix = (folder / "small", ".jsonl.gz") if spec.source == "small" else (folder, ".jsonl")
         return (
-            read_lines(folder / spec.name / "train.jsonl"),
-            read_lines(folder / spec.name / "validation.jsonl"),
+            read_lines(folder / spec.name / f"train{suffix}"),
+            read_lines(folder / spec.name / f"validation{suffix}"),
         )
     from datasets import load_dataset
 
     source = task.SOURCE
     splits = []
-    for split, rows in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
-        data = load_dataset(source.path, source.name, split=split, revision=spec.revision)
-        if len(data) != rows:
-            raise RunFailed(f"{spec.name}: the split {split} has {len(data)} rows, the protocol expects {rows}")
-        splits.append(list(data))
+    for split, expected in ((source.train, source.num_train_rows), (source.test, source.num_test_rows)):
+        rows = list(load_dataset(source.path, source.name, split=split, revision=spec.revision))
+        check_rows(rows, f"{spec.name}/{split}", expected, spec.files)
+        splits.append(rows)
     return splits[0], splits[1]
 
 
@@ -111,6 +120,7 @@ def _commonsense(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) ->
             test += [task.testing(row, name) for row in rows[: spec.num_test]]
     else:
         root = checkout / DOWNLOADS / str(spec.revision)
+        check_files(root, spec.files or {})
         pool = [(row, "mixture") for row in _counted(root / task.TRAIN_FILE, task.NUM_TRAIN_ROWS)]
         for name, own in task.SETS.items():
             rows = _counted(root / task.TEST_FILE.format(folder=own.folder), own.num_test_rows)
@@ -139,16 +149,15 @@ def _from_hub(spec: TaskSpec, task: ModuleType) -> tuple[list[Json], list[Json],
 
     commits = dict(zip(task.SOURCES, str(spec.revision).split("+"), strict=True))
     found = []
-    for source, split, rows in (
+    for source, split, expected in (
         ("train", task.SOURCES["train"].train, task.SOURCES["train"].num_train_rows),
         ("test", task.SOURCES["test"].train, task.SOURCES["test"].num_train_rows),
         ("test", task.SOURCES["test"].test, task.SOURCES["test"].num_test_rows),
     ):
         where = task.SOURCES[source]
-        data = load_dataset(where.path, where.name, split=split, revision=commits[source])
-        if len(data) != rows:
-            raise RunFailed(f"{where.path}: the split {split} has {len(data)} rows, the protocol expects {rows}")
-        found.append(list(data))
+        rows = list(load_dataset(where.path, where.name, split=split, revision=commits[source]))
+        check_rows(rows, f"{where.path}/{split}", expected, spec.files)
+        found.append(rows)
     return found[0], found[1], found[2]
 
 

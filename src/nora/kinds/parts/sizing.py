@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nora.errors import RunFailed
-from nora.kinds.parts.cost import KEPT_BYTES_PER_UNIT
+from nora.kinds.parts.cost import kept_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,13 +36,13 @@ def measure(model: nn.Module, *, longest: int, precision: str) -> Sizes:
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     width = max((p.element_size() for p in frozen), default=4)
-    kept = width if precision == "fp32" else 2
+    kept = kept_bytes(config.model_type, precision)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Sizes(
         weights=sum(p.numel() * p.element_size() for p in frozen),
         trained=_COPIES * sum(p.numel() * p.element_size() for p in trained),
-        per_text=longest * config.hidden_size * config.num_hidden_layers * KEPT_BYTES_PER_UNIT * kept // 4,
+        per_text=longest * config.hidden_size * config.num_hidden_layers * kept,
         per_cached_token=2 * config.num_hidden_layers * heads * head_size * width,
     )
 

@@ -26,19 +26,14 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
     task = table.columns[0]
     lines, rows = [], []
     for method in table.methods:
-        spec = table.spec(method, task)
-        grid = {key.rsplit(".", 1)[-1]: values for key, values in table.file.grid(method, task).items()}
-        entries = []
-        for key, _ in _KEYS:
-            value = getattr(spec.method, key)
-            entries.append("–" if value is None else _values(grid.get(key, [value])))
-        entries.append(_values(grid["lr"]))
-        reused = "protocol.batch_size" in table.file.search.reuse and "batch_size" not in grid
-        batch = _values(grid.get("batch_size", [spec.protocol.batch_size]))
-        entries.append(f"as {labels.method(table.file.search.first)}" if reused else batch)
-        entries.append(_values(grid.get("epochs", [spec.protocol.epochs])))
-        lines.append(Line(labels.method(method), tuple(Entry(e) for e in entries), method in table.file.below_rule[:1]))
-        rows.append((table.scale, method, *entries))
+        found: dict[tuple[str, ...], list[str]] = {}
+        for column in table.columns:
+            found.setdefault(_settings(table, method, column), []).append(column)
+        for entries, columns_of in found.items():
+            where = ", ".join(labels.column(table.file.axis, c) for c in columns_of) if len(found) > 1 else ""
+            label = labels.method(method) + (f", {where}" if where else "")
+            lines.append(Line(label, tuple(Entry(e) for e in entries), method in table.file.below_rule[:1]))
+            rows.append((table.scale, method + (f"@{'+'.join(columns_of)}" if where else ""), *entries))
     columns = (*(label for _, label in _KEYS), "learning rate", "batch size", "epochs")
     used = [i for i in range(len(columns)) if any(line.entries[i].text != "–" for line in lines)]
     shown = tuple(replace(line, entries=tuple(line.entries[i] for i in used)) for line in lines)
@@ -69,6 +64,22 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         csv_header=("scale", "method", *columns),
         csv_rows=tuple(rows),
     )
+
+
+def _settings(table: Table, method: str, column: str) -> tuple[str, ...]:
+    """What a method is run with in a column; braces: searched."""
+    spec, grid = table.spec(method, column), table.file.grid(method, column)
+    searched = {key.rsplit(".", 1)[-1]: values for key, values in grid.items()}
+    entries = []
+    for key, _ in _KEYS:
+        value = getattr(spec.method, key)
+        entries.append("–" if value is None else _values(searched.get(key, [value])))
+    entries.append(_values(searched["lr"]))
+    reused = "protocol.batch_size" in table.file.search.reuse and "batch_size" not in searched
+    batch = _values(searched.get("batch_size", [spec.protocol.batch_size]))
+    entries.append(f"as {labels.method(table.file.search.first)}" if reused else batch)
+    entries.append(_values(searched.get("epochs", [spec.protocol.epochs])))
+    return tuple(entries)
 
 
 _ROWS = ("num_train", "num_dev", "num_test")

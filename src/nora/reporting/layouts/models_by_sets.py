@@ -135,6 +135,9 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[
         notes += answer_notes(done)
         cut = sum(sum(r.metrics["cut_answers"].values()) for r in done)
         notes.append(f"Training answers that the cut-off takes something of: {cut} over {len(done)} runs.")
+        lost = sum(sum(r.metrics.get("lost_answers", {}).values()) for r in done)
+        if lost:
+            notes.append(f"Training rows whose prompt reaches the cut-off, so that nothing is learnt of them: {lost}.")
         passed = sum(r.result["proof"]["passed"] for r in done)
         notes.append(f"Init proof passed in {passed} of {len(done)} runs.")
         quirks = sorted({quirk for r in done for quirk in r.metrics["quirks"]})

@@ -72,7 +72,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         )
     source = table.source
     header = "# Written by `nora collate tuning` from the records it names: best dev metric averaged over seeds.\n"
-    body = {"table": source, "scale": table.scale, "seeds": list(table.seeds), "chosen": chosen}
+    body = {"table": source, "scale": table.scale, "seeds": list(table.search_seeds), "chosen": chosen}
     text = header + yaml.safe_dump(body, sort_keys=False, width=120, default_flow_style=None)
     return Document(
         name=f"{table.name}.{table.scale}",
@@ -80,7 +80,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=(
-            f"Averaged over the seeds {', '.join(map(str, table.seeds))}; chosen (bold): highest dev "
+            f"Averaged over the seeds {', '.join(map(str, table.search_seeds))}; chosen (bold): highest dev "
             "metric, ties by lower dev loss, lower learning rate, smaller ξ. The test set plays no part.",
             "Runs: those that are there; – where not all seeds are. A setting with a diverged seed is not chosen.",
         ),

@@ -1,0 +1,110 @@
+"""The rows of the small scale: ``python tools/make_small_rows.py FOLDER`` writes data/small/ from whole data sets.
+
+FOLDER holds the sets as JSON lines and MANIFEST.tsv with their source and licence. Of a large split a fixed random
+draw is kept, in the split's order, and only the fields that the task reads: what the yaml of the scale can use.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import random
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nora import tasks
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """Where a task's two splits are below FOLDER, and how many rows of each are kept (None: all)."""
+
+    train: str
+    validation: str
+    num_train: int | None = None
+    num_validation: int | None = None
+
+
+SOURCES = {
+    "sst2": Source("glue_sst2/full/train.jsonl", "glue_sst2/full/validation.jsonl", 4096),
+    "boolq": Source("super_glue_boolq/full/train.jsonl", "super_glue_boolq/full/validation.jsonl", 1536, 640),
+    "rte": Source("super_glue_rte/full/train.jsonl", "super_glue_rte/full/validation.jsonl"),
+    "cb": Source("super_glue_cb/slice/train.jsonl", "super_glue_cb/slice/validation.jsonl"),
+    "wsc": Source("super_glue_wsc/full/train.jsonl", "super_glue_wsc/full/validation.jsonl"),
+    "multirc": Source(
+        "super_glue_multirc/full/train.orig.jsonl", "super_glue_multirc/full/validation.orig.jsonl", 1536, 640
+    ),
+    "record": Source("super_glue_record/slice/train.jsonl", "super_glue_record/slice/dev32.jsonl"),
+    "squad": Source("squad/full/train.jsonl", "squad/full/validation.jsonl", 1024, 512),
+}
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; MultiRC's nested form as the Hub's one row per answer."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [flat for row in rows for flat in unnest(row)] if path.name.endswith(".orig.jsonl") else rows
+
+
+def unnest(row: Row) -> Iterator[Row]:
+    """MultiRC's paragraph with its questions and their answers, answer by answer."""
+    for question in row["passage"]["questions"]:
+        for answer in question["answers"]:
+            yield {
+                "paragraph": row["passage"]["text"],
+                "question": question["question"],
+                "answer": answer["text"],
+                "label": answer["label"],
+            }
+
+
+def draw(rows: list[Row], count: int | None) -> list[Row]:
+    """A fixed draw of ``count`` rows, in the split's order."""
+    if count is None or count >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count))]
+
+
+def packed(rows: list[Row], fields: tuple[str, ...]) -> bytes:
+    """One JSON line per row, compressed; the same rows give the same bytes."""
+    lines = [json.dumps({key: row[key] for key in fields}, ensure_ascii=False) for row in rows]
+    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+
+
+def main(folder: Path) -> None:
+    """Writes the rows, their NOTICE and their manifest entries."""
+    with (folder / "MANIFEST.tsv").open(encoding="utf-8") as table:
+        listed = {row["path"]: row for row in csv.DictReader(table, delimiter="\t")}
+    path = ROOT / "data" / "MANIFEST.json"
+    manifest = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if not k.startswith("small/")}
+    for name, source in SOURCES.items():
+        task = tasks.load("superglue", name)
+        notice = [f"{task.LABEL}: rows for the small scale.", ""]
+        for split, kept in (("train", source.num_train), ("validation", source.num_validation)):
+            origin = getattr(source, split)
+            rows = read(folder / origin)
+            drawn = draw(rows, kept)
+            file = ROOT / "data" / "small" / name / f"{split}.jsonl.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(packed(drawn, task.FIELDS))
+            digest = sha256(file.read_bytes()).hexdigest()
+            manifest[f"small/{name}/{file.name}"] = {"rows": len(drawn), "sha256": digest}
+            told = listed[origin]
+            notice += [
+                f"{file.name} <- {told['source_repo']} @ {told['commit']}, {told['source_path']}",
+                f"  licence: {told['licence']}",
+                f"  {'all' if len(drawn) == len(rows) else f'a fixed random draw of {len(drawn)} of'} {len(rows)} rows,"
+                " the fields that the task reads",
+                "",
+            ]
+        (ROOT / "data" / "small" / name / "NOTICE").write_text("\n".join(notice), encoding="utf-8")
+    path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
