@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -52,7 +54,8 @@ def peft_source(pytestconfig: pytest.Config) -> Path:
             reason = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
             pytest.skip(f"the source distribution of peft {peft} is not to be had from the package registry: {reason}")
         (fresh / "done").touch()
-        if not ready.exists():
+        with contextlib.suppress(OSError):  # another worker was first
             fresh.rename(ready)
+        shutil.rmtree(fresh, ignore_errors=True)
     assert (ready / f"peft-{peft}" / "tests").is_dir(), "PEFT's source distribution no longer carries its tests"
     return ready
