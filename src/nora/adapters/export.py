@@ -17,9 +17,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nora.adapters.portable import Portable, host_of, portable_adapter
-
-_PREFIX = "base_model.model."
+from nora.adapters.portable import PREFIX, Portable, host_of, portable_adapter
 
 
 def save_adapter(
@@ -98,7 +96,7 @@ def save_diffusers_lora(
     path = folder / "pytorch_lora_weights.safetensors"
     if _writes(made):
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{prefix}.{key.removeprefix(_PREFIX)}": tensor for key, tensor in made.state.items()}
+        tensors = {f"{prefix}.{key.removeprefix(PREFIX)}": tensor for key, tensor in made.state.items()}
         save_file(tensors, path, metadata=metadata)
     return path
 

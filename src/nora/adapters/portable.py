@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from nora.adapters.layers import AdapterLayer, adapter_layers, unwrapped_name
 from nora.adapters.moved import adapter_configs, moved_base, moves_base, start_name, subtracts_start
 
+PREFIX = "base_model.model."  # of every key in a file of PEFT
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -64,11 +65,8 @@ def host_of(model: nn.Module, adapter_name: str) -> Host:
         raise ValueError(
             f"adapter {adapter_name!r}: given {config.peft_type.value}, required LoRA; use PEFT's save_pretrained"
         )
-    prefix = "" if isinstance(module, PeftModel) else "base_model." if isinstance(module, BaseTuner) else _PREFIX
+    prefix = "" if isinstance(module, PeftModel) else "base_model." if isinstance(module, BaseTuner) else PREFIX
     return Host(module, config, prefix)
-
-
-_PREFIX = "base_model.model."  # of every key in a file of PEFT
 
 
 @torch.no_grad()
