@@ -24,7 +24,7 @@ from nora.execution.tracker import open_tracker
 from nora.files import Json, canonical_json, sha256_bytes
 from nora.kinds import Spec
 from nora.kinds.parts.recipe import Outcome, RunContext, Update
-from nora.store.attempt import Attempt
+from nora.store.attempt import Attempt, Job
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import State, run_state
@@ -71,7 +71,7 @@ def execute(
     show: Callable[[Update], None] = lambda update: None,
     tags: tuple[str, ...] = (),
     stop_requested: Callable[[], bool] = lambda: False,
-    job: str | None = None,
+    job: Job | None = None,
     dead_up_to: int = 0,
     keep_base: bool = False,
     replicas: Replicas | None = None,
@@ -157,7 +157,7 @@ def execute(
     return record, True
 
 
-def _own_attempt(store: Store, kind: str, identity: str, *, job: str | None, dead_up_to: int) -> Attempt:
+def _own_attempt(store: Store, kind: str, identity: str, *, job: Job | None, dead_up_to: int) -> Attempt:
     """A new attempt; AlreadyRunning if one before it is alive."""
     try:
         attempt = store.new_attempt(kind, identity, job=job)

@@ -58,6 +58,15 @@ def clock_of(folder: Path) -> float:
 
 
 @dataclass(frozen=True)
+class Job:
+    """The SLURM job that a process is in. Its number alone is no witness: another cluster has that number too."""
+
+    id: str
+    name: str = ""
+    cluster: str = ""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One try at a run, in a folder of its own."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
-from nora.store.attempt import ENDS, Attempt, place_of_process, process_started
+from nora.store.attempt import ENDS, Attempt, Job, place_of_process, process_started
 from nora.store.record import DamagedRecord, Record, read_record
 
 OWN = "mine"
@@ -47,7 +47,7 @@ class Store:
             return []
         return [Attempt(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
 
-    def new_attempt(self, kind: str, run_id: str, *, job: str | None = None) -> Attempt:
+    def new_attempt(self, kind: str, run_id: str, *, job: Job | None = None) -> Attempt:
         """The next free number. The folder gets its name when its owner is written: of two that ask at once one gets
         the lower number (a rename onto a folder with content fails), and the other sees whose it is."""
         folder = self.run_dir(kind, run_id) / "attempts"
@@ -55,12 +55,14 @@ class Store:
         number = max((a.number for a in self.attempts(kind, run_id)), default=0) + 1
         made = folder / f".tmp-{secrets.token_hex(8)}"
         made.mkdir()
-        owner = {
+        owner: dict[str, Any] = {
             **place_of_process(),
             "pid": os.getpid(),
             "process_started": process_started(os.getpid()),
-            "job": job,
+            "job": None,
         }
+        if job is not None:
+            owner |= {"job": job.id, "job_name": job.name, "cluster": job.cluster}
         try:
             write_atomic(made / "owner.json", json.dumps(owner))
             (made / "heartbeat").touch()

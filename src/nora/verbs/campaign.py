@@ -107,10 +107,13 @@ def queue_of(workspace: Workspace) -> Queue | None:
     if not (workspace.store.root / FOLDER).is_dir() or not slurm.installed():
         return None
     try:
-        return read_queue(workspace.store.root)
+        queue = read_queue(workspace.store.root)
     except RunFailed as error:
         print(f"nora: {error}; states are from the runs' own markers alone", file=sys.stderr)
         return None
+    for line in queue.lost_lines():
+        print(f"nora: {line}", file=sys.stderr)
+    return queue
 
 
 def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, list[PlannedCell]]:

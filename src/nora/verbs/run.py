@@ -28,6 +28,7 @@ from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution.stops import listening
 from nora.files import Json
 from nora.kinds import InstructSpec, Spec
+from nora.store.attempt import Job
 from nora.store.record import NewerRecord, Record
 from nora.store.runs import Store
 from nora.store.states import State, run_state
@@ -124,10 +125,12 @@ def job_of_many(config: DictConfig) -> None:
         print(f"nora: {error}", file=sys.stderr, flush=True)
 
 
-def _slurm_job() -> str | None:
+def _slurm_job() -> Job | None:
     """The SLURM job that Hydra's launcher put this into: earlier starts of it are dead, whatever their heartbeat."""
+    from nora.launch.slurm import this_job
+
     own = HydraConfig.get()
-    return str(own.job.id) if own.runtime.choices.get("hydra/launcher") == "submitit_slurm" else None
+    return this_job(str(own.job.id)) if own.runtime.choices.get("hydra/launcher") == "submitit_slurm" else None
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
