@@ -160,6 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"nora: {error}", file=sys.stderr)
         return 1
+    except PermissionError as error:
+        from nora.store.sharing import refusal
+
+        print(f"nora: {refusal(error)}", file=sys.stderr)
+        return 1
     except AlreadyRunning as running:
         print(f"{running}; nothing to do")
         return 0

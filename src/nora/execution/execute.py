@@ -27,6 +27,7 @@ from nora.kinds.parts.recipe import Outcome, RunContext, Update
 from nora.store.attempt import Attempt, Job
 from nora.store.record import Record
 from nora.store.runs import Store
+from nora.store.sharing import refusal
 from nora.store.states import State, run_state
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def _own_attempt(store: Store, kind: str, identity: str, *, job: Job | None, dea
     try:
         attempt = store.new_attempt(kind, identity, job=job)
     except OSError as error:
-        raise RunFailed(f"run {identity}: no attempt could be started: {error}") from error
+        why = refusal(error) if isinstance(error, PermissionError) else error
+        raise RunFailed(f"run {identity}: no attempt could be started: {why}") from error
     rival = _rival(attempt, store, kind, identity, dead_up_to)
     if rival is not None:
         attempt.interrupt(f"attempt {rival.number} has the run")

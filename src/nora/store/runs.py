@@ -14,6 +14,7 @@ from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
 from nora.store.attempt import ENDS, Attempt, Job, place_of_process, process_started
 from nora.store.record import DamagedRecord, Record, read_record
+from nora.store.sharing import share
 
 OWN = "mine"
 """Below the store of the tables: what a person runs, in no commit and in no table."""
@@ -26,6 +27,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         if root.exists() and not root.is_dir():
             raise UserError(f"exec.results: given {root}, which is a file; required a folder, or a name for a new one")
+        share(root)
         self.root = root
 
     def home(self, beginning: str) -> Store:
