@@ -36,6 +36,7 @@ _VERBS = {
     "why": ("campaign", "why a run is in its state: attempts, SLURM jobs, the error"),
     "collate": ("results", "records → tables and figures under results/"),
     "verify": ("results", "re-hash the records, re-score their predictions, compare the artefacts"),
+    "merge": ("results", "another store's records into this one: verified; where results differ both are kept"),
     "trace": ("results", "a cell's runs, seeds, settings, commit and the commands that repeat it"),
     "show": ("results", "one record: spec, metrics, init proof, provenance"),
     "diff": ("results", "what differs between two records: spec, metrics, files, run"),

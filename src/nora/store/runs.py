@@ -118,6 +118,18 @@ class Store:
             return True
         return False
 
+    def beside(self, record: Record) -> Path:
+        """Where another result of a run that has a record is kept."""
+        return self.run_dir(record.kind, record.id) / f"record-{record.result_hash[:8]}.json"
+
+    def publish_beside(self, record: Record) -> None:
+        """Keeps another result of a run that has a record."""
+        publish_once(self.beside(record), record.to_json())
+
+    def others(self, kind: str, run_id: str) -> list[Path]:
+        """The other results of a run (``nora merge``), which no table reads."""
+        return sorted(self.run_dir(kind, run_id).glob("record-*.json"))
+
     def read(self, kind: str, run_id: str) -> Record | None:
         return read_record(self.record_path(kind, run_id))
 

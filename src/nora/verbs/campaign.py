@@ -118,7 +118,7 @@ def queue_of(workspace: Workspace) -> Queue | None:
 
 def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, list[PlannedCell]]:
     snapshot = take_snapshot(workspace.store)
-    for line in snapshot.damaged.values():
+    for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(workspace)
     return {target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue) for target in targets}
