@@ -32,6 +32,7 @@ from nora.kinds.dreambooth import Spec as DreamboothSpec
 from nora.kinds.factorize import Spec as FactorizeSpec
 from nora.kinds.few_shot import Spec as FewShotSpec
 from nora.kinds.instruct import Spec as InstructSpec
+from nora.kinds.parts.known import check_known
 
 if TYPE_CHECKING:
     from nora.files import Json
@@ -163,7 +164,9 @@ def check_exec(spec: Spec, settings: ExecSpec) -> None:
 
 
 def check_inputs(spec: Spec, checkout: Path) -> None:
-    """UserError if an input of the run cannot be read here, or a library it asks for is not installed."""
+    """UserError if the run cannot be made by what its config says, an input of it cannot be read here, or a library it
+    asks for is not installed."""
+    check_known(spec, checkout)
     check = getattr(of(spec), "check", None)
     if check is not None:
         check(spec, checkout)

@@ -16,7 +16,17 @@ from nora.files import Json
 from nora.launch import queue as slurm_queue
 from nora.launch import slurm
 from nora.launch.cluster import launch_slurm, layout_lines, planned_scripts
-from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, PlannedCell, counts, current_plan, eta_hours, progress
+from nora.launch.plan import (
+    ENDED,
+    RETRIED,
+    SUBMITTABLE,
+    PlannedCell,
+    check_cells,
+    counts,
+    current_plan,
+    eta_hours,
+    progress,
+)
 from nora.launch.plan import plan as plan_of
 from nora.launch.queue import Queue, logs_text, read_queue, why_text
 from nora.launch.submission import FOLDER
@@ -132,6 +142,8 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     """The cells of a target: state, reason, cost."""
     targets, workspace = read_targets(words)
     planned = _planned(targets, workspace)
+    for cells in planned.values():
+        check_cells(cells, workspace.checkout)
     on_cluster = workspace.settings.name == "slurm"
     if sbatch and not on_cluster:
         raise UserError("--sbatch: given exec=local, required exec=slurm")
@@ -174,6 +186,7 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
     targets, workspace = read_targets(words)
     code = 0
     for target in targets:
+        check_cells(current_plan(target, workspace), workspace.checkout)
         if canary:
             code |= launch_canary(target, workspace, dry_run=dry_run)
         elif workspace.settings.name == "slurm":
