@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 from collections.abc import Mapping, Sequence
@@ -83,7 +82,7 @@ def read_queue(results: Path) -> Queue:
                 name = f"{job}" if len(array["tasks"]) == 1 else f"{job}_{index}"
                 if name in own and own[name].alive:
                     held |= dict.fromkeys(ids, own[name])
-                elif note.get("cluster") == here and note["user"] == slurm.this_user():
+                elif note.get("cluster") == here and note.get("user") == slurm.this_user():
                     ended |= dict.fromkeys(ids, name)
     lost = {folder: _jobs_of(folder, by_name) for folder in damaged}
     return Queue(held, ours, ended, lost, here)
@@ -244,10 +243,7 @@ def why_text(found: dict[str, Json]) -> str:
         lines.append(f"  attempt {a['attempt']} ({where}), {a['phase']} {a['step']}/{a['total'] or '?'}: {a['end']}")
     lines += [f"  job {j['job']} (submission {j['submission']}): {j['state']}" for j in found["jobs"]]
     for a in found["attempts"][-1:]:
-        path = Path(a["folder"]) / "failed.json"
-        if path.is_file():
-            detail = json.loads(path.read_text()).get("detail", "")
-            lines += [f"    {line}" for line in detail.strip().splitlines()[-_TAIL:]]
+        lines += [f"    {line}" for line in Attempt(Path(a["folder"])).detail().strip().splitlines()[-_TAIL:]]
     return "\n".join(lines)
 
 

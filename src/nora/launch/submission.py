@@ -149,10 +149,10 @@ class Submission:
     def note(self, array: int) -> dict[str, str]:
         """What was written down when SLURM took an array: number, cluster, user; {} where nothing was."""
         try:
-            note: dict[str, str] = json.loads((self.folder / f"array-{array}.json").read_text())
-            return note
+            note: Json = json.loads((self.folder / f"array-{array}.json").read_text())
         except (FileNotFoundError, ValueError):
             return {}
+        return {key: str(value) for key, value in note.items()} if isinstance(note, dict) else {}
 
     def job(self, array: int) -> str | None:
         """SLURM's number of an array, None where it was not written down."""

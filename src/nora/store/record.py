@@ -107,6 +107,10 @@ def parse_record(text: str, *, where: Path | str) -> Record:
         unfit = ["test scores"]
     if not unfit and not all(map(_is_file, result["files"].values())):
         unfit = ["files"]
+    if not unfit and _is_object(body["run"]) and not isinstance(body["run"].get("wall_seconds", 0), int | float):
+        unfit = ["run.wall_seconds"]
+    if not unfit and result.get("status") == "diverged" and not _is_object(result.get("diverged"), "step", "tensor"):
+        unfit = ["diverged"]
     if unfit or not isinstance(body["run"], dict) or not isinstance(body["id"], str):
         raise DamagedRecord(f"{where}: no record of a run: its {', '.join(unfit) or 'run or id'} cannot be read")
     record = Record(body["id"], result, body["run"])
@@ -115,6 +119,10 @@ def parse_record(text: str, *, where: Path | str) -> Record:
     if record.status not in STATUSES:
         raise DamagedRecord(f"{where}: given status {record.status!r}, allowed {', '.join(STATUSES)}")
     return record
+
+
+def _is_object(value: Json, *keys: str) -> bool:
+    return isinstance(value, dict) and set(keys) <= set(value)
 
 
 def _is_file(entry: Json) -> bool:

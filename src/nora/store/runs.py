@@ -148,13 +148,13 @@ class Store:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of an append-only journal; a torn last line is left out."""
+    """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out."""
     if not path.is_file():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             break
-    return lines
+    return [line for line in lines if isinstance(line, dict) and {"phase", "step", "total"} <= set(line)]

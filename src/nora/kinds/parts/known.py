@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nora.kinds import AnySpec
 
 _HUGE = 1e30  # far beyond any use, and still a float32 after a few products
+_FEW_SHOT = "mezo"
+"""The one protocol that scores candidates; the others read generated answers."""
 _INITS = Path(__file__).resolve().parents[2] / "adapters" / "inits"
 
 
@@ -36,7 +38,7 @@ def check_known(spec: AnySpec, checkout: Path) -> None:
         if isinstance(method, MethodSpec):
             problems += _of_method(method, shape)
     if isinstance(task, TaskSpec):
-        problems += _of_task(task, checkout)
+        problems += _of_task(task, "superglue" if spec.protocol.name == _FEW_SHOT else "instruct", checkout)
     if problems:
         raise UserError("; ".join(problems))
 
@@ -144,9 +146,12 @@ def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
         yield f"method.num_virtual_tokens: given {tokens}, required fewer than the model's {positions} positions"
 
 
-def _of_task(task: TaskSpec, checkout: Path) -> Iterator[str]:
+def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
     if task.suite not in tasks.suites():
         yield f"task.suite: given {task.suite}, allowed {', '.join(tasks.suites())}"
+        return
+    if task.suite != suite:
+        yield f"task: given {task.name} (suite {task.suite}), the protocol is for the suite {suite}"
         return
     names = tasks.names(task.suite)
     if task.name not in names:
