@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from nora import __version__
-from nora.errors import AlreadyRunning, RunFailed, UserError
+from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 
 _RUN_HELP = """\
 nora run [-m] key=value …      one run; with -m a Hydra multirun over every key=a,b
@@ -35,6 +36,7 @@ _VERBS = {
     "why": ("campaign", "why a run is in its state: attempts, SLURM jobs, the error"),
     "collate": ("results", "records → tables and figures under results/"),
     "verify": ("results", "re-hash the records, re-score their predictions, compare the artefacts"),
+    "merge": ("results", "another store's records into this one: verified; where results differ both are kept"),
     "trace": ("results", "a cell's runs, seeds, settings, commit and the commands that repeat it"),
     "show": ("results", "one record: spec, metrics, init proof, provenance"),
     "diff": ("results", "what differs between two records: spec, metrics, files, run"),
@@ -109,14 +111,18 @@ def run(words: tuple[str, ...]) -> int:
     kinds.check_inputs(spec, checkout)
     from nora.execution.execute import execute
     from nora.execution.progress import progress_bar
+    from nora.execution.stops import listening
     from nora.store.runs import Store
     from nora.verbs.run import check_place, ended, join_others
 
     check_place(settings)
     replicas, settings, results = join_others(spec, settings)
     store = Store(checkout / results)
-    with progress_bar(kinds.of(spec).label(spec).what, enabled=settings.progress) as show:
-        record, made = execute(spec, settings, checkout=checkout, store=store, show=show, replicas=replicas)
+    with listening() as stops, progress_bar(kinds.of(spec).label(spec).what, enabled=settings.progress) as show:
+        record, made = execute(
+            spec, settings, checkout=checkout, store=store, show=show, replicas=replicas,
+            stop_requested=stops.requested,
+        )  # fmt: skip
     if replicas is None or replicas.rank == 0:
         print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     return 0 if record.status == "done" else 1
@@ -134,6 +140,12 @@ def completion(shell: str) -> int:
     return 0
 
 
+def _say(line: str) -> None:
+    """To a terminal that may be gone."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -149,11 +161,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"nora: {error}", file=sys.stderr)
         return 1
+    except PermissionError as error:
+        from nora.store.sharing import refusal
+
+        print(f"nora: {refusal(error)}", file=sys.stderr)
+        return 1
     except AlreadyRunning as running:
         print(f"{running}; nothing to do")
         return 0
+    except Interrupted as stopped:
+        _say(f"nora: {stopped}; the same command goes on from there")
+        return 130
     except (KeyboardInterrupt, click.Abort):
-        print("nora: interrupted; what was finished is kept", file=sys.stderr)
+        _say("nora: interrupted; what was finished is kept")
         return 130
     except BrokenPipeError:
         sys.stderr.close()

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nora import kinds
 from nora.config.pins import Pins
-from nora.errors import RunFailed
+from nora.errors import RunFailed, UserError
 from nora.files import canonical_json, sha256_file
 from nora.kinds import FinetuneSpec, compose_run, few_shot
 from nora.kinds.parts import bases
@@ -211,7 +211,7 @@ def test_rows_that_are_not_those_of_the_spec_are_refused(run: Run, monkeypatch: 
 
 
 def test_a_target_that_matches_nothing_is_named(run: Run) -> None:
-    with pytest.raises(RunFailed, match="model.targets: nothing_proj match no module of OPTForCausalLM"):
+    with pytest.raises(UserError, match="model.targets: given nothing_proj, opt_smoke has q_proj"):
         run("method=lora", "model.targets=[q_proj,nothing_proj]")
 
 

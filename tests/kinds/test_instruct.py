@@ -177,5 +177,5 @@ def test_a_wrong_protocol_is_one_clear_line(words: list[str], message: str, chec
 
 
 def test_too_few_rows_are_named(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="commonsense: 908 rows are asked for, 448 are there"):
+    with pytest.raises(UserError, match="task.num_train: 908 rows are needed, data/commonsense has 448"):
         run("protocol=llm_adapters", "model=llama_smoke", "task.num_train=900", task="commonsense", store=tmp_path)

@@ -74,7 +74,7 @@ def test_a_login_node_with_everything(site: Path, tmp_path: Path, monkeypatch: P
     monkeypatch.setattr(socket, "create_connection", lambda *given, **more: socket.socket())
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "t")
     monkeypatch.setattr(slurm, "installed", lambda: True)
-    monkeypatch.setattr(slurm, "queue", lambda: [slurm.Task("1", None, "PENDING", "x", "")])
+    monkeypatch.setattr(slurm, "queue", lambda users=(): [slurm.Task("1", None, "PENDING", "x", "")])
     monkeypatch.setattr(slurm, "max_array_size", lambda: 1001)
     found = _found(tmp_path, site)
     assert {f.what for f in found.values() if f.verdict != "good"} <= {"checkout"}, "the lock is not committed yet"

@@ -47,7 +47,7 @@ def test_where_all_are_the_same_none_is_the_best(checkout: Path) -> None:
     (better,) = [r for r in records.values() if r.spec["method"]["name"] == "lora_p"]
     better.metrics["test"]["mean_accuracy"] = 0.25  # type: ignore[index]
     lines = _document(checkout, "table9", records).blocks[0].lines
-    assert [line.label for line in lines if any(entry.best for entry in line.entries)] == ["LoRA-P"]
+    assert not any(entry.best for line in lines for entry in line.entries), "one seed shows nothing"
 
 
 def test_one_column_has_no_average_and_free_text_no_majority(checkout: Path) -> None:

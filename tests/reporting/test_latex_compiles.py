@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="NO LATEX TESTS: pdflatex is not installed (.ci/documents.sh)"
 )
 PAPER = r"""\documentclass[%s]{article}
-\usepackage{booktabs,longtable,graphicx}
+\usepackage{booktabs,longtable,graphicx,xcolor}
 \begin{document}
 Before.
 %s

@@ -121,7 +121,11 @@ def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str,
     assert shares["NoRA"][2].startswith(f"{100 * np.mean(1 - nora / lora_p):+.2f} [")
     assert shares["NoRA"][0].endswith("(paper +8.7)") and shares["NoRA"][2].endswith("(paper +9.7)")
     best = [line.label for line in document.blocks[0].lines if line.entries[0].best]
-    assert best == ["NoRA+"]
+    lowest = min(values, key=lambda m: np.mean(values[m]))
+    clear = all(
+        stats.ttest_rel(values[lowest], values[m]).confidence_interval(0.95).high < 0 for m in values if m != lowest
+    )
+    assert (lowest, best) == ("nora_plus", ["NoRA+"] if clear else [])
     text = to_markdown(document)
     assert "797,184" in text and "8.7 % against LoRA and 9.7 % against LoRA-P" in text
     assert to_latex(document).count(r"hbox{\begin{tabular}") == len(document.blocks)
@@ -217,7 +221,7 @@ def test_training_pictures_name_licence_and_source(checkout: Path) -> None:
         assert any(words in note for note in figure.notes)
         render(figure)
     far = build_artefact(_target("fig6", checkout), {})
-    assert isinstance(far, Figure) and not far.csv_rows and "cat_toy_example" in far.notes[0]
+    assert isinstance(far, Figure) and not far.csv_rows and "cat-toy-example" in far.notes[0]
 
 
 def test_table6_agrees_with_what_the_paper_prints(checkout: Path) -> None:

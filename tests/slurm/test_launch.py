@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from testbed import Testbed
+from testbed import Testbed, hold
 
 from nora import cli
 from nora.launch import submit as submit_module
@@ -19,11 +19,6 @@ from nora.store.states import take_snapshot
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
-
-
-def _hold(slurm: Testbed) -> None:
-    """Jobs are accepted and wait."""
-    slurm.ask("scontrol", "update", "partition=gpu", "state=down")
 
 
 def test_a_table_from_plan_to_collate(slurm: Testbed, capsys: Out) -> None:
@@ -53,7 +48,7 @@ def test_a_table_from_plan_to_collate(slurm: Testbed, capsys: Out) -> None:
 
 def test_an_array_is_throttled_chunked_and_not_submitted_twice(slurm: Testbed, capsys: Out) -> None:
     """Six runs in chunks of four, then cancelled; the next launch submits exactly them again."""
-    _hold(slurm)
+    hold(slurm)
     before = slurm.submitted()
     words = ["task=cb,sst2,rte", "seed=0,1", "method=lora", "exec.max_array_size=4", "exec.parallel=3"]
     assert slurm.nora("launch", *words) == 0
@@ -86,7 +81,7 @@ def test_two_hundred_runs_are_submitted_by_one_sbatch(
     from nora.tables.cell import Cell
     from nora.workspace import Workspace
 
-    _hold(slurm)
+    hold(slurm)
     spec, settings, _ = compose_run(checkout, [*slurm.words()[1:], "task=cb", "method=lora"])
     made = []
     for seed in range(200):
@@ -109,7 +104,7 @@ def test_two_hundred_runs_are_submitted_by_one_sbatch(
 
 def test_a_launch_killed_after_sbatch_submits_nothing_twice(slurm: Testbed, capsys: Out) -> None:
     """The process dies inside sbatch's answer: the array exists, its number was never written, its payloads neither."""
-    _hold(slurm)
+    hold(slurm)
     before = slurm.submitted()
     words = slurm.words("task=cb,rte", "seed=0", "method=lora")
     code = (
@@ -169,7 +164,7 @@ def test_the_queue_not_answering_is_no_reason_to_submit(
 ) -> None:
     """With a controller that is not there, launch fails and status says what it rests on."""
     words = ["task=cb", "seed=0", "method=lora"]
-    _hold(slurm)
+    hold(slurm)
     assert slurm.nora("launch", *words) == 0
     monkeypatch.setattr("nora.launch.slurm._SECONDS", 0.001)
     assert slurm.nora("launch", *words) == 1
@@ -179,7 +174,7 @@ def test_the_queue_not_answering_is_no_reason_to_submit(
 
 def test_adoption_writes_the_payloads_that_sbatch_promised(slurm: Testbed, checkout: Path) -> None:
     """``adopt`` takes only live jobs under the submission's own names."""
-    _hold(slurm)
+    hold(slurm)
     assert slurm.nora("launch", "task=cb", "seed=0", "method=lora") == 0
     from nora.launch.submission import submissions
 

@@ -86,6 +86,11 @@ class Testbed:
             self.ask("scontrol", "update", f"partition={partition}", "state=up")
 
 
+def hold(slurm: Testbed) -> None:
+    """Jobs are accepted and wait."""
+    slurm.ask("scontrol", "update", "partition=gpu", "state=down")
+
+
 # Long enough to be disturbed (about ten seconds), dropout on, so that a wrong continuation shows.
 STAGE_1 = ["task=cb", "seed=0", "method=lora", "protocol.epochs=100", "method.dropout=0.1"]
 

@@ -124,7 +124,7 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
         raise UserError(f"{first_line(error)}{detail}") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(first_line(error)) from None
-    except (ValueError, TypeError) as error:  # what Hydra raises where a group is given something else than a name
+    except (ValueError, TypeError, AssertionError, AttributeError) as error:  # Hydra's own, of what is no name
         typed = [word for word in overrides if word != OWN_STORE]
         raise UserError(f"{' '.join(typed)}: {first_line(error)}") from None
 

@@ -24,9 +24,10 @@ from nora.execution.tracker import open_tracker
 from nora.files import Json, canonical_json, sha256_bytes
 from nora.kinds import Spec
 from nora.kinds.parts.recipe import Outcome, RunContext, Update
-from nora.store.attempt import Attempt
+from nora.store.attempt import Attempt, Job
 from nora.store.record import Record
 from nora.store.runs import Store
+from nora.store.sharing import refusal
 from nora.store.states import State, run_state
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def execute(
     show: Callable[[Update], None] = lambda update: None,
     tags: tuple[str, ...] = (),
     stop_requested: Callable[[], bool] = lambda: False,
-    job: str | None = None,
+    job: Job | None = None,
     dead_up_to: int = 0,
     keep_base: bool = False,
     replicas: Replicas | None = None,
@@ -157,12 +158,13 @@ def execute(
     return record, True
 
 
-def _own_attempt(store: Store, kind: str, identity: str, *, job: str | None, dead_up_to: int) -> Attempt:
+def _own_attempt(store: Store, kind: str, identity: str, *, job: Job | None, dead_up_to: int) -> Attempt:
     """A new attempt; AlreadyRunning if one before it is alive."""
     try:
         attempt = store.new_attempt(kind, identity, job=job)
     except OSError as error:
-        raise RunFailed(f"run {identity}: no attempt could be started: {error}") from error
+        why = refusal(error) if isinstance(error, PermissionError) else error
+        raise RunFailed(f"run {identity}: no attempt could be started: {why}") from error
     rival = _rival(attempt, store, kind, identity, dead_up_to)
     if rival is not None:
         attempt.interrupt(f"attempt {rival.number} has the run")

@@ -15,6 +15,7 @@ The folder is the registry: a module here is a kind if it has
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -32,6 +33,7 @@ from nora.kinds.dreambooth import Spec as DreamboothSpec
 from nora.kinds.factorize import Spec as FactorizeSpec
 from nora.kinds.few_shot import Spec as FewShotSpec
 from nora.kinds.instruct import Spec as InstructSpec
+from nora.kinds.parts.known import check_known
 
 if TYPE_CHECKING:
     from nora.files import Json
@@ -99,7 +101,7 @@ def read_spec(plain: Mapping[str, Json]) -> Spec:
     kind, protocol = plain["kind"], plain["protocol"]
     known = _modules()[kind]
     name = protocol.get("name") if isinstance(protocol, Mapping) else None
-    if name in known:
+    if isinstance(name, str) and name in known:
         return validate(plain, known[name].Spec)
     if not isinstance(name, str) or len(known) == 1:
         return validate(plain, next(iter(known.values())).Spec)  # says what is wrong with it
@@ -129,6 +131,11 @@ def build_spec(config: Mapping[str, Json], pins: Pins) -> Spec:
     extra = given - set(wanted) - {"exec", "scale"}
     if extra:
         raise UserError("; ".join(unknown_key(key, [*wanted, "exec", "scale"]) for key in sorted(extra)))
+    for group, key in itertools.product(("model", "task"), ("name", "repo")):  # by these the pins are looked up
+        part = config.get(group)
+        value = part.get(key) if isinstance(part, Mapping) else None
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{group}.{key}: given {value!r}, input should be a valid string")
     return read_spec(pins.apply({key: config[key] for key in wanted}))
 
 
@@ -163,7 +170,9 @@ def check_exec(spec: Spec, settings: ExecSpec) -> None:
 
 
 def check_inputs(spec: Spec, checkout: Path) -> None:
-    """UserError if an input of the run cannot be read here, or a library it asks for is not installed."""
+    """UserError if the run cannot be made by what its config says, an input of it cannot be read here, or a library it
+    asks for is not installed."""
+    check_known(spec, checkout)
     check = getattr(of(spec), "check", None)
     if check is not None:
         check(spec, checkout)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nora import kinds
-from nora.errors import UserError
+from nora.errors import RunFailed, UserError
 from nora.kinds import AnySpec
 from nora.launch import slurm
 from nora.launch.plan import RETRIED, SUBMITTABLE, PlannedCell, counts, current_plan
@@ -96,7 +97,10 @@ def launch_slurm(target: AnyTarget, workspace: Workspace, *, retry: bool = False
         raise UserError("exec=slurm: sbatch is not found; this is no machine of a SLURM cluster (exec=local runs here)")
     with one_launch_at_a_time(workspace.store.root):
         _adopt(workspace.store.root)
-        planned = current_plan(target, workspace, read_queue(workspace.store.root))
+        queue = read_queue(workspace.store.root)
+        for line in queue.lost_lines():
+            raise RunFailed(line)
+        planned = current_plan(target, workspace, queue)
         cells, left = wanted(planned, workspace.store, max_attempts=profile.max_attempts, retry=retry)
         for line in left:
             print(line)
@@ -126,8 +130,9 @@ def submit_cells(
     arrays = layout(cells, profile)
     store = workspace.store
     preview = scripts(arrays, profile, target=target, folder=store.root / "submissions" / "ID", code=workspace.checkout)
-    for text in preview:
-        slurm.test_only(text)
+    for warning in dict.fromkeys(slurm.test_only(text, profile.partition) for text in preview):
+        if warning:
+            print(f"nora: {warning}: submitted all the same, to wait", file=sys.stderr, flush=True)
     if not dry_run:
         if workspace.settings.code == "snapshot":
             code, commit = snapshot_code(workspace.checkout, store.root)
@@ -151,8 +156,17 @@ def submit_cells(
         words = f"{array.num_runs} runs of {array.label} in {len(array.tasks)} tasks"
         if dry_run:
             print(f"would submit {words}")
-        else:
-            print(f"submitted {words} as job {submit(submission, number, array, profile)}", flush=True)
+            continue
+        try:
+            job = submit(submission, number, array, profile)
+        except RunFailed as refusal:
+            rest = sum(one.num_runs for one in arrays[number:])
+            taken = sum(one.num_runs for one in arrays[:number])
+            raise RunFailed(
+                f"SLURM took {taken} runs and refused the next {array.num_runs}: {refusal}; "
+                f"{rest} are left to the next launch"
+            ) from None
+        print(f"submitted {words} as job {job}", flush=True)
 
 
 def _adopt(results: Path) -> None:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from nora.config.schema import ExecSpec
-from nora.errors import AlreadyRunning, RunFailed, UserError
+from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.execution.stops import Stops, listening
 from nora.kinds import AnySpec
 from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, counts, current_plan
 from nora.launch.queue import Queue
@@ -37,6 +39,10 @@ class Finished:
     message: str = ""
 
 
+_told = Stops()
+"""Of a worker, for as long as it lives: TERM may come before its first run begins."""
+
+
 def _end_with(parent: int) -> None:
     """Ends this process soon after its launcher is gone (killed, say): a run nobody waits for must not go on."""
     while os.getppid() == parent:
@@ -47,7 +53,9 @@ def _end_with(parent: int) -> None:
 def _start_worker(threads: int) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the launcher, which stops its workers
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's are for the launcher, which tells its workers by TERM
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _told.take)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
@@ -55,9 +63,18 @@ def _run(checkout: Path, spec: AnySpec, settings: ExecSpec, tags: tuple[str, ...
     from nora.execution.execute import execute
 
     try:
-        record, _ = execute(spec, settings, checkout=checkout, store=Store(checkout / settings.results), tags=tags)
+        record, _ = execute(
+            spec,
+            settings,
+            checkout=checkout,
+            store=Store(checkout / settings.results),
+            tags=tags,
+            stop_requested=_told.requested,
+        )
     except AlreadyRunning as running:
         return "running", str(running)
+    except Interrupted as stopped:
+        return "interrupted", str(stopped)
     except (RunFailed, UserError) as error:
         return "failed", str(error)
     return record.status, ""
@@ -73,47 +90,86 @@ def run_cells(
     """Runs every cell, ``processes`` at a time; a run that raises or kills its process leaves the others alone.
 
     One process that dies takes the whole pool with it. So those that ran then are run again by themselves, one at a
-    time: which of them it was shows there.
+    time: which of them it was shows there. Told to stop, it tells its workers, waits until those that run have saved
+    their state, and raises KeyboardInterrupt.
     """
     pending: list[Cell[AnySpec]] = list(cells)
     suspects: list[Cell[AnySpec]] = []
     finished: list[Finished] = []
-    context, settings = multiprocessing.get_context("spawn"), workspace.settings
 
     def done(outcome: Finished) -> None:
         finished.append(outcome)
         on_finished(outcome)
 
-    while pending or suspects:
-        alone = bool(suspects)
-        queue = [suspects.pop(0)] if alone else pending
-        width = 1 if alone else processes
-        with ProcessPoolExecutor(
-            width, mp_context=context, initializer=_start_worker, initargs=(settings.threads,)
-        ) as pool:
-            running: dict[Future[tuple[str, str]], Cell[AnySpec]] = {}
-            try:
-                while queue or running:
-                    while queue and len(running) < width:  # no more than run now: the rest survives a broken pool
-                        cell = queue[0]
-                        tags = (cell.table, cell.scale)
-                        assert cell.spec is not None  # a cell that waits is never missing
-                        running[pool.submit(_run, workspace.checkout, cell.spec, settings, tags)] = cell
-                        del queue[0]  # not before: a pool that has just broken takes nothing
-                    ready, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in ready:
-                        state, message = future.result()
-                        done(Finished(running.pop(future), state, message))
-            except BrokenProcessPool:
-                if alone:
-                    done(Finished(cell, "failed", "its process was killed, twice"))
-                else:
-                    suspects = list(running.values())
-            except KeyboardInterrupt:
-                for process in list((pool._processes or {}).values()):
-                    process.terminate()
-                raise
+    _start_tracker()
+    with listening() as stops:
+        while (pending or suspects) and not stops.requested():
+            alone = bool(suspects)
+            queue = [suspects.pop(0)] if alone else pending
+            cut_off = _one_pool(queue, workspace, width=1 if alone else processes, stops=stops, done=done)
+            if stops.requested():
+                break  # a worker that was still starting took TERM for its end
+            if not alone:
+                suspects = cut_off
+            elif cut_off:
+                done(Finished(cut_off[0], "failed", "its process was killed, twice"))
+        if stops.requested():
+            raise KeyboardInterrupt
     return finished
+
+
+def _one_pool(
+    queue: list[Cell[AnySpec]],
+    workspace: Workspace,
+    *,
+    width: int,
+    stops: Stops,
+    done: Callable[[Finished], None],
+) -> list[Cell[AnySpec]]:
+    """Takes cells from ``queue`` until it is empty, or the pool breaks: those that ran then are returned."""
+    settings, context = workspace.settings, multiprocessing.get_context("spawn")
+    running: dict[Future[tuple[str, str]], Cell[AnySpec]] = {}
+    told = False
+    with ProcessPoolExecutor(
+        width, mp_context=context, initializer=_start_worker, initargs=(settings.threads,)
+    ) as pool:
+        try:
+            while running or (queue and not stops.requested()):
+                # No more than run now: the rest survives a broken pool.
+                while queue and len(running) < width and not stops.requested():
+                    cell = queue[0]
+                    assert cell.spec is not None  # a cell that waits is never missing
+                    tags = (cell.table, cell.scale)
+                    running[pool.submit(_run, workspace.checkout, cell.spec, settings, tags)] = cell
+                    del queue[0]  # not before: a pool that has just broken takes nothing
+                ready, _ = wait(running, timeout=_WATCH_SECONDS, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    state, message = future.result()
+                    done(Finished(running.pop(future), state, message))
+                if stops.requested() and not told:
+                    told = True
+                    _tell(pool)
+        except BrokenProcessPool:
+            return list(running.values())
+        except KeyboardInterrupt:
+            _tell(pool)
+            raise
+    return []
+
+
+def _start_tracker() -> None:
+    """multiprocessing's own helper, deaf to HUP as it is to Ctrl-C: another one would know nothing of the pool."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _tell(pool: ProcessPoolExecutor) -> None:
+    """Orders every worker of a pool to stop."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
 
 
 def launch_local(target: AnyTarget, workspace: Workspace, *, queue: Queue | None = None, retry: bool = False) -> int:
@@ -133,7 +189,12 @@ def launch_local(target: AnyTarget, workspace: Workspace, *, queue: Queue | None
             return 1 if left else 0
         tried |= {str(identity) for identity in missing}
         show = _progress(len(missing))
-        run_cells(list(missing.values()), workspace, processes=workspace.settings.processes, on_finished=show)
+        try:
+            run_cells(list(missing.values()), workspace, processes=workspace.settings.processes, on_finished=show)
+        except KeyboardInterrupt:
+            tally = ", ".join(f"{n} {state}" for state, n in counts(current_plan(target, workspace, queue)).items())
+            print(f"{target.headline}: stopped: {tally}", flush=True)
+            raise
 
 
 def _progress(total: int) -> Callable[[Finished], None]:

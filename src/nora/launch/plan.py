@@ -6,9 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from nora.errors import UserError
 from nora.files import Json
 from nora.kinds import AnySpec
+from nora.kinds.parts.known import check_known
 from nora.launch.queue import Queue, with_queue
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import Snapshot, State, take_snapshot
@@ -68,6 +71,19 @@ def plan(
             found = with_queue(found, store, cell.spec.kind, cell.id, queue)
         planned.append(PlannedCell(cell, found.state, found.reason, hours, source))
     return planned
+
+
+def check_cells(planned: Sequence[PlannedCell], checkout: Path) -> None:
+    """UserError where what is asked of a cell that is still to run is what no run could do: nothing is started then."""
+    seen: set[tuple[int, ...]] = set()
+    for p in planned:
+        parts = tuple(id(getattr(p.cell.spec, name, None)) for name in ("model", "method", "task", "adapter"))
+        if p.state in SUBMITTABLE and p.cell.spec is not None and parts not in seen:
+            seen.add(parts)  # cells of other seeds and settings share them
+            try:
+                check_known(p.cell.spec, checkout)
+            except UserError as error:
+                raise UserError(f"{p.cell.table}, {p.cell.row} {p.cell.column}: {error}") from None
 
 
 def current_plan(target: AnyTarget, workspace: Workspace, queue: Queue | None = None) -> list[PlannedCell]:

@@ -2,76 +2,138 @@
 
 from __future__ import annotations
 
-import json
+import os
+import pwd
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nora.errors import UserError
 from nora.files import Json
 from nora.launch import slurm
-from nora.launch.submission import Submission, submissions
+from nora.launch.submission import Submission, submissions, unreadable
 from nora.store.attempt import Attempt
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import RunState, State, run_state
 
+_MULTIRUN = "nora-multirun"
+
 
 @dataclass(frozen=True)
 class Queue:
-    """The tasks that SLURM still has, by run id, and every task's state by its id."""
+    """What SLURM has of this store's jobs, whoever owns them."""
 
     held: Mapping[str, slurm.Task] = field(default_factory=dict)
+    """By run id, the tasks that run or will."""
     tasks: Mapping[str, slurm.Task] = field(default_factory=dict)
+    """By its id, every task that is ours by name."""
+    ended: Mapping[str, str] = field(default_factory=dict)
+    """By run id, the task that this cluster took and no longer has."""
+    lost: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
+    """Submissions whose content is lost, with their jobs that run or will."""
+    cluster: str = ""
 
-    def job_is_alive(self, job: str) -> bool:
-        """Whether SLURM still has a job."""
-        return job in self.tasks and self.tasks[job].alive
+    def lost_lines(self) -> list[str]:
+        """One line per submission of ``lost`` that has such jobs: nothing may be submitted beside them."""
+        return [
+            f"{folder}: damaged, and SLURM has its jobs (found by name); which runs they hold is lost, so nothing is "
+            f"submitted beside them: scancel {' '.join(jobs)}, then launch again"
+            for folder, jobs in self.lost.items()
+            if jobs
+        ]
 
+    def runs(self, attempt: Attempt) -> bool:
+        """Whether the attempt's job is running, by SLURM's word."""
+        owner = attempt.owner()
+        task = self.tasks.get(str(owner.get("job")))
+        return (
+            task is not None
+            and task.alive
+            and task.state != "PENDING"
+            and owner.get("job_name", task.name) == task.name
+            and owner.get("cluster", self.cluster) == self.cluster
+        )
 
-def job_of(submission: Submission, number: int, tasks: Sequence[slurm.Task]) -> str | None:
-    """An array's job number: as noted, or found by its unique name."""
-    noted = submission.job(number)
-    if noted is not None:
-        return noted
-    return next((task.job for task in tasks if task.name == submission.job_name(number)), None)
+    def knows(self, attempt: Attempt) -> bool:
+        """Whether a job that is not in the queue has ended: this cluster's, and one's own. (A site may show nobody's
+        but one's own.)"""
+        own = attempt.path.stat().st_uid == os.getuid()
+        return own and attempt.owner().get("cluster", self.cluster) == self.cluster
 
 
 def read_queue(results: Path) -> Queue:
-    """Asks SLURM once; RunFailed where it does not answer."""
-    tasks = slurm.queue()
-    by_job: dict[str, list[slurm.Task]] = {}
-    for task in tasks:
-        by_job.setdefault(task.job, []).append(task)
+    """Asks SLURM about everybody who submitted from this store; RunFailed where it does not answer."""
+    found, damaged = submissions(results), unreadable(results)
+    here = slurm.cluster()
+    by_name: dict[str, list[slurm.Task]] = {}
+    for task in slurm.queue(_users([one.folder for one in found] + damaged)):
+        by_name.setdefault(task.name, []).append(task)
+    ours = {task.id: task for task in by_name.get(_MULTIRUN, ())}
     held: dict[str, slurm.Task] = {}
-    for submission in submissions(results):
+    ended: dict[str, str] = {}
+    for submission in found:
         for number, array in enumerate(submission.arrays):
-            job = job_of(submission, number, tasks)
-            for task in by_job.get(job or "", ()):
-                if task.alive and task.index is not None or task.alive and len(array["tasks"]) == 1:
-                    for identity in array["tasks"][task.index or 0]:
-                        held[identity] = task
-    return Queue(held, {task.id: task for task in tasks})
+            note = submission.note(number)
+            own = {t.id: t for t in by_name.get(submission.job_name(number), ()) if _agrees(t, note, here)}
+            ours |= own
+            job = note.get("job") or next((task.job for task in own.values()), None)
+            for index, ids in enumerate(array["tasks"]):
+                name = f"{job}" if len(array["tasks"]) == 1 else f"{job}_{index}"
+                if name in own and own[name].alive:
+                    held |= dict.fromkeys(ids, own[name])
+                elif note.get("cluster") == here and note.get("user") == slurm.this_user():
+                    ended |= dict.fromkeys(ids, name)
+    lost = {folder: _jobs_of(folder, by_name) for folder in damaged}
+    return Queue(held, ours, ended, lost, here)
+
+
+def _agrees(task: slurm.Task, note: Mapping[str, str], cluster: str) -> bool:
+    """Whether a task of an array's name, which no other submission has, is what was written down of the array."""
+    given = {"job": task.job, "cluster": cluster, "user": task.user}
+    return all(note.get(key, value) == value for key, value in given.items())
+
+
+def _jobs_of(folder: Path, by_name: Mapping[str, Sequence[slurm.Task]]) -> tuple[str, ...]:
+    """The jobs of a submission that run or will, by the id in their name."""
+    named = [task for name, tasks in by_name.items() if f"-{folder.name}-" in name for task in tasks]
+    return tuple(sorted({task.job for task in named if task.alive}))
+
+
+def _users(folders: Sequence[Path]) -> set[str]:
+    """Who has submitted from this store, as far as this machine knows them (squeue refuses a name it does not know)."""
+    users = set()
+    for owner in {folder.stat().st_uid for folder in folders}:
+        with suppress(KeyError):
+            users.add(pwd.getpwuid(owner).pw_name)
+    return users
 
 
 def with_queue(state: RunState, store: Store, kind: str, identity: str, queue: Queue) -> RunState:
-    """A run's state with what SLURM says: *queued* where it will run, *running* only where its job is alive."""
+    """A run's state with what SLURM says: *queued* where it will run, *running* only where its job is alive; one whose
+    job ended before it began (cancelled, say) is *interrupted*."""
     if state.state in (State.DONE, State.DIVERGED):
         return state
     attempts = store.attempts(kind, identity)
     last = attempts[-1] if attempts else None
     job = last.owner().get("job") if last is not None else None
     task = queue.held.get(identity)
-    if state.state is State.RUNNING:
-        if job is None or (queue.job_is_alive(job) and queue.tasks[job].state != "PENDING"):
+    if state.state is State.RUNNING and last is not None:
+        if job is None or queue.runs(last):
             return state
         if task is None:
-            return RunState(State.FAILED, f"{state.reason}: SLURM has ended job {job}")
+            gone = RunState(State.FAILED, f"{state.reason}: SLURM has ended job {job}")
+            return gone if queue.knows(last) else state
     if task is None:
+        if state.state is State.MISSING and identity in queue.ended:
+            return RunState(State.INTERRUPTED, f"job {queue.ended[identity]} ended before the run began")
         return state
     if state.state is State.FAILED and last is not None and last.failure() is not None and job == task.id:
         return state  # its job goes on with other runs
+    if task.state == "RUNNING" and last is not None and state.state is not State.INTERRUPTED and queue.runs(last):
+        return RunState(State.RUNNING, f"attempt {last.number}, job {task.id} RUNNING")  # its heartbeat is late
     after = f" after {state.reason}" if state.reason else ""
-    return RunState(State.QUEUED, f"job {task.id} {task.state}{after}")
+    return RunState(State.QUEUED, f"job {task.id} {task.said}{after}")
 
 
 _TAIL = 15
@@ -87,16 +149,16 @@ def find_run(store: Store, beginning: str) -> tuple[str, str]:
     return found.pop()
 
 
-def _tasks_of(store: Store, identity: str) -> list[tuple[Submission, str]]:
-    """Every (submission, SLURM task id) that a run was given to, oldest first."""
+def _tasks_of(store: Store, identity: str) -> list[tuple[Submission, int, str]]:
+    """Every (submission, number of the array, SLURM task id) that a run was given to, oldest first."""
     found = []
     for submission in submissions(store.root):
         for number, array in enumerate(submission.arrays):
             job = submission.job(number)
             for index, ids in enumerate(array["tasks"]):
                 if job is not None and identity in ids:
-                    found.append((submission, job if len(array["tasks"]) == 1 else f"{job}_{index}"))
-    return sorted(found, key=lambda pair: (pair[0].folder / "submission.json").stat().st_mtime)
+                    found.append((submission, number, job if len(array["tasks"]) == 1 else f"{job}_{index}"))
+    return sorted(found, key=lambda one: (one[0].folder / f"array-{one[1]}.json").stat().st_mtime)
 
 
 def _log_files(submission: Submission, task: str) -> list[Path]:
@@ -113,7 +175,7 @@ def logs(store: Store, beginning: str) -> dict[str, Json]:
     """Where a run's logs are (its newest attempt's journal, its newest job's output) and how they end."""
     kind, identity = find_run(store, beginning)
     paths = [attempt.journal for attempt in store.attempts(kind, identity)[-1:]]
-    for submission, task in _tasks_of(store, identity)[-1:]:
+    for submission, _, task in _tasks_of(store, identity)[-1:]:
         paths += _log_files(submission, task)
     return {"id": identity, "logs": [{"path": str(path), "tail": _tail(path)} for path in paths]}
 
@@ -160,9 +222,15 @@ def why(store: Store, beginning: str, queue: Queue | None) -> dict[str, Json]:
             }
         )
     jobs = []
-    for submission, task in _tasks_of(store, identity):
+    for submission, number, task in _tasks_of(store, identity):
+        note = submission.note(number)
         known = queue.tasks.get(task) if queue is not None else None
-        said = known.state if known is not None else (slurm.accounted(task) or "unknown to SLURM by now")
+        if known is not None:
+            said = known.said
+        elif queue is not None and note.get("cluster", queue.cluster) != queue.cluster:
+            said = f"of the cluster {note['cluster']}; this is {queue.cluster}"
+        else:
+            said = slurm.accounted(task, submission.job_name(number)) or "unknown to SLURM by now"
         jobs.append({"job": task, "submission": submission.id, "state": said})
     return {"id": identity, "state": state.state, "reason": state.reason, "attempts": attempts, "jobs": jobs}
 
@@ -175,10 +243,7 @@ def why_text(found: dict[str, Json]) -> str:
         lines.append(f"  attempt {a['attempt']} ({where}), {a['phase']} {a['step']}/{a['total'] or '?'}: {a['end']}")
     lines += [f"  job {j['job']} (submission {j['submission']}): {j['state']}" for j in found["jobs"]]
     for a in found["attempts"][-1:]:
-        path = Path(a["folder"]) / "failed.json"
-        if path.is_file():
-            detail = json.loads(path.read_text()).get("detail", "")
-            lines += [f"    {line}" for line in detail.strip().splitlines()[-_TAIL:]]
+        lines += [f"    {line}" for line in Attempt(Path(a["folder"])).detail().strip().splitlines()[-_TAIL:]]
     return "\n".join(lines)
 
 
@@ -197,6 +262,10 @@ def cancel(store: Store, ids: set[str], queue: Queue, *, dry_run: bool) -> list[
             for i in held - ids
             if run_state(store, find_run(store, i)[0], i).state not in (State.DONE, State.DIVERGED)
         }
+        (owner,) = {task.user for task in queue.held.values() if task.id == name}
+        if owner != slurm.this_user():
+            lines.append(f"job {name} left: it is {owner}'s")
+            continue
         if foreign:
             lines.append(f"job {name} left: it also holds {', '.join(sorted(foreign))}")
             continue

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nora.errors import RunFailed, UserError
+from nora.store.attempt import Job
 
 # States in which SLURM still has the job: it runs, will run, or will run again.
 ALIVE = frozenset(
@@ -27,6 +30,12 @@ class Task:
     state: str
     name: str
     reason: str
+    user: str = ""
+
+    @property
+    def said(self) -> str:
+        """Its state, and why it is in it where the controller gives a reason."""
+        return f"{self.state} ({self.reason})" if self.reason not in ("", "None") else self.state
 
     @property
     def id(self) -> str:
@@ -56,40 +65,83 @@ def call(*command: str) -> str:
     return done.stdout
 
 
-def queue() -> list[Task]:
-    """Every job of this user that the controller remembers, in one call; RunFailed where it does not answer."""
-    lines = call("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%F|%K|%T|%j|%r").splitlines()
+def this_job(number: str) -> Job:
+    """The job that this process is in, as SLURM tells it."""
+    return Job(number, os.environ.get("SLURM_JOB_NAME", ""), os.environ.get("SLURM_CLUSTER_NAME", ""))
+
+
+def this_user() -> str:
+    """The name by which SLURM knows who asks."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def queue(users: Iterable[str] = ()) -> list[Task]:
+    """Every job of this user, and of ``users``, that the controller remembers, in one call; RunFailed where it does
+    not answer."""
+    asked = ",".join(sorted({str(os.getuid()), *users}))
+    lines = call("squeue", "-h", "-r", "-t", "all", "-u", asked, "-o", "%F|%K|%T|%u|%r|%j").splitlines()
     tasks = []
     for line in lines:
-        job, index, state, name, reason = line.split("|", 4)
-        tasks.append(Task(job, None if index == "N/A" else int(index), state, name, reason))
+        job, index, state, user, reason, name = line.split("|", 5)
+        tasks.append(Task(job, None if index == "N/A" else int(index), state, name, reason, user))
     return tasks
 
 
-def accounted(job: str) -> str | None:
-    """A job's last state as accounting has it, None where there is no accounting or it does not know the job."""
+def cluster() -> str:
+    """The name of the cluster that answers here, "" where it has none."""
+    return _setting("ClusterName") or ""
+
+
+def _setting(name: str) -> str | None:
+    for line in call("scontrol", "show", "config").splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def accounted(job: str, name: str) -> str | None:
+    """The last state of the job of that number and name as accounting has it, None where there is no accounting or it
+    does not know such a job."""
     if shutil.which("sacct") is None:
         return None
     try:
-        lines = call("sacct", "-o", "JobID,State,NodeList", "--parsable2", "-j", job).splitlines()
+        lines = call("sacct", "-o", "JobID,State,NodeList,JobName", "--parsable2", "-j", job).splitlines()
     except RunFailed:
         return None
     for line in lines[1:]:
-        identity, state = line.split("|")[:2]
-        if identity == job and state:
+        identity, state, _, given = line.split("|", 3)
+        if identity == job and given == name and state:
             return state.split()[0]
     return None
 
 
-def test_only(script: str) -> str:
-    """Asks SLURM whether it would take a script; nothing is queued. UserError with its answer where it would not."""
-    done = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
-    words = " ".join(done.stderr.split())
-    if done.returncode != 0:
-        raise UserError(f"sbatch --test-only refuses: {words.removeprefix('sbatch: ')}")
-    return words
+def test_only(script: str, partition: str | None = None) -> str:
+    """Asks SLURM whether it would take a script; nothing is queued. "" where it would, UserError with its answer where
+    it would not, RunFailed where it gives none. Where nodes are drained or down its answer is returned: then it says
+    the same of what is never there and of what is not there now, and sbatch alone knows them apart."""
+    try:
+        done = subprocess.run(
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RunFailed(f"sbatch --test-only: no answer within {_SECONDS} s; nothing was submitted") from None
+    if done.returncode == 0:
+        return ""
+    words = " ".join(done.stderr.split()).removeprefix("sbatch: ")
+    if "not available" in words and (away := _nodes_away(partition)):
+        return f"sbatch --test-only: {words} ({away} nodes are down or drained)"
+    raise UserError(f"sbatch --test-only refuses: {words}")
+
+
+def _nodes_away(partition: str | None) -> int:
+    """How many nodes can take nothing now."""
+    where = [] if partition is None else ["-p", partition]
+    states = call("sinfo", "-h", "-N", "-o", "%N %T", *where).split("\n")
+    return len({line.split()[0] for line in states if re.search(r"down|drain|\*$|fail|maint|inval", line)})
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -107,7 +159,5 @@ def max_array_size() -> int | None:
     """MaxArraySize of the cluster, None where it cannot be asked."""
     if shutil.which("scontrol") is None:
         return None
-    for line in call("scontrol", "show", "config").splitlines():
-        if line.split("=")[0].strip() == "MaxArraySize":
-            return int(line.split("=")[1])
-    return None
+    value = _setting("MaxArraySize")
+    return None if value is None else int(value)

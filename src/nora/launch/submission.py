@@ -21,6 +21,7 @@ from nora.errors import RunFailed, UserError
 from nora.execution import provenance
 from nora.files import Json, canonical_json, sha256_bytes, sha256_file, write_atomic
 from nora.kinds import AnySpec, FactorizeSpec, read_spec
+from nora.launch import slurm
 from nora.launch.profile import Profile, Resources
 from nora.tables.cell import Cell
 
@@ -116,6 +117,8 @@ def snapshot_code(checkout: Path, results: Path) -> tuple[Path, str]:
 
 
 FOLDER = "submissions"
+_FROZEN = ("submission.json", "submission.copy.json")
+"""Twice the same: of one that is cut short its jobs can still be told, and run."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +146,22 @@ class Submission:
         """Unique: by it an array is found in the queue when its number was never written down."""
         return f"nora-{self.content['target']}-{self.id}-{array}"
 
+    def note(self, array: int) -> dict[str, str]:
+        """What was written down when SLURM took an array: number, cluster, user; {} where nothing was."""
+        try:
+            note: Json = json.loads((self.folder / f"array-{array}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {key: str(value) for key, value in note.items()} if isinstance(note, dict) else {}
+
     def job(self, array: int) -> str | None:
         """SLURM's number of an array, None where it was not written down."""
-        try:
-            return str(json.loads((self.folder / f"array-{array}.json").read_text())["job"])
-        except FileNotFoundError:
-            return None
+        return self.note(array).get("job")
 
     def write_job(self, array: int, job: str) -> None:
-        """Notes that an array was accepted by SLURM."""
-        write_atomic(self.folder / f"array-{array}.json", json.dumps({"job": job}))
+        """Notes that an array was accepted by SLURM, by this cluster, from this user."""
+        note = {"job": job, "cluster": slurm.cluster(), "user": slurm.this_user()}
+        write_atomic(self.folder / f"array-{array}.json", json.dumps(note))
 
     def spec(self, identity: str) -> AnySpec:
         """The frozen spec of a run; RunFailed where it is not what its id says."""
@@ -214,32 +223,47 @@ def create(
         },
     }
     body = {"content": content, "sha256": sha256_bytes(canonical_json(content).encode())}
-    write_atomic(folder / "submission.json", json.dumps(body, indent=1))
+    for name in _FROZEN:
+        write_atomic(folder / name, json.dumps(body, indent=1))
     return Submission(folder, content)
 
 
 def load(folder: Path) -> Submission:
-    """A submission by its folder; RunFailed where it is not what was frozen."""
-    try:
-        body = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
-        intact = sha256_bytes(canonical_json(body["content"]).encode()) == body["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFailed(f"{folder}/submission.json: unreadable ({error})") from None
-    if not intact:
-        raise RunFailed(f"{folder}/submission.json: not what was frozen at launch (changed by hand or damaged)")
-    return Submission(folder, body["content"])
+    """A submission by its folder, from its copy where the first file is cut short; RunFailed where it is not what was
+    frozen."""
+    problem = ""
+    for name in _FROZEN:
+        try:
+            body = json.loads((folder / name).read_text(encoding="utf-8"))
+            intact = sha256_bytes(canonical_json(body["content"]).encode()) == body["sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = problem or f"{folder / name}: unreadable ({error})"
+            continue
+        if not intact:
+            raise RunFailed(f"{folder / name}: not what was frozen at launch (changed by hand or damaged)")
+        return Submission(folder, body["content"])
+    raise RunFailed(problem)
 
 
 def submissions(results: Path) -> list[Submission]:
     """Every readable submission of a results folder; one without its frozen content was never given to SLURM."""
     found = []
-    for folder in sorted((results / FOLDER).glob("*")):
-        if (folder / "submission.json").is_file():
-            try:
-                found.append(load(folder))
-            except RunFailed:
-                continue
+    for folder in _frozen_folders(results):
+        try:
+            found.append(load(folder))
+        except RunFailed:
+            continue
     return found
+
+
+def unreadable(results: Path) -> list[Path]:
+    """The folders of submissions whose content is lost: what SLURM holds of them is known by name alone."""
+    readable = {submission.folder for submission in submissions(results)}
+    return [folder for folder in _frozen_folders(results) if folder not in readable]
+
+
+def _frozen_folders(results: Path) -> list[Path]:
+    return [path for path in sorted((results / FOLDER).glob("*")) if any((path / name).is_file() for name in _FROZEN)]
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import submitit
 from submitit.core import utils
 from submitit.slurm.slurm import SlurmExecutor
 
+from nora.errors import RunFailed
 from nora.launch.profile import Profile
 from nora.launch.slurm import Task as QueuedTask
 from nora.launch.submission import Array, Submission
@@ -84,14 +88,18 @@ def script(array: Array, profile: Profile, *, folder: Path, name: str, code: Pat
 
 
 def submit(submission: Submission, number: int, array: Array, profile: Profile) -> str:
-    """Gives an array to sbatch and notes its job number; returns it."""
+    """Gives an array to sbatch and notes its job number; returns it. RunFailed where SLURM does not take it."""
     folder = submission.folder / "log"
     folder.mkdir(exist_ok=True)  # sbatch fails silently where its log folder is not there
     executor = _executor(
         array, profile, folder=folder, name=submission.job_name(number), code=Path(submission.content["code"])
     )
-    with executor.batch():
-        jobs = [executor.submit(RunTask(str(submission.folder), ids)) for ids in array.tasks]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said, executor.batch():
+            jobs = [executor.submit(RunTask(str(submission.folder), ids)) for ids in array.tasks]
+    except utils.FailedJobError as error:
+        raise RunFailed(" ".join(str(error).split())) from None
+    print(said.getvalue(), end="", file=sys.stderr)
     job = str(jobs[0].job_id).split("_")[0]
     submission.write_job(number, job)
     return job

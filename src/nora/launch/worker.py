@@ -16,6 +16,7 @@ from nora.execution import provenance
 from nora.files import Json
 from nora.launch import slurm
 from nora.launch.submission import Submission, load
+from nora.store.attempt import Job
 from nora.store.runs import Store
 
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -71,13 +72,14 @@ def work(folder: Path, ids: Sequence[str], *, job: str) -> None:
     submission = load(folder)
     check_code(submission)
     store = Store(Path(submission.content["results"]))
+    own = slurm.this_job(job)
     settings = _node_settings(submission.settings())
     failed: list[str] = []
     for position, identity in enumerate(ids):
         if signals.requested():
             _stop(signals, job if submission.requeue else None, left=len(ids) - position)
         try:
-            _one(submission, store, settings, identity, signals, job, keep_base=len(ids) > 1)
+            _one(submission, store, settings, identity, signals, own, keep_base=len(ids) > 1)
         except AlreadyRunning as running:
             print(f"{running}; nothing to do here", flush=True)
         except Interrupted as stopped:
@@ -96,7 +98,7 @@ def _one(
     settings: ExecSpec,
     identity: str,
     signals: StopSignals,
-    job: str,
+    job: Job,
     *,
     keep_base: bool,
 ) -> None:

@@ -176,7 +176,7 @@ def collate_all(
     before = fingerprint(store, checkout)
     taken = take_snapshot(store)
     snapshot = taken.records_alone()
-    for line in snapshot.damaged.values():
+    for line in snapshot.troubles:
         warn(line)
     if taken.unfinished:
         counted = ", ".join(

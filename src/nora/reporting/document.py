@@ -19,6 +19,8 @@ class Entry:
     """Set small beside the text: the paper's value, the difference, n."""
     runs: tuple[str, ...] = ()
     """Ids of the runs behind the text, wanted or there."""
+    grey: bool = False
+    """It says nothing: its column is at chance."""
 
     @property
     def plain(self) -> str:

@@ -80,6 +80,16 @@ BANNERS = {
 }
 
 
+BOLD = (
+    "Bold: better than every other method by more than noise (95 % interval of the paired difference over the seeds); "
+    "nothing is bold where the best is within it, or for one seed."
+)
+CHANCE = (
+    "At chance (grey): no method is above the most frequent class and the untrained base by two binomial standard "
+    "errors, so the column says nothing about the methods."
+)
+
+
 def heading(name: str, title: str) -> str:
     """An artefact's title: the paper's number where it has one."""
     found = re.fullmatch(r"(table|fig)(\d+)", name)

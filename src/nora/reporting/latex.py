@@ -19,7 +19,7 @@ _LATEX = r"""% {{ document.name }}, made by `nora collate`: do not edit.
 \def\noraalone{}
 \documentclass[10pt]{article}
 \usepackage[margin=2cm]{geometry}
-\usepackage{booktabs,longtable,graphicx}
+\usepackage{booktabs,longtable,graphicx,xcolor}
 {%- if document.title | number %}
 \usepackage[skip=4pt]{caption}
 \setcounter{table}{ {{- document.title | number - 1 -}} }
@@ -183,6 +183,7 @@ def _characters(text: str) -> str:
 def _entry(entry: Entry) -> str:
     text = escape_latex(entry.text)
     text = f"\\textbf{{{text}}}" if entry.best else text
+    text = f"\\textcolor{{gray}}{{{text}}}" if entry.grey else text
     if len(entry.text) > _LONG_TEXT:
         return f"\\raggedright {text}"
     return _stacked(text, entry.detail.split(", ", 1), "c") if entry.detail else text

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,6 +16,8 @@ class Summary:
     mean: float
     std: float | None
     n: int
+    values: tuple[float, ...] = field(default=(), compare=False)
+    """In the order of the seeds, so that two summaries can be compared pair by pair."""
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -25,19 +27,28 @@ def summarize(values: Sequence[float]) -> Summary:
     n = len(values)
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else None
-    return Summary(mean, std, n)
+    return Summary(mean, std, n, tuple(values))
 
 
-def best_of(
-    summaries: Mapping[str, Summary | None], *, digits: int, scale: float = 1.0, lowest: bool = False
-) -> set[str]:
-    """The names whose mean is the best as it is printed (times ``scale``, to ``digits``); none where one is missing or
-    all print alike."""
-    printed = {name: round(scale * s.mean, digits) for name, s in summaries.items() if s is not None}
-    if len(printed) < len(summaries) or len(set(printed.values())) < 2:
+def clear_best(summaries: Mapping[str, Summary | None], *, lowest: bool = False) -> set[str]:
+    """The name whose mean is better than every other's by more than noise: the 95 % interval of its paired difference
+    from each over the seeds has no 0 in it. None where one is missing, for one seed, or within noise: of all methods
+    equal, one is called best in fewer than one table column in twenty."""
+    present = {name: s for name, s in summaries.items() if s is not None}
+    if len(present) < len(summaries) or len(present) < 2:
         return set()
-    top = min(printed.values()) if lowest else max(printed.values())
-    return {name for name, value in printed.items() if value == top}
+    sign = -1 if lowest else 1
+    top = max(present, key=lambda name: sign * present[name].mean)
+    others = [s for name, s in present.items() if name != top]
+    gaps = [paired_interval(*([sign * v for v in s.values] for s in (present[top], other))) for other in others]
+    return {top} if all(gap.low > 0 for gap in gaps) else set()
+
+
+def above_chance(mean: float, references: Iterable[float], rows: int) -> bool:
+    """Whether a share of right answers of ``rows`` questions is above what no training reaches (the most frequent
+    class, the untrained base) by two binomial standard errors or more."""
+    floor = max(references, default=0.0)
+    return mean - floor >= 2 * math.sqrt(max(floor * (1 - floor), 1 / rows) / rows)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,15 @@ def clock_of(folder: Path) -> float:
 
 
 @dataclass(frozen=True)
+class Job:
+    """The SLURM job that a process is in. Its number alone is no witness: another cluster has that number too."""
+
+    id: str
+    name: str = ""
+    cluster: str = ""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One try at a run, in a folder of its own."""
 
@@ -73,11 +82,15 @@ class Attempt:
 
     def owner(self) -> dict[str, Any]:
         """Host, process and SLURM job that made the attempt; {} where that was not written."""
+        return self._object("owner.json")
+
+    def _object(self, name: str) -> dict[str, Any]:
+        """A file's JSON object; {} where there is none in it."""
         try:
-            owner: dict[str, Any] = json.loads((self.path / "owner.json").read_text())
-            return owner
-        except (OSError, json.JSONDecodeError):
+            content: Any = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def beat(self) -> None:
         """Says that the attempt is alive."""
@@ -93,20 +106,20 @@ class Attempt:
 
     def interruption(self) -> str | None:
         """Why the attempt stopped on purpose, None where it did not."""
-        try:
-            return str(json.loads((self.path / "interrupted.json").read_text())["reason"])
-        except (OSError, json.JSONDecodeError, KeyError):
-            return None
+        reason = self._object("interrupted.json").get("reason")
+        return None if reason is None else str(reason)
 
     def fail(self, error: str, detail: str = "") -> None:
         """Writes down why the attempt ended without a record."""
         write_atomic(self.path / "failed.json", json.dumps({"error": error, "detail": detail}, indent=1))
 
     def failure(self) -> str | None:
-        try:
-            return str(json.loads((self.path / "failed.json").read_text())["error"])
-        except (OSError, json.JSONDecodeError, KeyError):
-            return None
+        error = self._object("failed.json").get("error")
+        return None if error is None else str(error)
+
+    def detail(self) -> str:
+        """The traceback of the failure, "" where there is none."""
+        return str(self._object("failed.json").get("detail", ""))
 
     def is_alive(self) -> bool:
         """Not ended, and: where its pid can be asked for its process, elsewhere its heartbeat."""
@@ -115,7 +128,7 @@ class Attempt:
             return False
         here = place_of_process()
         if all(owner.get(key, here[key]) == value for key, value in here.items()):  # older owners say the host alone
-            return process_started(owner["pid"]) == str(owner["process_started"])
+            return process_started(owner.get("pid", 0)) == str(owner.get("process_started"))
         try:
             age = clock_of(self.path) - (self.path / "heartbeat").stat().st_mtime
         except FileNotFoundError:

@@ -55,13 +55,18 @@ class Record:
     def versionless_id(self) -> str:
         return versionless_id(self.spec)
 
+    @property
+    def result_hash(self) -> str:
+        """Of ``result``: two runs with one are the same."""
+        return sha256_bytes(canonical_json(self.result).encode())
+
     def to_json(self) -> str:
         """The file's text; the hash covers ``result``."""
         body = {
             "schema": SCHEMA,
             "id": self.id,
             "result": self.result,
-            "result_sha256": sha256_bytes(canonical_json(self.result).encode()),
+            "result_sha256": self.result_hash,
             "run": self.run,
         }
         return readable_json(body)
@@ -100,6 +105,12 @@ def parse_record(text: str, *, where: Path | str) -> Record:
         unfit = ["proof"]
     if not unfit and not _of_numbers(result["metrics"].get("test", {})):
         unfit = ["test scores"]
+    if not unfit and not all(map(_is_file, result["files"].values())):
+        unfit = ["files"]
+    if not unfit and _is_object(body["run"]) and not isinstance(body["run"].get("wall_seconds", 0), int | float):
+        unfit = ["run.wall_seconds"]
+    if not unfit and result.get("status") == "diverged" and not _is_object(result.get("diverged"), "step", "tensor"):
+        unfit = ["diverged"]
     if unfit or not isinstance(body["run"], dict) or not isinstance(body["id"], str):
         raise DamagedRecord(f"{where}: no record of a run: its {', '.join(unfit) or 'run or id'} cannot be read")
     record = Record(body["id"], result, body["run"])
@@ -108,6 +119,18 @@ def parse_record(text: str, *, where: Path | str) -> Record:
     if record.status not in STATUSES:
         raise DamagedRecord(f"{where}: given status {record.status!r}, allowed {', '.join(STATUSES)}")
     return record
+
+
+def _is_object(value: Json, *keys: str) -> bool:
+    return isinstance(value, dict) and set(keys) <= set(value)
+
+
+def _is_file(entry: Json) -> bool:
+    """A plain name in the record's own folder, and a hash."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "sha256")):
+        return False
+    name: str = entry["name"]
+    return Path(name).name == name
 
 
 def _of_numbers(scores: Json) -> bool:

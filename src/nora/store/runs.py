@@ -12,8 +12,9 @@ from typing import Any
 
 from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
-from nora.store.attempt import ENDS, Attempt, place_of_process, process_started
+from nora.store.attempt import ENDS, Attempt, Job, place_of_process, process_started
 from nora.store.record import DamagedRecord, Record, read_record
+from nora.store.sharing import share
 
 OWN = "mine"
 """Below the store of the tables: what a person runs, in no commit and in no table."""
@@ -26,6 +27,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         if root.exists() and not root.is_dir():
             raise UserError(f"exec.results: given {root}, which is a file; required a folder, or a name for a new one")
+        share(root)
         self.root = root
 
     def home(self, beginning: str) -> Store:
@@ -47,7 +49,7 @@ class Store:
             return []
         return [Attempt(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
 
-    def new_attempt(self, kind: str, run_id: str, *, job: str | None = None) -> Attempt:
+    def new_attempt(self, kind: str, run_id: str, *, job: Job | None = None) -> Attempt:
         """The next free number. The folder gets its name when its owner is written: of two that ask at once one gets
         the lower number (a rename onto a folder with content fails), and the other sees whose it is."""
         folder = self.run_dir(kind, run_id) / "attempts"
@@ -55,12 +57,14 @@ class Store:
         number = max((a.number for a in self.attempts(kind, run_id)), default=0) + 1
         made = folder / f".tmp-{secrets.token_hex(8)}"
         made.mkdir()
-        owner = {
+        owner: dict[str, Any] = {
             **place_of_process(),
             "pid": os.getpid(),
             "process_started": process_started(os.getpid()),
-            "job": job,
+            "job": None,
         }
+        if job is not None:
+            owner |= {"job": job.id, "job_name": job.name, "cluster": job.cluster}
         try:
             write_atomic(made / "owner.json", json.dumps(owner))
             (made / "heartbeat").touch()
@@ -114,6 +118,18 @@ class Store:
             return True
         return False
 
+    def beside(self, record: Record) -> Path:
+        """Where another result of a run that has a record is kept."""
+        return self.run_dir(record.kind, record.id) / f"record-{record.result_hash[:8]}.json"
+
+    def publish_beside(self, record: Record) -> None:
+        """Keeps another result of a run that has a record."""
+        publish_once(self.beside(record), record.to_json())
+
+    def others(self, kind: str, run_id: str) -> list[Path]:
+        """The other results of a run (``nora merge``), which no table reads."""
+        return sorted(self.run_dir(kind, run_id).glob("record-*.json"))
+
     def read(self, kind: str, run_id: str) -> Record | None:
         return read_record(self.record_path(kind, run_id))
 
@@ -132,13 +148,13 @@ class Store:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of an append-only journal; a torn last line is left out."""
+    """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out."""
     if not path.is_file():
         return []
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             break
-    return lines
+    return [line for line in lines if isinstance(line, dict) and {"phase", "step", "total"} <= set(line)]

@@ -92,7 +92,8 @@ def run_state(store: Store, kind: str, run_id: str) -> RunState:
 class Snapshot(Mapping[str, Record]):
     """id → record that counts, read once: what is written afterwards is not in it, so that tables made of it agree.
 
-    ``damaged``: id → why its record does not count. ``unfinished``: id → state of a run without a record.
+    ``damaged``: id → why its record does not count. ``contested``: id → that another result of it lies beside.
+    ``troubles``: those two, a line each. ``unfinished``: id → state of a run without a record.
     """
 
     def __init__(
@@ -100,10 +101,13 @@ class Snapshot(Mapping[str, Record]):
         records: Mapping[str, Record],
         *,
         damaged: Mapping[str, str] | None = None,
+        contested: Mapping[str, str] | None = None,
         unfinished: Mapping[str, RunState] | None = None,
     ) -> None:
         self._records = dict(sorted(records.items()))  # by id: what is made of it does not depend on the order read
         self.damaged = dict(damaged or {})
+        self.contested = dict(contested or {})
+        self.troubles = [*self.damaged.values(), *self.contested.values()]
         self.unfinished = dict(unfinished or {})
 
     def __getitem__(self, identity: str) -> Record:
@@ -117,7 +121,7 @@ class Snapshot(Mapping[str, Record]):
 
     def records_alone(self) -> Snapshot:
         """The same without what only this checkout knows of runs that have no record: what a clone of it sees."""
-        return Snapshot(self._records, damaged=self.damaged)
+        return Snapshot(self._records, damaged=self.damaged, contested=self.contested)
 
     @cached_property
     def _versions(self) -> dict[str, Record]:
@@ -145,15 +149,19 @@ def take_snapshot(store: Store) -> Snapshot:
     """Reads every run once."""
     records: dict[str, Record] = {}
     damaged: dict[str, str] = {}
+    contested: dict[str, str] = {}
     unfinished: dict[str, RunState] = {}
     for folder in sorted(store.root.glob("runs/*/*/")):  # a stray file is no run
         kind, run_id = folder.parent.name, folder.name
         found = run_state(store, kind, run_id)
         if found.record is not None:
             records[run_id] = found.record
+            if others := store.others(kind, run_id):
+                names = ", ".join(path.name for path in others)
+                contested[run_id] = f"{folder}: two results of one run: record.json counts; beside it {names}"
         elif found.state is State.DAMAGED:
             # A run of that id may stand whole under its own kind.
             damaged[f"{kind}/{run_id}" if run_id in records or run_id in damaged else run_id] = found.reason
         elif found.state is not State.MISSING:
             unfinished[run_id] = found
-    return Snapshot(records, damaged=damaged, unfinished=unfinished)
+    return Snapshot(records, damaged=damaged, contested=contested, unfinished=unfinished)

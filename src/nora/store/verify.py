@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from nora import tasks
+from nora.errors import UserError
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.tasks.metrics import score
@@ -31,14 +32,20 @@ def _ends_as_its_curve(record: Record) -> list[str]:
 def verify_record(store: Store, record: Record) -> list[str]:
     """One line per problem; [] where files and scores agree with the record. An adapter not kept is no problem."""
     problems = store.verify_files(record)
+    try:
+        return problems or _rescored(store, record)
+    except (LookupError, TypeError, ValueError, OSError, EOFError, UserError) as error:
+        # whole by its hashes, and yet made by something else than this program
+        return [f"{record.id}: its scores cannot be computed again ({type(error).__name__}: {error})"]
+
+
+def _rescored(store: Store, record: Record) -> list[str]:
     if record.spec["kind"] == "factorize" and record.status == "done":
-        problems += _ends_as_its_curve(record)
+        return _ends_as_its_curve(record)
     file = record.result["files"].get("predictions")
-    if problems or file is None:
-        return problems
+    if file is None:
+        return []
     path = store.run_dir(record.spec["kind"], record.id) / file["name"]
     metric = tasks.load(record.spec["task"]["suite"], record.spec["task"]["name"]).METRIC
     recorded, again = record.metrics["test"][metric], rescore(path, metric)
-    if recorded != again:
-        problems.append(f"{path}: the predictions score {again}, the record says {recorded}")
-    return problems
+    return [] if recorded == again else [f"{path}: the predictions score {again}, the record says {recorded}"]

@@ -34,7 +34,7 @@ class Trial:
 def summarize(settings: Settings, records: Sequence[Record | None], *, metric: str) -> Trial:
     """A trial from its records over the seeds; it is complete if every seed has one."""
     present = [r for r in records if r is not None]
-    finished = [r for r in present if r.status == "done"]
+    finished = [r for r in present if r.status == "done" and "loss" in r.metrics.get("dev", ())]
     # A protocol that scores no answers on dev is ranked by its dev loss.
     values = [r.metrics["dev"].get(metric, -r.metrics["dev"]["loss"]) for r in finished]
     losses = [r.metrics["dev"]["loss"] for r in finished]

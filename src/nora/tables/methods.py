@@ -309,8 +309,10 @@ def load_table(
     (search,) = pick("search", axes.get("search", "grid"), ("grid", "chosen"))
     typed = {key: value for key, _, value in (word.partition("=") for word in rest)}
     searched = {key for points in file.search.grid.values() for key in points}
-    file = replace(file, search=_narrowed(file.search, {k: parse_value(v) for k, v in typed.items() if k in searched}))
-    rest = tuple(word for word in rest if word.partition("=")[0] not in searched)
+    if searched & set(typed):
+        given = {key: parse_value(value) for key, value in typed.items() if key in searched}
+        file = replace(file, search=_narrowed(file.search, given))
+        rest = tuple(word for word in rest if word.partition("=")[0] not in searched)
     others = [f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis]
     seeds = pick("seed", axes["seed"], file.seeds[scale]) if "seed" in axes else tuple(file.seeds[scale])
     return Table(

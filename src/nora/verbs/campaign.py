@@ -16,7 +16,17 @@ from nora.files import Json
 from nora.launch import queue as slurm_queue
 from nora.launch import slurm
 from nora.launch.cluster import launch_slurm, layout_lines, planned_scripts
-from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, PlannedCell, counts, current_plan, eta_hours, progress
+from nora.launch.plan import (
+    ENDED,
+    RETRIED,
+    SUBMITTABLE,
+    PlannedCell,
+    check_cells,
+    counts,
+    current_plan,
+    eta_hours,
+    progress,
+)
 from nora.launch.plan import plan as plan_of
 from nora.launch.queue import Queue, logs_text, read_queue, why_text
 from nora.launch.submission import FOLDER
@@ -107,15 +117,18 @@ def queue_of(workspace: Workspace) -> Queue | None:
     if not (workspace.store.root / FOLDER).is_dir() or not slurm.installed():
         return None
     try:
-        return read_queue(workspace.store.root)
+        queue = read_queue(workspace.store.root)
     except RunFailed as error:
         print(f"nora: {error}; states are from the runs' own markers alone", file=sys.stderr)
         return None
+    for line in queue.lost_lines():
+        print(f"nora: {line}", file=sys.stderr)
+    return queue
 
 
 def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, list[PlannedCell]]:
     snapshot = take_snapshot(workspace.store)
-    for line in snapshot.damaged.values():
+    for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(workspace)
     return {target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue) for target in targets}
@@ -129,6 +142,8 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     """The cells of a target: state, reason, cost."""
     targets, workspace = read_targets(words)
     planned = _planned(targets, workspace)
+    for cells in planned.values():
+        check_cells(cells, workspace.checkout)
     on_cluster = workspace.settings.name == "slurm"
     if sbatch and not on_cluster:
         raise UserError("--sbatch: given exec=local, required exec=slurm")
@@ -171,6 +186,7 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
     targets, workspace = read_targets(words)
     code = 0
     for target in targets:
+        check_cells(current_plan(target, workspace), workspace.checkout)
         if canary:
             code |= launch_canary(target, workspace, dry_run=dry_run)
         elif workspace.settings.name == "slurm":

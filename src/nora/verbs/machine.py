@@ -44,7 +44,7 @@ def sync_wandb(words: Sequence[str], dry_run: bool) -> int:
 
     targets, workspace = read_targets(words)
     snapshot = take_snapshot(workspace.store)
-    for line in snapshot.damaged.values():
+    for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
     cells = [c for target in targets for c in target.cells(snapshot)]
     specs = {c.id: c.spec for c in cells if c.id is not None and c.spec is not None}

@@ -26,7 +26,7 @@ def _warn(line: str) -> None:
 def _snapshot(store: Store) -> Snapshot:
     """The store now; records that do not count are named on stderr."""
     snapshot = take_snapshot(store)
-    for line in snapshot.damaged.values():
+    for line in snapshot.troubles:
         _warn(line)
     return snapshot
 
@@ -77,7 +77,7 @@ def verify(words: Sequence[str], as_json: bool) -> int:
     store, whole = workspace.store, _whole(words)
     targets = with_all_scales(targets) if whole else targets
     snapshot = take_snapshot(store)
-    problems = list(snapshot.damaged.values())
+    problems = list(snapshot.troubles)
     checked: set[str] = set()
     for target in targets:
         for cell in target.cells(snapshot):
@@ -94,6 +94,26 @@ def verify(words: Sequence[str], as_json: bool) -> int:
     else:
         print("\n".join([*problems, f"{len(checked)} records checked, {len(problems)} problems"]))
     return 1 if problems else 0
+
+
+@click.command()
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
+@in_store
+@dry_run_flag
+def merge(folder: Path, words: Sequence[str], dry_run: bool) -> int:
+    """Bring another store's records in: each verified; where two results of a run differ both are kept."""
+    from nora.store.merge import merge as merge_stores
+    from nora.store.merge import open_other
+
+    own = open_workspace(words).store
+    found = []
+    for one in merge_stores(own, open_other(folder, own), dry_run=dry_run):
+        found.append(one.what)
+        if one.what != "same":
+            print(one.line, flush=True)
+    tally = ", ".join(f"{found.count(what)} {what}" for what in ("added", "same", "differs", "left"))
+    print(f"{len(found)} records in {folder}: {tally}")
+    return int("differs" in found or "left" in found)
 
 
 @click.command()

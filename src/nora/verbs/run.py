@@ -24,11 +24,14 @@ from nora.config.compose import expand_sweep, first_line
 from nora.config.pins import Pins
 from nora.config.schema import ExecSpec, validate
 from nora.config.spec import run_id
-from nora.errors import RunFailed, UserError
+from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.execution.stops import listening
 from nora.files import Json
 from nora.kinds import InstructSpec, Spec
-from nora.store.record import Record
+from nora.store.attempt import Job
+from nora.store.record import NewerRecord, Record
 from nora.store.runs import Store
+from nora.store.states import State, run_state
 from nora.workspace import find_checkout
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ def join_others(spec: Spec, settings: ExecSpec) -> tuple[Replicas | None, ExecSp
 
 
 def job(config: DictConfig) -> None:
-    """One job of a Hydra multirun, on this machine or wherever its launcher put it."""
+    """The run of a config that Hydra composed, on this machine or wherever its launcher put it."""
     from nora.execution.execute import execute
     from nora.execution.progress import progress_bar
 
@@ -97,17 +100,37 @@ def job(config: DictConfig) -> None:
     slurm_job = _slurm_job()
     store = Store(checkout / settings.results)
     bar = settings.progress and slurm_job is None
-    with progress_bar(kinds.of(spec).label(spec).what, enabled=bar) as show:
-        record, made = execute(spec, settings, checkout=checkout, store=store, show=show, job=slurm_job)
+    with listening() as stops, progress_bar(kinds.of(spec).label(spec).what, enabled=bar) as show:
+        if stops.requested():
+            raise KeyboardInterrupt
+        record, made = execute(
+            spec, settings, checkout=checkout, store=store, show=show, job=slurm_job, stop_requested=stops.requested
+        )
     print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     if record.status != "done":
         raise RunFailed(f"run {record.id} {record.status}")
 
 
-def _slurm_job() -> str | None:
+def job_of_many(config: DictConfig) -> None:
+    """One job of a multirun: says what went wrong with it and leaves the others to be run; an order to stop is for all
+    of them. (Hydra would raise the first error alone, and only when all have ended.)"""
+    try:
+        job(config)
+    except Interrupted as stopped:
+        print(f"nora: {stopped}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt from None  # Hydra goes on to the next job after any other
+    except AlreadyRunning as running:
+        print(f"{running}; nothing to do", flush=True)
+    except (RunFailed, UserError) as error:
+        print(f"nora: {error}", file=sys.stderr, flush=True)
+
+
+def _slurm_job() -> Job | None:
     """The SLURM job that Hydra's launcher put this into: earlier starts of it are dead, whatever their heartbeat."""
+    from nora.launch.slurm import this_job
+
     own = HydraConfig.get()
-    return str(own.job.id) if own.runtime.choices.get("hydra/launcher") == "submitit_slurm" else None
+    return this_job(str(own.job.id)) if own.runtime.choices.get("hydra/launcher") == "submitit_slurm" else None
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -152,6 +175,23 @@ def _as_hydra_reads(arguments: Sequence[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
+def tell(jobs: Sequence[tuple[Spec, Store]]) -> int:
+    """Prints a line for each job of a multirun with the state it is in now; 1 unless all are done, or running in
+    another process."""
+    states = []
+    for number, (spec, store) in enumerate(jobs):
+        try:
+            found = run_state(store, spec.kind, run_id(spec))
+            state, reason = str(found.state), found.reason
+        except NewerRecord as error:
+            state, reason = "refused", str(error)
+        states.append(state)
+        print(f"#{number} {state:8} {run_id(spec)}  {kinds.title(spec)}{': ' if reason else ''}{reason}")
+    tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    print(f"{len(jobs)} jobs: {tally}", flush=True)
+    return int(any(state not in (State.DONE, State.RUNNING) for state in states))
+
+
 def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
     """The exit code of ``nora run WORDS`` with flags; UserError for wrong input, RunFailed for failed work."""
     from nora.launch.profile import place
@@ -163,20 +203,35 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
     if shows and multirun:
         raise UserError(f"{', '.join(sorted(shows))}: given with -m; required without it: it shows one run's config")
     own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    jobs: list[tuple[Spec, Store]] = []
     if multirun:
-        jobs = expand_sweep(own)
-        specs = [kinds.compose_run(checkout, one)[0] for one in jobs]  # all are right before the first one starts
-        for spec in specs:
+        for words in expand_sweep(own):  # all are right before the first one starts
+            spec, settings, _ = kinds.compose_run(checkout, words)
+            check_place(settings)
             kinds.check_ready(spec)
             kinds.check_inputs(spec, checkout)
+            jobs.append((spec, Store(checkout / settings.results)))
+        specs = [spec for spec, _ in jobs]
         print(f"{len(jobs)} jobs, {len({run_id(spec) for spec in specs})} different runs", flush=True)
         if launcher is not None:
             _set_launcher(*launcher(specs))
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
         kinds.compose_run(checkout, own)
-    with _as_hydra_reads([*overrides, *flags]):  # its parser takes overrides that stand together, wherever flags do
+    task = job_of_many if multirun else job
+    with listening(), _as_hydra_reads([*overrides, *flags]):  # overrides stand together there, wherever flags do
         try:
-            hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(job)()
+            hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(task)()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(first_line(error)) from None
-    return 0
+        except KeyboardInterrupt:
+            if multirun:
+                tell(jobs)
+            raise
+        except Exception as error:
+            if not multirun:
+                raise
+            # a launcher's: a job it lost, a scheduler that refused; the other jobs are what their states say
+            print(f"nora: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
+            tell(jobs)
+            return 1
+    return tell(jobs) if multirun else 0

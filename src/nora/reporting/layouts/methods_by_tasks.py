@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from nora.files import Json
 from nora.kinds.few_shot import FewShotProtocol
 from nora.kinds.instruct import InstructProtocol
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import MISSING, Reported, answer_notes, report
-from nora.reporting.statistics import Summary, best_of
+from nora.reporting.statistics import Summary, above_chance, clear_best
 from nora.store.record import Record
 from nora.tables.methods import Table
 from nora.tables.printed import PrintedValue, printed_grid
@@ -48,9 +47,11 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         task: {m: reported[m, task].values(_test_metric(metric[task])) for m in (*rows, *below)}
         for task in table.columns
     }
-    best = {task: best_of({m: scores[task][m] for m in rows}, digits=1, scale=100) for task in table.columns}
+    best = {task: clear_best({m: scores[task][m] for m in rows}) for task in table.columns}
+    chance = {task for task in table.columns if _at_chance(table, reported, task, scores[task])}
     averaged = _averaged(table)
-    columns = (*(labels.column(table.file.axis, t) for t in table.columns), *(("avg",) if averaged else ()))
+    names = (labels.column(table.file.axis, t) + (" (at chance)" if t in chance else "") for t in table.columns)
+    columns = (*names, *(("avg",) if averaged else ()))
     lines = []
     for method in (*rows, *below):
         entries = []
@@ -59,7 +60,13 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
             entry = reported[method, task]
             text = _percent(summary) if summary is not None else entry.gap()
             entries.append(
-                Entry(text, method in best[task], _detail(entry, summary, printed.get((method, task))), entry.behind)
+                Entry(
+                    text,
+                    method in best[task] and task not in chance,
+                    _detail(entry, summary, printed.get((method, task))),
+                    entry.behind,
+                    grey=task in chance,
+                )
             )
         means = [s.mean for task in table.columns if (s := scores[task][method]) is not None]
         average = f"{100 * sum(means) / len(means):.1f}" if len(means) == len(table.columns) else MISSING
@@ -76,7 +83,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         title=f"{labels.heading(table.name, table.file.title)} of {_model(table)}",
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
-        notes=_notes(table, reported, metric),
+        notes=(*_notes(table, reported, metric), *([labels.CHANCE] if chance else [])),
         csv_header=(
             "table",
             "scale",
@@ -94,6 +101,30 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
     )
 
 
+def _at_chance(
+    table: Table, reported: Mapping[tuple[str, str], Reported], task: str, scores: Mapping[str, Summary | None]
+) -> bool:
+    """Whether a column's methods all stay at what no training reaches; unknown, so no, while a reference is missing."""
+    references = [values for read in (_majority, _zero_shot) if (values := _from_first(reported, table, task, read))]
+    found = [s for s in scores.values() if s is not None]
+    first = reported.get((table.file.search.first, task))
+    if not references or not found or first is None or first.records[0] is None:
+        return False
+    rows, means = first.records[0].metrics["test"]["n"], [sum(values) / len(values) for values in references]
+    return not any(above_chance(s.mean, means, rows) for s in found)
+
+
+def _majority(record: Record) -> float | None:
+    found = record.metrics.get("majority_accuracy", record.metrics.get("majority"))
+    return None if found is None else float(found)
+
+
+def _zero_shot(record: Record) -> float | None:
+    scores = record.metrics.get("zero_shot", {})
+    found = [scores[name] for name in ("accuracy", "mean_accuracy", "f1") if name in scores]
+    return float(found[0]) if found else None
+
+
 def _model(table: Table) -> str:
     """The base models of the table's columns."""
     names = [table.spec(table.methods[0], column).model.name for column in table.columns]
@@ -109,8 +140,8 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
     """What no training reaches: the most frequent class and the untrained base, where the records have them."""
     outcome: list[Line] = []
     for label, read in (
-        ("Majority class", lambda r: r.metrics.get("majority_accuracy", r.metrics.get("majority"))),
-        ("Zero-shot base", lambda r: _metric_of(r.metrics.get("zero_shot", {}))),
+        ("Majority class", _majority),
+        ("Zero-shot base", _zero_shot),
     ):
         entries, found = [], []
         for task in table.columns:
@@ -124,11 +155,6 @@ def _references(table: Table, reported: Mapping[tuple[str, str], Reported]) -> l
             entries.append(Entry(average))
         outcome.append(Line(label, tuple(entries), not outcome))
     return outcome
-
-
-def _metric_of(scores: Mapping[str, Json]) -> float | None:
-    found = [scores[name] for name in ("accuracy", "mean_accuracy") if name in scores]
-    return float(found[0]) if found else None
 
 
 def _from_first(
@@ -148,7 +174,7 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
         for task in table.columns
     }
     rows = tuple(m for m in methods if m in table.file.rows)
-    best = {task: best_of({m: losses[task][m] for m in rows}, digits=3, lowest=True) for task in table.columns}
+    best = {task: clear_best({m: losses[task][m] for m in rows}, lowest=True) for task in table.columns}
     lines = []
     for method in methods:
         entries = []
@@ -188,6 +214,7 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: M
     notes = [
         f"{over[0].upper()}{over[1:]}{' or '.join(selections)}.",
         f"Metric: {_metrics(table, metric)}.",
+        labels.BOLD,
     ]
     if len(table.columns) < len(table.file.columns):
         notes.append(f"Narrowed: {len(table.columns)} of the table's {len(table.file.columns)} tasks are shown.")

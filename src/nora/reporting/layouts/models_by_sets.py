@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nora import tasks
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import MISSING, Reported, answer_notes, binomial_error, report
-from nora.reporting.statistics import Summary, best_of
+from nora.reporting.statistics import Summary, above_chance, clear_best
 from nora.store.record import Record
 from nora.tables.methods import Table
 from nora.tables.printed import PrintedValue, printed_grid
@@ -40,11 +40,10 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
     for model in table.columns:
         printed = printed_grid(table.name, model) if table.scale == "paper" else {}
         found = {method: _summaries(reported[method, model], sets) for method in table.methods}
-        best = {
-            name: best_of({m: found[m][name] for m in table.methods}, digits=1, scale=100) for name in (*sets, "avg")
-        }
+        best = {name: clear_best({m: found[m][name] for m in table.methods}) for name in (*sets, "avg")}
         losses = {m: reported[m, model].values(lambda r: r.metrics["test"]["gold_nll"]) for m in table.methods}
-        lowest = best_of(losses, digits=3, lowest=True)
+        lowest = clear_best(losses, lowest=True)
+        chance = _at_chance(reported[table.file.search.first, model], [found[m]["avg"] for m in table.methods])
         lines = []
         for method in table.methods:
             entry = reported[method, model]
@@ -52,9 +51,8 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
             for name in (*sets, "avg"):
                 summary = found[method][name]
                 text = entry.gap() if summary is None else _text(summary)
-                entries.append(
-                    Entry(text, method in best[name], _detail(summary, printed.get((method, name))), entry.behind)
-                )
+                bold, detail = method in best[name] and not chance, _detail(summary, printed.get((method, name)))
+                entries.append(Entry(text, bold, detail, entry.behind, grey=chance))
             if table.scale != "paper":
                 loss = losses[method]
                 entries.append(Entry("–" if loss is None else f"{loss.mean:.3f}", method in lowest, runs=entry.ids))
@@ -62,13 +60,14 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
             rows += _rows(table, method, model, entry, sets)
         lines += _references(reported[table.file.search.first, model], sets, with_loss=table.scale != "paper")
         beyond = () if table.scale == "paper" else ("loss",)
-        blocks.append(Block(labels.model(model), (*map(labels.task, sets), "avg", *beyond), tuple(lines)))
+        heading = labels.model(model) + (" (at chance)" if chance else "")
+        blocks.append(Block(heading, (*map(labels.task, sets), "avg", *beyond), tuple(lines)))
     return Document(
         name=f"{table.name}.{table.scale}",
         title=labels.heading(table.name, table.file.title),
         banner=labels.BANNERS[table.scale],
         blocks=tuple(blocks),
-        notes=_notes(table, reported),
+        notes=(*_notes(table, reported), *([labels.CHANCE] if any("at chance" in b.heading for b in blocks) else [])),
         csv_header=(
             "table",
             "scale",
@@ -103,6 +102,19 @@ def _references(first: Reported, sets: tuple[str, ...], *, with_loss: bool) -> l
         last = [Entry("–" if loss is None else f"{loss.mean:.3f}")] * with_loss
         lines.append(Line("Zero-shot base", (*entries, *last), not lines))
     return lines
+
+
+def _at_chance(first: Reported, averages: Sequence[Summary | None]) -> bool:
+    """Whether no method's mean over the sets is above that of the most frequent answers or of the untrained base."""
+    references = [first.values(lambda r: r.metrics["majority"]) if _measured(first, "majority") else None]
+    references += [
+        first.values(lambda r: r.metrics["zero_shot"]["mean_accuracy"]) if _measured(first, "zero_shot") else None
+    ]
+    known, means = [s.mean for s in references if s is not None], [s.mean for s in averages if s is not None]
+    if not known or not means or first.records[0] is None:
+        return False
+    rows = sum(s["n"] for s in first.records[0].metrics["test"]["sets"].values())
+    return not any(above_chance(mean, known, rows) for mean in means)
 
 
 def _measured(entry: Reported, key: str) -> bool:
@@ -142,9 +154,9 @@ def _notes(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[
         notes.append(f"Init proof passed in {passed} of {len(done)} runs.")
         quirks = sorted({quirk for r in done for quirk in r.metrics["quirks"]})
         notes += [f"Unlike the released code: {quirk}." for quirk in quirks]
-    notes += table.file.caption
+    notes += [labels.BOLD, *table.file.caption]
     if table.scale != "paper":
-        notes.append("Loss: of the right answer after the question, nats per token. Bold: the best of all methods.")
+        notes.append("Loss: of the right answer after the question, nats per token.")
     if table.scale == "mini":
         notes.append(
             "Trained on evaluation-split rows for Social IQa and HellaSwag (their training sets are not shipped); the "

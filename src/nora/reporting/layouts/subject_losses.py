@@ -14,7 +14,7 @@ from nora.kinds import dreambooth
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import gap, states_of
-from nora.reporting.statistics import Interval, Summary, best_of, paired_interval, summarize
+from nora.reporting.statistics import Interval, Summary, clear_best, paired_interval, summarize
 from nora.store.record import Record
 from nora.tables.cell import Cell
 from nora.tables.subjects import Subjects
@@ -76,12 +76,12 @@ def printed() -> dict[str, Json]:
 def _main_block(losses: Mapping[str, Mapping[str, list[float] | None]], gaps: Mapping[str, str], paper: bool) -> Block:
     columns = [heading for _, heading in _MEASURES] + [f"minus LoRA, {heading}" for _, heading in _MEASURES]
     best = {
-        measure: best_of(
+        measure: clear_best(
             {m: summarize(values) if (values := found[measure]) is not None else None for m, found in losses.items()},
-            digits=4, lowest=True,
+            lowest=True,
         )
         for measure, _ in _MEASURES
-    }  # fmt: skip
+    }
     lines = []
     for method, found in losses.items():
         entries = []
@@ -197,7 +197,7 @@ def _notes(
     notes = [
         f"The noise-prediction loss of each of the {spec.protocol.steps} steps (one picture a step), "
         f"averaged over a run; then {labels.over_seeds(target.seeds)}. "
-        "The paper does not say what its average is over. Bold: the smallest mean.",
+        f"The paper does not say what its average is over. {labels.BOLD}",
         "Per seed all methods see the same pictures, crops, VAE samples, noise and timesteps: the spread over seeds is "
         "mostly that of the timesteps and noise drawn. Minus LoRA: mean of the differences within a seed "
         "[95 % t interval].",

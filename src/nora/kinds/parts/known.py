@@ -1,0 +1,191 @@
+"""What the config and the model's own config file say before anything is loaded: what no run of it could do.
+
+It reads no weights and imports no torch, so that the plan of a table can ask it of every cell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nora import tasks
+from nora.config.schema import MethodSpec, ModelSpec, TaskSpec
+from nora.errors import UserError, nearest
+from nora.files import Json
+
+if TYPE_CHECKING:
+    from nora.kinds import AnySpec
+
+_HUGE = 1e30  # far beyond any use, and still a float32 after a few products
+_FEW_SHOT = "mezo"
+"""The one protocol that scores candidates; the others read generated answers."""
+_INITS = Path(__file__).resolve().parents[2] / "adapters" / "inits"
+
+
+def check_known(spec: AnySpec, checkout: Path) -> None:
+    """UserError with everything that is wrong with a run and can be known before it starts."""
+    model, task = getattr(spec, "model", None), getattr(spec, "task", None)
+    method = getattr(spec, "method", getattr(spec, "adapter", None))
+    problems: list[str] = []
+    if isinstance(model, ModelSpec):
+        problems += _of_model(model, checkout)
+        shape = {} if problems else _shape(model, checkout)
+        problems += _of_vocabulary(model, shape)
+        problems += _of_targets(model, getattr(method, "rank", None), shape)
+        if isinstance(method, MethodSpec):
+            problems += _of_method(method, shape)
+    if isinstance(task, TaskSpec):
+        problems += _of_task(task, "superglue" if spec.protocol.name == _FEW_SHOT else "instruct", checkout)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _of_model(model: ModelSpec, checkout: Path) -> Iterator[str]:
+    """Files that are not where the config says."""
+    if model.weights == "random" and model.family != "stable_diffusion":
+        folder = checkout / str(model.tokenizer)
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            yield f"model.tokenizer: given {model.tokenizer}, no tokenizer lies there"
+    elif model.source == "asset":
+        folder = checkout / str(model.repo)
+        absent = sorted(name for name in model.files or {} if not (folder / name).is_file())
+        if not folder.is_dir():
+            yield f"model.repo: given {model.repo}, no folder lies there"
+        elif absent:
+            yield f"model.files: {', '.join(absent[:3])}: not in {model.repo}"
+
+
+def _of_vocabulary(model: ModelSpec, shape: Mapping[str, Json]) -> Iterator[str]:
+    size, kind = shape.get("vocab_size"), shape.get("model_type")
+    if model.bos_token_id is not None and isinstance(size, int) and model.bos_token_id >= size:
+        yield f"model.bos_token_id: given {model.bos_token_id}, the model's vocabulary has {size} entries"
+    if model.family != "stable_diffusion" and shape and kind not in ("opt", "llama", "gemma"):
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if kind not in CONFIG_MAPPING_NAMES:
+            yield f"model.architecture: given model_type {kind!r}, which transformers does not know"
+
+
+def _shape(model: ModelSpec, checkout: Path) -> Mapping[str, Json]:
+    """The sizes the model's config gives; {} where it is not here."""
+    if model.source != "asset" or model.weights == "random":
+        given = model.architecture or {}
+        unet = given.get("unet", given)
+        return unet if isinstance(unet, dict) else given
+    name = "unet/config.json" if model.family == "stable_diffusion" else "config.json"
+    path = checkout / str(model.repo) / name
+    return _read(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@cache
+def _read(path: Path, changed: int) -> Mapping[str, Json]:
+    del changed  # part of the key
+    try:
+        content: Json = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _modules(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Layer → the sizes of its weight (the smallest, where blocks differ), of the architectures that are known here."""
+    try:
+        hidden: int = shape.get("hidden_size", 0)
+        if shape.get("model_type") == "opt":
+            square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), (hidden, hidden))
+            return {**square, **dict.fromkeys(("fc1", "fc2"), (hidden, shape["ffn_dim"]))}
+        if shape.get("model_type") in ("llama", "gemma"):
+            heads: int = shape["num_attention_heads"]
+            head: int = shape.get("head_dim") or hidden // heads
+            keys = (shape.get("num_key_value_heads") or heads) * head
+            return {
+                **dict.fromkeys(("q_proj", "o_proj"), (hidden, heads * head)),
+                **dict.fromkeys(("k_proj", "v_proj"), (hidden, keys)),
+                **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), (hidden, shape["intermediate_size"])),
+            }
+        if "cross_attention_dim" in shape:  # a UNet; its last block's width is its middle's
+            channels, blocks = shape["block_out_channels"], shape["down_block_types"]
+            attends = ["Cross" in block for block in blocks[:-1]] + [True]
+            least: int = min(width for width, here in zip(channels, attends, strict=True) if here)
+            square = dict.fromkeys(("to_q", "to_out.0"), (least, least))
+            return {**square, **dict.fromkeys(("to_k", "to_v"), (least, shape["cross_attention_dim"]))}
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a partial config: the library knows its defaults
+        pass
+    return {}
+
+
+def _of_targets(model: ModelSpec, rank: int | None, shape: Mapping[str, Json]) -> Iterator[str]:
+    if not model.targets:
+        yield "model.targets: given [], required the names of the layers to adapt"
+    known = _modules(shape)
+    least: dict[str, int] = {}
+    for target in model.targets if known else ():
+        name = target if target in known else target.rpartition(".")[2]
+        if name in known:
+            least[target] = min(known[name])
+        elif "model_type" in shape and name not in ("lm_head", "embed_tokens", "project_in", "project_out"):
+            yield f"model.targets: given {target}, {model.name} has {', '.join(known)}{nearest(name, list(known))}"
+    smallest = min(least, key=lambda target: least[target], default="")
+    if rank is not None and rank > least.get(smallest, rank):
+        yield f"rank: given {rank}, required at most {least[smallest]}, the smaller side of {smallest} in {model.name}"
+
+
+def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
+    inits = sorted(path.stem for path in _INITS.glob("*.py") if not path.stem.startswith("_"))
+    if method.adapter == "lora" and method.init not in inits:
+        yield f"method.init: given {method.init}, allowed {', '.join(inits)}{nearest(method.init, inits)}"
+    for key in ("alpha", "xi"):
+        value = getattr(method, key)
+        if value is not None and value > _HUGE:
+            yield f"method.{key}: given {value:g}, required at most {_HUGE:g}"
+    tokens, positions = method.num_virtual_tokens, shape.get("max_position_embeddings")
+    if tokens is not None and isinstance(positions, int) and tokens >= positions:
+        yield f"method.num_virtual_tokens: given {tokens}, required fewer than the model's {positions} positions"
+
+
+def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
+    if task.suite not in tasks.suites():
+        yield f"task.suite: given {task.suite}, allowed {', '.join(tasks.suites())}"
+        return
+    if task.suite != suite:
+        yield f"task: given {task.name} (suite {task.suite}), the protocol is for the suite {suite}"
+        return
+    names = tasks.names(task.suite)
+    if task.name not in names:
+        yield f"task.name: given {task.name}, allowed {', '.join(names)}{nearest(task.name, names)}"
+        return
+    if task.source != "slice":
+        return
+    for what, files, wanted in _rows_wanted(task):
+        paths = [checkout / "data" / task.name / f"{file}.jsonl" for file in files]
+        absent = [path.name for path in paths if not path.is_file()]
+        if absent:
+            yield f"task: {task.name} has no rows here: data/{task.name}/{absent[0]} is missing"
+            return
+        there = sum(_lines(path, path.stat().st_mtime_ns) for path in paths)
+        if there < wanted:
+            yield f"task.{what}: {wanted} rows are needed, data/{task.name} has {there}"
+
+
+def _rows_wanted(task: TaskSpec) -> list[tuple[str, list[str], int]]:
+    """(the setting, the files, the rows they must have at least)."""
+    if task.name == "commonsense":
+        sets = list(tasks.load(task.suite, task.name).SETS)
+        train = [f"{name}.train" for name in sets]
+        return [("num_train", train, task.num_train + task.num_dev), ("num_test", [f"{name}.test" for name in sets], 1)]
+    if task.name == "gsm8k":
+        return [
+            ("num_train", ["standin"], task.num_train),
+            ("num_dev", ["train"], task.num_dev),
+            ("num_test", ["test"], 1),
+        ]
+    return [("num_dev", ["train"], task.num_dev + 1), ("num_test", ["validation"], 1)]
+
+
+@cache
+def _lines(path: Path, changed: int) -> int:
+    del changed  # part of the key
+    return sum(1 for line in path.read_bytes().splitlines() if line.strip())

@@ -1,0 +1,126 @@
+"""Ctrl-C, TERM and HUP, in real processes: ``interrupted``, the checkpoint written, the next start goes on there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from nora.files import canonical_json
+from nora.store.runs import Store, read_json_lines
+from nora.store.states import run_state
+
+OWN = ["scale=smoke", "task=cb", "seed=0", "method=lora", "method.dropout=0.1", "exec.checkpoint_every=1000"]
+HERE = ["exec.progress=false", "exec.device=cpu"]
+RUN = [*OWN, *HERE, "protocol.epochs=60"]
+WORDS = {
+    "run": ["run", *RUN],
+    "launch": ["launch", "table2", *RUN, "exec.processes=1"],
+    "multirun": ["run", "-m", *RUN],
+}
+
+
+def _start(checkout: Path, words: list[str]) -> subprocess.Popen[str]:
+    """In a session of its own, as a shell starts its foreground job."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "nora", *words],
+        cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout / "src")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def _wait_for_step(process: subprocess.Popen[str], folder: Path, step: int, attempt: int = 1) -> None:
+    end = time.monotonic() + 120
+    while True:
+        journals = list(folder.glob(f"runs/*/*/attempts/{attempt:04d}/journal.jsonl"))
+        if journals and any(line["step"] >= step for line in read_json_lines(journals[0])):
+            return
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """What the run of these words comes to; a table measures more of it than `nora run` does."""
+
+    @cache
+    def result(verb: str) -> str:
+        folder = tmp_path_factory.mktemp("whole")
+        _, err = _start(checkout, [*WORDS[verb], f"exec.results={folder}"]).communicate(timeout=200)
+        (path,) = folder.glob("runs/*/*/record.json")
+        record = Store(folder).read("finetune", path.parent.name)
+        assert record is not None, err
+        return canonical_json(record.result)
+
+    return result
+
+
+ALL = [
+    pytest.param(verb, number, id=f"{verb}-{number.name}", marks=[] if i % 4 == 0 else pytest.mark.slow)
+    for i, (verb, number) in enumerate(itertools.product(WORDS, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)))
+]
+
+
+@pytest.mark.parametrize(("verb", "number"), ALL)
+def test_a_stop_saves_the_step_and_the_next_start_goes_on(
+    verb: str, number: signal.Signals, undisturbed: Callable[[str], str], checkout: Path, tmp_path: Path
+) -> None:
+    given = [*WORDS[verb], f"exec.results={tmp_path}"]
+    first = _start(checkout, given)
+    _wait_for_step(first, tmp_path, 5)
+    if number is signal.SIGTERM:
+        first.terminate()
+    else:
+        os.killpg(first.pid, number)  # a terminal's go to everybody
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 130 and "Traceback" not in err and "nora: stop" in err, err
+    (folder,) = tmp_path.glob("runs/*/*")
+    store, kind, identity = Store(tmp_path), folder.parent.name, folder.name
+    stopped = run_state(store, kind, identity)
+    assert stopped.state == "interrupted" and "its state is saved" in stopped.reason
+    assert store.failures(kind, identity) == 0
+    if verb != "run":
+        assert "1 interrupted" in out
+    second = _start(checkout, given)
+    out, err = second.communicate(timeout=200)
+    assert second.returncode == 0, err
+    record = store.read(kind, identity)
+    assert record is not None and canonical_json(record.result) == undisturbed("launch" if verb == "launch" else "run")
+    assert record.run["resumed_at_step"] >= 5
+    steps = [line["step"] for line in read_json_lines(folder / "attempts" / "0002" / "journal.jsonl")]
+    assert steps[0] == record.run["resumed_at_step"] + 1
+
+
+def test_who_does_not_ask_is_cut_off_by_the_second_order() -> None:
+    code = (
+        "import time\nfrom nora.execution.stops import listening\n"
+        "with listening() as stops:\n    print('up', flush=True)\n    while True: time.sleep(0.05)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert process.poll() is None, "a terminal's and a launcher's order are one"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in err and "once more: at once" in err
+
+
+def test_what_was_started_with_hup_ignored_goes_on_ignoring_it() -> None:
+    """nohup."""
+    code = (
+        "import os, signal\nfrom nora.execution.stops import listening\n"
+        "with listening() as stops:\n    os.kill(os.getpid(), signal.SIGHUP)\n    print(stops.requested())\n"
+    )
+    done = subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
