@@ -24,7 +24,7 @@ from nora.adapters import (
     save_adapter,
     snapshot_weights,
 )
-from nora.adapters.initialize import expected_factors
+from nora.adapters.initialize import expected_factors, initialize_
 from twins import same_bytes, snapshot, tiny_llama
 
 X = torch.randn(8, 16, generator=torch.Generator().manual_seed(9))
@@ -332,3 +332,25 @@ def test_a_weight_of_lower_rank_than_the_adapter_is_told_and_the_pseudo_inverse_
         standing = progress()
     moving, unnormalised = progress(inverse="pinv", damping=0.0), progress(normalize="none")
     assert standing > 0.99 and moving < unnormalised < 0.8, (standing, moving, unnormalised)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_start_that_moves_a_half_precision_base_passes_within_its_rounding_and_no_further(
+    init: str, dtype: torch.dtype
+) -> None:
+    """PEFT rounds the factors and what is left of the base to the base's dtype, then keeps the factors in float32."""
+    base = tiny_llama().to(dtype).eval()
+    ids = {"input_ids": torch.arange(3, 19)[None]}
+    with torch.no_grad():
+        pretrained, output = snapshot_weights(base, {"q_proj", "v_proj"}), base(**ids).logits
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=init))
+    start = initialize_(model, init)
+    report = prove_init(model, start, inputs=ids, pretrained=pretrained, base_output=output)
+    assert report.passed, report.problems
+    layer = lora_layers(model)[1]
+    assert layer.A.dtype == torch.float32
+    with torch.no_grad():
+        layer.A.mul_(1.02)
+    moved = prove_init(model, start, inputs=ids, pretrained=pretrained, base_output=output)
+    assert not moved.passed and all(layer.name in problem for problem in moved.problems[:2])

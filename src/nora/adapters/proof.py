@@ -87,14 +87,17 @@ def _gram_norm_squared(W: Tensor) -> float:
     return torch.linalg.norm(gram).item() ** 2
 
 
-def _tolerance(layer: AdapterLayer) -> float:
+def _tolerance(layer: AdapterLayer, *, moves_base: bool) -> float:
     """Relative difference allowed between the factors read and recomputed: that of one rounding where they are rounded.
 
-    A 4-bit weight that bitsandbytes repacked after the start has had its scales rounded to bfloat16.
+    PEFT rounds the factors of a start that moves the base as it rounds the base, also where they end in float32. A
+    4-bit weight that bitsandbytes repacked after the start has had its scales rounded to bfloat16.
     """
     dtypes = [dtype for dtype in (layer.A.dtype, layer.B.dtype) if dtype in _HALF]
     if is_repacked(layer.held_weight):
         dtypes.append(torch.bfloat16)
+    if moves_base and layer.held_weight.dtype in _HALF:
+        dtypes.append(layer.held_weight.dtype)
     return max([TOLERANCE, *(torch.finfo(dtype).eps / 2 for dtype in dtypes)])
 
 
@@ -186,13 +189,16 @@ def _why_dead(layer: AdapterLayer) -> str | None:
 def _problems(layer: AdapterLayer, start: Start, proof: ModuleProof, *, ready: bool = True) -> list[str]:
     """What this layer's measurement does not allow; ``ready``: the adapter must be one that training can move."""
     found = []
-    allowed = _tolerance(layer)
+    moves_base, held = inits.load(start.init).MOVES_BASE, layer.held_weight.dtype
+    allowed = _tolerance(layer, moves_base=moves_base)
     if not proof.relative_difference <= allowed:
         found.append(
             f"{layer.name}: the factors the forward pass reads differ from {start.init} of the pretrained weight "
             f"by {proof.relative_difference:.2e} (allowed {allowed:.0e})"
         )
-    if not proof.base_relative_difference <= (TOLERANCE if inits.load(start.init).MOVES_BASE else 0.0):
+    # A moved base in half precision is rounded after the move, and so are the factors that make up for it.
+    off = torch.finfo(held).eps if held in _HALF else TOLERANCE
+    if not proof.base_relative_difference <= (off if moves_base else 0.0):
         found.append(f"{layer.name}: the frozen weight is off by {proof.base_relative_difference:.2e}")
     dead = _why_dead(layer) if ready else None
     if dead is not None:
@@ -217,9 +223,10 @@ def _first_tensor(output: Any) -> Tensor:
 def _output_tolerance(layers: Sequence[AdapterLayer], moves_base: bool) -> float:
     """How far the output may be off, relative: not at all, but where the arithmetic of the adapter itself rounds."""
     # A DoRA layer scales its output by magnitude / ‖W‖: 1 at the start, which half precision does not keep to the bit.
-    dtypes = [layer.held_weight.dtype for layer in layers if layer.module.use_dora[layer.adapter]]
-    squares = [torch.finfo(dtype).eps ** 2 for dtype in dtypes if dtype in _HALF]
-    return max(TOLERANCE if moves_base else 0.0, sum(squares) ** 0.5)  # independent roundings, one a layer
+    # A start that moves a half-precision base is rounded twice: the base that is left, and the factors taken from it.
+    roundings = [(layer.held_weight.dtype, 2 * moves_base + layer.module.use_dora[layer.adapter]) for layer in layers]
+    squares = [times * torch.finfo(dtype).eps ** 2 for dtype, times in roundings if dtype in _HALF]
+    return max(TOLERANCE if moves_base else 0.0, sum(squares) ** 0.5)  # independent roundings
 
 
 @torch.no_grad()
@@ -253,11 +260,12 @@ def prove_init(
     ξ = 0.1 and seed 0. The factors must equal the formula's to 1e-5 relative, rounded as the adapter's dtype rounds
     (half precision: to half a unit in the last place). ``inputs`` are the keyword arguments of one forward pass: the
     output must equal the base's, exactly where the base is untouched, to 1e-5 relative where the init moves it, and to
-    √layers times the machine precision where DoRA adapters are on a float16 or bfloat16 base (PEFT's own arithmetic
-    rounds there). ``pretrained`` maps canonical module names to the weights [out, in] before anything touched them, or
-    to their fingerprints; without it the layer's present weight is taken, and a layer whose weight some other start
-    has moved does not pass. ``base_output`` is the untouched model's output, needed where the adapter moves the base.
-    A start that cannot learn (A = B = 0, its zero factor frozen, the adapter not active) does not pass. Autocast is
+    √layers times the machine precision where DoRA adapters are on a float16 or bfloat16 base (√2 times that where the
+    init moves such a base): PEFT's own arithmetic rounds there. ``pretrained`` maps canonical module names to the
+    weights [out, in] before anything touched them, or to their fingerprints; without it the layer's present weight is
+    taken, and a layer whose weight some other start has moved does not pass. ``base_output`` is the untouched model's
+    output, needed where the adapter moves the base. A start that cannot learn (A = B = 0, its zero factor frozen, the
+    adapter not active) does not pass. Autocast is
     off inside, modes are given back. Only a model without LoRA layers raises (ValueError); a failed proof is returned.
     """
     problems: list[str] = []
