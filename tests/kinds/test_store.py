@@ -270,8 +270,9 @@ def test_every_committed_record_has_the_id_of_its_spec(checkout: Path) -> None:
 def test_a_torn_journal_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     assert read_json_lines(path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+    lines = [{"phase": "train", "step": step, "total": 2} for step in (1, 2)]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"ste')
+    assert read_json_lines(path) == lines
 
 
 def test_files_are_checked_against_the_record(tmp_path: Path) -> None:

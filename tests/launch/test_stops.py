@@ -28,12 +28,18 @@ WORDS = {
 }
 
 
+def _hear() -> None:
+    """As a shell starts its foreground job, also where the suite itself was started by nohup or in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
 def _start(checkout: Path, words: list[str]) -> subprocess.Popen[str]:
-    """In a session of its own, as a shell starts its foreground job."""
+    """In a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "nora", *words],
         cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout / "src")},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hear,
     )  # fmt: skip
 
 
@@ -104,7 +110,9 @@ def test_who_does_not_ask_is_cut_off_by_the_second_order() -> None:
         "import time\nfrom nora.execution.stops import listening\n"
         "with listening() as stops:\n    print('up', flush=True)\n    while True: time.sleep(0.05)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear
+    )
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)

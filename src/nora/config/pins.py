@@ -72,14 +72,16 @@ def _loaded(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in found if path.is_file()]
 
 
-def model_hashes(folder: Path, key: str) -> dict[str, str]:
-    """Name → sha256 of everything below a model's folder that a loader may read; UserError if there is nothing."""
-    found = _loaded(folder) if folder.is_dir() else []
-    if not found:
-        raise UserError(f"{key}: given {folder}, which holds no file of a model ({', '.join(_LOADED)})")
-    return {
-        name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for name in found for path in [folder / name]
-    }
+_HEADS = ("config.json", "model_index.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def model_hashes(checkout: Path, key: str, given: str) -> dict[str, str]:
+    """Name → sha256 of everything below a model's folder that a loader may read; UserError if no model lies there."""
+    folder = checkout / given
+    if not any((folder / name).is_file() for name in _HEADS):
+        raise UserError(f"{key}: given {given}, no {'model' if folder.is_dir() else 'folder'} lies there")
+    paths = [folder / name for name in _loaded(folder)]
+    return {str(p.relative_to(folder)): _sha256(p, p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
 
 
 @cache
@@ -159,7 +161,7 @@ class Pins:
         shipped = _shipped(path, path.stat().st_mtime) if path.is_file() else {}
         if all(model.get(name) == shipped.get(name) for name in (key, "files")):
             return model
-        files = model_hashes(self._checkout / model[key], f"model.{key}")
+        files = model_hashes(self._checkout, f"model.{key}", model[key])
         if model.get("files") not in (None, shipped.get("files")):
             _check_typed("model.files", model["files"], files)
         return {**model, "files": files}

@@ -75,7 +75,7 @@ def _fetched(repo: str, patterns: Sequence[str], pinned: Pinned) -> dict[str, An
 
     commit = HfApi().model_info(repo, revision=_commit(pinned)).sha
     folder = snapshot_download(repo, revision=commit, allow_patterns=list(patterns))
-    return {"commit": commit, "files": model_hashes(Path(folder), repo)}
+    return {"commit": commit, "files": model_hashes(Path(folder), repo, ".")}
 
 
 def _pictures_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:

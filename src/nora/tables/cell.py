@@ -137,10 +137,3 @@ def with_settings(config: Mapping[str, Json], settings: Settings) -> dict[str, J
         group, _, key = path.partition(".")
         changed[group] = {**changed[group], key: value} if key else value
     return changed
-
-
-def require_pairs(overrides: Sequence[str]) -> None:
-    """UserError for a word that is no key=value."""
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"given {override!r}, required key=value")

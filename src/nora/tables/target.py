@@ -14,7 +14,7 @@ from nora.config.schema import validate
 from nora.errors import UserError, nearest, one_of
 from nora.kinds import AnySpec
 from nora.store.record import Record
-from nora.tables.cell import Cell, Target, names, read_table, require_pairs, split_overrides
+from nora.tables.cell import Cell, Target, names, read_table, split_overrides
 from nora.tables.methods import SpecBook, load_table
 from nora.tables.panels import PanelsFile, load_panels
 from nora.tables.subjects import DeploymentsFile, SubjectsFile, load_deployments, load_subjects
@@ -69,7 +69,9 @@ def load_target(
     allowed = names(checkout)
     if name not in allowed:
         raise UserError(f"TARGET: given {name!r}, allowed {', '.join(allowed)}, all{nearest(name, allowed)}")
-    require_pairs(overrides)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"given {override!r}, required key=value")
     own = [o for o in overrides if not o.startswith("exec")]
     content, _ = read_table(checkout, name)
     prefix = f"conf/table/{name}.yaml: "
