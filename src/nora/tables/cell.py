@@ -14,7 +14,7 @@ import yaml
 
 from nora.config import limits
 from nora.config.compose import choices
-from nora.errors import UserError, one_of
+from nora.errors import one_of
 from nora.files import Json
 from nora.kinds import AnySpec
 from nora.store.record import Record
