@@ -28,7 +28,7 @@ def check(identity: str, tasks: Sequence[str], overrides: Sequence[str]) -> list
         raise UserError(f"ID: given {identity!r}, no record of it in {store.root}")
     import lm_eval
 
-    from nora.kinds.parts.merged import write_merged
+    from nora.kinds.parts.bases import write_merged
 
     with tempfile.TemporaryDirectory() as folder:
         write_merged(record, store, workspace.checkout, Path(folder))

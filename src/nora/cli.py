@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nora: {error}", file=sys.stderr)
         return 1
     except PermissionError as error:
-        from nora.store.sharing import refusal
+        from nora.store.runs import refusal
 
         print(f"nora: {refusal(error)}", file=sys.stderr)
         return 1

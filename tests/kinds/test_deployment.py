@@ -103,3 +103,10 @@ def test_a_wrong_start_or_seed_is_one_clear_line(checkout: Path) -> None:
 def test_the_spec_pins_the_base(checkout: Path) -> None:
     spec, _, _ = compose_run(checkout, ["kind=deployment"])
     assert spec_dict(spec)["model"]["files"]["model.safetensors"]
+
+
+def test_the_bound_on_the_rank_is_the_unets(checkout: Path) -> None:
+    from nora.kinds import deployment
+    from nora.kinds.parts.hosts import _SHAPE
+
+    assert deployment._NARROWEST == min(*_SHAPE["block_out_channels"], _SHAPE["cross_attention_dim"])

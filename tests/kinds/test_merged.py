@@ -18,8 +18,7 @@ from nora import tasks
 from nora.errors import UserError
 from nora.kinds import FinetuneSpec, compose_run
 from nora.kinds.instruct import InstructProtocol
-from nora.kinds.parts.bases import load_base
-from nora.kinds.parts.merged import write_merged
+from nora.kinds.parts.bases import load_base, write_merged
 from nora.kinds.parts.rows import load_instruct_rows
 from nora.store.record import Record
 from nora.store.runs import Store

@@ -26,8 +26,7 @@ from nora.kinds import Spec
 from nora.kinds.parts.recipe import Outcome, RunContext, Update
 from nora.store.attempt import Attempt, Job
 from nora.store.record import Record
-from nora.store.runs import Store
-from nora.store.sharing import refusal
+from nora.store.runs import Store, refusal
 from nora.store.states import State, run_state
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic.dataclasses import dataclass
 
 from nora.config.schema import STRICT, Count, ModelSpec, Positive, Seed
-from nora.errors import Interrupted
+from nora.errors import Interrupted, UserError
 from nora.files import Json
 from nora.kinds.parts.cost import Cost, Label
 
@@ -69,6 +69,19 @@ def headline(metrics: Mapping[str, Json]) -> str:
 def like(spec: Spec) -> tuple[str, str, str]:
     """Runs of one base and start over as many steps cost about the same."""
     return spec.model.name, spec.adapter.init, str(spec.protocol.steps)
+
+
+_NARROWEST = 32  # the narrowest adapted layer of the UNet of kinds/parts/hosts.py
+
+
+def check(spec: Spec, checkout: Path) -> None:
+    """UserError for a rank that the UNet's layers have no room for."""
+    del checkout
+    if spec.adapter.rank > _NARROWEST:
+        raise UserError(
+            f"adapter.rank: given {spec.adapter.rank}, required at most {_NARROWEST}, the smaller side of to_q in the "
+            "UNet it is deployed on"
+        )
 
 
 def cost(spec: Spec) -> Cost:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
 import secrets
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,35 @@ from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
 from nora.store.attempt import ENDS, Attempt, Job, place_of_process, process_started
 from nora.store.record import DamagedRecord, Record, read_record
-from nora.store.sharing import share
 
 OWN = "mine"
 """Below the store of the tables: what a person runs, in no commit and in no table."""
 _NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
+
+
+def share(root: Path) -> None:
+    """Where a store's folder (or the one it will be made in) is setgid and its group may write there, what this process
+    writes from here on is writable to the group too, whatever its umask was; so is what its jobs write."""
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    mode = there.stat().st_mode
+    if mode & stat.S_ISGID and mode & stat.S_IWGRP:
+        os.umask(os.umask(0o077) & ~stat.S_IRWXG)
+
+
+def refusal(error: PermissionError) -> str:
+    """One line on what may not be written, or read: whose it is, and how a store is shared."""
+    path = Path(str(error.filename or "a file"))
+    whose = ""
+    for place in (path, path.parent):
+        with suppress(OSError, KeyError):
+            found = place.stat()
+            owner = pwd.getpwuid(found.st_uid).pw_name
+            whose = f" ({place.name} belongs to {owner}, mode {stat.S_IMODE(found.st_mode):04o})"
+            break
+    return (
+        f"{path}: permission denied{whose}; a store of several people is a folder of their group, setgid and "
+        "group-writable (chgrp GROUP, chmod 2775), or each has one of their own: exec.results=FOLDER"
+    )
 
 
 class Store:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from safetensors.torch import load
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -19,10 +20,14 @@ from nora import streams
 from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
 from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.config.pins import check_files, check_model_files, not_here
-from nora.config.schema import MethodSpec, ModelSpec
-from nora.errors import RunFailed
+from nora.config.schema import MethodSpec, ModelSpec, validate
+from nora.errors import RunFailed, UserError
 from nora.files import Json, canonical_json
 from nora.kinds.parts.gguf import dequantised
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.training.generation import save_merged
+from nora.training.loop import trainable_parameters
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
 transformers_logging.disable_progress_bar()
@@ -185,3 +190,33 @@ def _add_prefix(
     model = get_peft_model(base.model, peft_config(method, targets))
     prefix_init_(model, keys_values)
     return Adapted(model, prove_prefix(model, base.model, tokens), {})
+
+
+@torch.no_grad()
+def write_merged(record: Record, store: Store, checkout: Path, folder: Path) -> None:
+    """The base of the record with its kept adapter merged, and the tokenizer. UserError where there is no such thing.
+
+    The start is made again (PiSSA and OLoRA move the base), then the trained factors are put in.
+    """
+    from nora.kinds.instruct import trained_method
+
+    if record.spec["kind"] != "finetune" or record.spec["method"]["adapter"] != "lora":
+        raise UserError(f"{record.id}: given a run that trains no LoRA of a language model, required kind=finetune")
+    kept = record.result["files"].get("adapter")
+    path = store.run_dir("finetune", record.id) / str(kept and kept["name"])
+    if kept is None or not path.is_file():
+        raise UserError(f"{record.id}: its adapter was not kept; repeat the run with exec.keep_adapter=true")
+    problems = store.verify_files(record)
+    if problems:
+        raise UserError("; ".join(problems))
+    model: ModelSpec = validate(record.spec["model"], ModelSpec)
+    declared: MethodSpec = validate(record.spec["method"], MethodSpec)
+    method, _ = trained_method(declared, record.spec["protocol"].get("sketch", "applied"))
+    base = load_base(model, checkout, torch.device("cpu"))
+    probe = {"input_ids": torch.tensor([base.tokenizer("probe")["input_ids"]])}
+    adapted = add_adapter(base, method, model.targets, seed=record.spec["seed"], probe=probe)
+    trained = load(path.read_bytes())
+    for name, parameter in trainable_parameters(adapted.model).items():
+        parameter.copy_(trained[name])
+    save_merged(adapted.model, folder)
+    base.tokenizer.save_pretrained(folder)

@@ -37,6 +37,8 @@ def check_known(spec: AnySpec, checkout: Path) -> None:
         problems += _of_targets(model, getattr(method, "rank", None), shape)
         if isinstance(method, MethodSpec):
             problems += _of_method(method, shape)
+    if isinstance(model, ModelSpec) and isinstance(task, TaskSpec):
+        problems += _of_length(model, task, getattr(spec.protocol, "max_new_tokens", None))
     if isinstance(task, TaskSpec):
         problems += _of_task(task, "superglue" if spec.protocol.name == _FEW_SHOT else "instruct", checkout)
     if problems:
@@ -115,6 +117,15 @@ def _modules(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a partial config: the library knows its defaults
         pass
     return {}
+
+
+def _of_length(model: ModelSpec, task: TaskSpec, new_tokens: int | None) -> Iterator[str]:
+    """Room for a first token, one of the prompt and the answer."""
+    if new_tokens is None and task.suite in tasks.suites() and task.name in tasks.names(task.suite):
+        new_tokens = getattr(tasks.load(task.suite, task.name), "MAX_NEW_TOKENS", None)
+    least = 2 + (new_tokens or 1)
+    if model.max_length < least:
+        yield f"model.max_length: given {model.max_length}, required at least {least} ({new_tokens or 1} of the answer)"
 
 
 def _of_targets(model: ModelSpec, rank: int | None, shape: Mapping[str, Json]) -> Iterator[str]:
