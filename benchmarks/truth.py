@@ -22,8 +22,8 @@ _STORE, _ANSWERS = "tests/kinds/test_store.py", "tests/slurm/test_answers.py"
 CASES: list[tuple[str, str, list[str]]] = [
     ("1", "the code of a record is the code that ran", ["tests/kinds/test_code.py", "tests/launch/test_snapshot.py",
                                                         "tests/slurm/test_code_of_a_submission.py"]),
-    ("2", "every committed record has the id of its spec", [
-        f"{_STORE}::test_every_committed_record_has_the_id_of_its_spec"]),
+    ("2", "nothing that a run reads is missing from its id", [
+        f"{_STORE}::test_every_committed_record_has_the_id_of_its_spec", "tests/kinds/test_pins.py"]),
     ("3", "a newer record is never written over; two stores are merged", [
         f"{_STORE}::test_a_newer_versions_record_is_never_written_over", "tests/kinds/test_merge.py"]),
     ("4", "a job is a number, a name, a cluster, a user", ["tests/slurm/test_whose_job.py"]),
