@@ -189,3 +189,25 @@ def test_an_unpinned_hub_model_refuses_to_start(checkout: Path, capsys: pytest.C
     assert spec.model.revision is None
     assert cli.main(["run", "scale=paper"]) == 2
     assert "no commit in conf/revisions.lock" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "model.revision=${oc.env:NORA_SECRET}", "seed=${oc.env:NORA_SECRET}", "model.repo=${ oc.env : NORA_SECRET }",
+        "task.name='${oc.decode:${oc.env:NORA_SECRET}}'", "model.repo=${hydra:runtime.cwd}", "model.repo=${now:%Y}",
+        "model.repo=${exec.results}",
+    ],
+)  # fmt: skip
+def test_nothing_of_the_machine_gets_into_a_run(word: str, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of the environment stood in the record, and in the message of a value of the wrong type."""
+    monkeypatch.setenv("NORA_SECRET", "hf_SECRET")
+    with pytest.raises(UserError) as caught:
+        compose_run(checkout, ["scale=smoke", word, "exec.results=${oc.env:NORA_SECRET}"])
+    assert "hf_SECRET" not in str(caught.value) and "read of this machine" in str(caught.value), str(caught.value)
+
+
+def test_where_a_run_is_made_may_be_read_of_the_machine(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    _, settings, _ = compose_run(checkout, ["scale=smoke", "exec.results=${oc.env:SCRATCH}/results"])
+    assert settings.results == "/scratch/me/results"

@@ -16,6 +16,8 @@ MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
 MAX_DEPTH = 32
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
+_SURROUNDINGS = re.compile(r"\$\{\s*(oc\.env|hydra|now|exec)\b")
+"""What is read of the machine, not of the config: a secret of it would stand in every record."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -75,7 +77,8 @@ def check_overrides(overrides: tuple[str, ...]) -> None:
 
 
 def check_interpolations(config: dict[str, Json]) -> None:
-    """Refuses references that run in circles or grow past 10,000 values, before anything resolves them."""
+    """Refuses references that run in circles or grow past 10,000 values, and those of a run to its surroundings, before
+    anything resolves them."""
     sizes: dict[str, int] = {}
 
     def look_up(path: str) -> Json:
@@ -93,6 +96,11 @@ def check_interpolations(config: dict[str, Json]) -> None:
             total = 1 + sum(size(v, where, open_paths, depth + 1) for v in node)
         elif isinstance(node, str):
             total = 1
+            if (found := _SURROUNDINGS.search(node)) and where.partition(".")[0] != "exec":
+                raise UserError(
+                    f"{where}: refers to {found[1]}, which is read of this machine; a run is made of its config alone "
+                    "(exec may refer to it)"
+                )
             for path in _REFERENCE.findall(node):
                 if path in open_paths:
                     raise UserError(f"{where}: ${{{path}}} refers to itself")
