@@ -107,3 +107,11 @@ def test_the_versionless_id_ignores_the_protocols_version_alone(checkout: Path) 
     )
     assert versionless_id(one) == versionless_id(two) != versionless_id(lr)
     assert run_id(one) != run_id(two)
+
+
+def test_an_experiment_is_its_choices_and_values_under_one_name(checkout: Path) -> None:
+    written = _id(checkout, "task=cb", "method=nora", "method.side=B", "protocol.epochs=2")
+    assert _id(checkout, "experiment=nora_side_b") == written
+    assert _id(checkout, "experiment=nora_side_b", "protocol.epochs=3", "task=sst2") == _id(
+        checkout, "task=sst2", "method=nora", "method.side=B", "protocol.epochs=3"
+    )

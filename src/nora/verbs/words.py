@@ -14,7 +14,7 @@ from nora.tables.target import AnyTarget, has_scale, load_targets
 from nora.workspace import Workspace, open_workspace
 
 _METAVAR = "TARGET… [key=value …]"
-_GROUPS = ("scale", "model", "task", "method", "protocol", "exec", "kind")
+_GROUPS = ("scale", "model", "task", "method", "protocol", "exec", "kind", "experiment")
 _KEYS = (
     "seed=", "method.rank=", "method.alpha=", "method.xi=", "method.side=", "method.damping=", "protocol.lr=",
     "protocol.batch_size=", "protocol.epochs=", "exec.device=", "exec.threads=", "exec.processes=", "exec.results=",
