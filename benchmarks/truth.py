@@ -18,7 +18,7 @@ from typing import Any
 
 from nora.workspace import find_checkout
 
-_STORE, _ANSWERS = "tests/kinds/test_store.py", "tests/slurm/test_answers.py"
+_STORE, _ANSWERS = "tests/kinds/test_store.py", "tests/slurm/test_scheduler_answers.py"
 CASES: list[tuple[str, str, list[str]]] = [
     ("1", "the code of a record is the code that ran", ["tests/kinds/test_code.py", "tests/launch/test_snapshot.py",
                                                         "tests/slurm/test_code_of_a_submission.py"]),
