@@ -99,6 +99,8 @@ def test_a_shipped_base_keeps_its_hashes_and_its_other_files_are_checked_by_the_
         (["model=opt_1.3b", "model.revision=main"], "model.revision: given main, required a commit"),
         (["task.source=hub", "task.revision=main"], "task.revision: given main, required a commit"),
         (["model.repo=/nowhere"], "model.repo: given /nowhere, no folder lies there"),
+        (["model.repo=" + "a" * 300], "no folder lies there"),
+        (["task.name=" + "a" * 300], "task.name: given"),
     ],
 )
 def test_a_typed_value_that_would_be_replaced_is_refused(words: list[str], line: str) -> None:

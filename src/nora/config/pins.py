@@ -78,8 +78,12 @@ _HEADS = ("config.json", "model_index.json", "tokenizer.json", "tokenizer_config
 def model_hashes(checkout: Path, key: str, given: str) -> dict[str, str]:
     """Name → sha256 of everything below a model's folder that a loader may read; UserError if no model lies there."""
     folder = checkout / given
-    if not any((folder / name).is_file() for name in _HEADS):
-        raise UserError(f"{key}: given {given}, no {'model' if folder.is_dir() else 'folder'} lies there")
+    try:
+        problem = "" if any((folder / name).is_file() for name in _HEADS) else "model" if folder.is_dir() else "folder"
+    except (OSError, ValueError):  # too long a name, or none at all
+        problem = "folder"
+    if problem:
+        raise UserError(f"{key}: given {given}, no {problem} lies there")
     paths = [folder / name for name in _loaded(folder)]
     return {str(p.relative_to(folder)): _sha256(p, p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
 
@@ -139,7 +143,7 @@ class Pins:
         elif task.get("source") in ("slice", "small"):
             folder, data = f"{'small/' if task['source'] == 'small' else ''}{task.get('name')}", self._checkout / "data"
             files = {name: entry["sha256"] for name, entry in self.slices.items() if name.startswith(f"{folder}/")}
-            if not files:  # rows of one's own
+            if not files and re.fullmatch(r"[\w.-]{1,64}", str(task.get("name"))):  # rows of one's own
                 files = {str(p.relative_to(data)): sha256_file(p) for p in sorted((data / folder).glob("*.jsonl*"))}
             if task.get("files") is not None:
                 _check_typed("task.files", task["files"], files)
