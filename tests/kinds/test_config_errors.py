@@ -24,7 +24,7 @@ TABLE = [
     (["+methid=lora"], ["methid: unknown key", "did you mean method?"]),
     (["task=cb,rte"], ["task=cb,rte: several values", "nora run -m"]),
     (["method=norra", "task=cbb"], ["did you mean nora?", "did you mean cb?"]),
-    (["experiment=foo"], ["experiment: unknown key"]),
+    (["experiment=foo"], ["experiment: given 'foo', allowed nora_side_b"]),
     (["-m", "hydra.foo=1", "scale=smoke"], ["hydra.foo"]),
     (["-m", "hydra/launcher=nope", "scale=smoke"], ["hydra/launcher/nope"]),
     (["-m", "--cfg", "job", "method=lora,nora"], ["--cfg: given with -m"]),
