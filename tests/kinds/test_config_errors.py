@@ -133,12 +133,16 @@ def _refused(copy: Path, *overrides: str) -> str:
         ("name: nora\n  rank: [8\n", "nora.yaml, line 2: not valid YAML"),
         ("a: &a [1, 2]\nb: *a\n", "nora.yaml, line 2: YAML aliases are not allowed"),
         ("a: " + "[" * 40 + "]" * 40, "nora.yaml: nested deeper than 32"),
+        ("lr: 1\nxi: 2\nlr: 3\n", "nora.yaml, line 3: lr stands twice; keep one"),
+        ("a: {b: 1, c: [{b: 1}, {b: 2}], b: 2}\n", "nora.yaml, line 1: b stands twice"),
+        ("a: !!python/object/apply:os.getcwd []\n", "line 1: the tag tag:yaml.org,2002:python/object/apply:os.getcwd"),
+        ("a: !!binary aGk=\n", "line 1: the tag tag:yaml.org,2002:binary is not allowed"),
         ("a: [" + "1," * 20_000 + "]", "nora.yaml: more than 10000 values"),
         ("a: " + "x" * 1_100_000, "bytes, allowed 1000000"),
         ("\t- x: %", "nora.yaml, line 1: not valid YAML"),
         ("x: \x07", "nora.yaml"),
     ],
-    ids=["syntax", "alias", "deep", "many", "large", "tab", "control"],
+    ids=["syntax", "alias", "deep", "twice", "twice within", "python tag", "tag", "many", "large", "tab", "control"],
 )
 def test_a_broken_file_is_refused_quickly(copy: Path, text: str, part: str) -> None:
     (copy / "conf" / "method" / "nora.yaml").write_text(text, encoding="utf-8")
@@ -168,6 +172,11 @@ def test_a_bomb_typed_on_the_command_line_is_refused_quickly(copy: Path) -> None
     assert "10000 values" in _refused(copy, *bomb)
     assert "too many or too deeply nested" in _refused(copy, "measure=" + "[" * 100 + "]" * 100)
     assert "characters, allowed 10000" in _refused(copy, "measure=" + "x" * 20_000)
+
+
+def test_a_byte_that_is_no_utf_8_is_one_line(copy: Path) -> None:
+    (copy / "conf" / "method" / "nora.yaml").write_bytes(b"name: n\xf6ra\n")
+    assert "nora.yaml: no UTF-8 at byte 7" in _refused(copy)
 
 
 def test_references_in_a_circle_are_refused(copy: Path) -> None:

@@ -26,31 +26,49 @@ def _line(mark: Any) -> int | None:
 
 
 def check_file(path: Path) -> None:
-    """Refuses a YAML file over 1 MB, over 10,000 nodes, deeper than 32 or with aliases, without building it."""
+    """Refuses a YAML file that is no UTF-8 or over 1 MB, and what ``check_text`` refuses, without building it."""
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise UserError(f"{path}: {size} bytes, allowed {MAX_BYTES}")
-    check_text(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 at byte {error.start}") from None
+    check_text(text, str(path))
 
 
 def check_text(text: str, where: str) -> None:
-    """The checks of ``check_file`` on a text."""
-    depth = nodes = 0
+    """Refuses a YAML text of over 10,000 nodes, deeper than 32, with aliases, tags or a key that stands twice."""
+    nodes = 0
+    open_keys: list[dict[str, None] | None] = []
+    """Of every open collection: a mapping's keys so far, None for a list."""
+    is_key: list[bool] = []
+    """Whether a mapping's next node is a key."""
     try:
         for event in yaml.parse(text, Loader=_LOADER):
+            at = f"{where}, line {_line(event.start_mark)}"
             if isinstance(event, yaml.AliasEvent):
-                raise UserError(
-                    f"{where}, line {_line(event.start_mark)}: YAML aliases are not allowed; write the value out"
-                )
+                raise UserError(f"{at}: YAML aliases are not allowed; write the value out")
+            tag = getattr(event, "tag", None)
+            if tag is not None:
+                raise UserError(f"{at}: the tag {tag} is not allowed; write the plain value")
             if isinstance(event, yaml.NodeEvent):
                 nodes += 1
+                if open_keys and (keys := open_keys[-1]) is not None:
+                    if is_key[-1] and isinstance(event, yaml.ScalarEvent):
+                        if event.value in keys:
+                            raise UserError(f"{at}: {event.value} stands twice; keep one")
+                        keys[event.value] = None
+                    is_key[-1] = not is_key[-1]
             if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
+                open_keys.append({} if isinstance(event, yaml.MappingStartEvent) else None)
+                is_key.append(True)
             elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
+                open_keys.pop()
+                is_key.pop()
             if nodes > MAX_NODES:
                 raise UserError(f"{where}: more than {MAX_NODES} values")
-            if depth > MAX_DEPTH:
+            if len(open_keys) > MAX_DEPTH:
                 raise UserError(f"{where}: nested deeper than {MAX_DEPTH}")
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
