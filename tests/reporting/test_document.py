@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nora.reporting.collation import build_artefact, write_artefact
-from nora.reporting.document import to_csv, to_markdown
+from nora.reporting.document import csv_text, to_csv, to_markdown
 from nora.reporting.latex import escape_latex, to_latex
 from nora.reporting.statistics import summarize
 from nora.store.record import Record
@@ -196,3 +196,15 @@ def test_summary_against_the_standard_library() -> None:
     for bad in ([], [float("nan")], [1.0, float("inf")]):
         with pytest.raises(ValueError, match="required one or more finite values"):
             summarize(bad)
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"), ("@SUM(1)", "'@SUM(1)"), ("+1+2", "'+1+2"), ("-x", "'-x"),
+        ("\t=1", "'\t=1"), ("-0.5", "-0.5"), ("+1e-3", "+1e-3"), (-0.5, "-0.5"), ("a=b", "a=b"), ("", ""),
+    ],
+)  # fmt: skip
+def test_no_cell_of_a_csv_is_a_formula(value: object, cell: str) -> None:
+    (row,) = list(csv.DictReader(io.StringIO(csv_text(("x", "y"), [(value, 1)]))))
+    assert row["x"] == cell

@@ -92,13 +92,29 @@ def to_markdown(document: Document) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def to_csv(document: Document) -> str:
-    """One line per cell, for machines."""
+def as_text_cell(value: object) -> object:
+    """A CSV cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe before it."""
+    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r") or not value:
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A header and rows as CSV."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(document.csv_header)
-    writer.writerows(document.csv_rows)
+    writer.writerow(header)
+    writer.writerows([as_text_cell(value) for value in row] for row in rows)
     return buffer.getvalue()
+
+
+def to_csv(document: Document) -> str:
+    """One line per cell, for machines."""
+    return csv_text(document.csv_header, document.csv_rows)
 
 
 _MEANINGS = {

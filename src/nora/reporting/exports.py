@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from nora.files import Json, readable_json
 from nora.reporting import labels
+from nora.reporting.document import as_text_cell
 from nora.reporting.proofs import proof_line
 from nora.reporting.provenance import flat_values
 from nora.store.record import Record
@@ -52,7 +53,7 @@ def _tables(records: list[Record]) -> dict[str, bytes]:
         frame[column] = frame[column].map(str, na_action="ignore").astype("string")
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
-    text = frame.to_csv(index=False, lineterminator="\n")
+    text = frame.map(as_text_cell).to_csv(index=False, lineterminator="\n")
     return {"records.csv": text.encode(), "records.parquet": parquet.getvalue()}
 
 

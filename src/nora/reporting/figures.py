@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nora.files import Json, write_atomic
+from nora.reporting.document import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -54,14 +54,10 @@ class Figure:
 
 def figure_texts(figure: Figure) -> dict[str, str]:
     """The plotted numbers (csv) and the caption (md)."""
-    numbers = io.StringIO()
-    writer = csv.writer(numbers, lineterminator="\n")
-    writer.writerow(figure.csv_header)
-    writer.writerows(figure.csv_rows)
     banner = f"**{figure.banner}**\n\n" if figure.banner else ""
     notes = "".join(f"- {note}\n" for note in figure.notes)
     caption = f"# {figure.title}\n\n{banner}![{figure.title}]({figure.name}.png)\n\n{notes}"
-    return {"csv": numbers.getvalue(), "md": caption}
+    return {"csv": csv_text(figure.csv_header, figure.csv_rows), "md": caption}
 
 
 def render(figure: Figure) -> dict[str, bytes]:
