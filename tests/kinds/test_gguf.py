@@ -50,6 +50,10 @@ def test_a_file_of_the_folder_that_was_changed_is_refused(tmp_path: Path, monkey
     (made / "model.safetensors").write_bytes(b"weights")
     (made / "content.json").write_text(json.dumps({"model.safetensors": sha256_file(made / "model.safetensors")}))
     assert gguf.dequantised(spec, tmp_path) == made
+    (made / "chat_template.jinja").write_text("hello")
+    with pytest.raises(RunFailed, match="chat_template.jinja would be loaded and no hash names it"):
+        gguf.dequantised(spec, tmp_path)
+    (made / "chat_template.jinja").unlink()
     (made / "model.safetensors").write_bytes(b"Weights")
     with pytest.raises(RunFailed, match="not what was made of x.gguf .*delete the folder"):
         gguf.dequantised(spec, tmp_path)

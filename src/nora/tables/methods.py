@@ -218,7 +218,7 @@ class Table(Target[FinetuneSpec]):
                     continue
                 for point in grid_points(self.file.grid(method, column)):
                     if reused is None:
-                        made += self._waiting(method, column, point, first)
+                        made += self._waiting(method, column, point, first, self.search_seeds, stage=2)
                     else:
                         made += [self.cell(method, column, seed, 2, {**reused, **point}) for seed in self.search_seeds]
         return [*made, *self._repeated_cells(records)]
@@ -233,7 +233,7 @@ class Table(Target[FinetuneSpec]):
                 settings = self.chosen(method, column, records)
                 if settings is None:
                     point = grid_points(self.file.grid(method, column))[0]
-                    made += self._waiting(method, column, point, "its search", self.seeds)
+                    made += self._waiting(method, column, point, "its search", self.seeds, stage=3)
                 else:
                     made += [self.cell(method, column, seed, 3, settings) for seed in self.seeds]
         return made
@@ -245,36 +245,23 @@ class Table(Target[FinetuneSpec]):
             for method in self.methods:
                 settings = chosen.get(column, {}).get(method)
                 if settings is None:
-                    made += self._waiting(method, column, {}, "a choice", self.seeds)
+                    made += self._waiting(method, column, {}, "a choice", self.seeds, stage=2)
                 else:
                     made += [self.cell(method, column, seed, 1, settings) for seed in self.seeds]
         return made
 
     def _waiting(
-        self, method: str, column: str, point: Settings, waits_for: str, seeds: Sequence[int] | None = None
+        self, method: str, column: str, point: Settings, waits_for: str, seeds: Sequence[int], *, stage: int
     ) -> list[Cell[FinetuneSpec]]:
-        """A grid point's cells over the seeds (the search's unless given) while what they reuse is not chosen."""
+        """A grid point's cells over some seeds while what they follow from is not chosen."""
         file = self.file
         grid = file.grid(file.search.first, column)
         largest = {key: max(grid[key]) for key in file.search.reuse}
         measure = file.measure.get(method, file.measure["default"])
         like, _ = self.book.spec(method, column, self.seeds[0], measure, {**largest, **point})
         return [
-            Cell(
-                self.name,
-                self.scale,
-                method,
-                column,
-                seed,
-                2 if seeds is None else 3,
-                point,
-                (),
-                None,
-                None,
-                waits_for,
-                like,
-            )
-            for seed in (self.search_seeds if seeds is None else seeds)
+            Cell(self.name, self.scale, method, column, seed, stage, point, (), None, None, waits_for, like)
+            for seed in seeds
         ]
 
 

@@ -49,6 +49,9 @@ def dequantised(spec: ModelSpec, checkout: Path) -> Path:
     try:
         content = json.loads((made / _CONTENT).read_text(encoding="utf-8"))
         check_files(made, content)
+        others = {path.name for path in made.iterdir()} - {*content, _CONTENT}
+        if others:
+            raise RunFailed(f"{', '.join(sorted(others))} would be loaded and no hash names it")
     except (OSError, ValueError, AttributeError, RunFailed) as error:
         raise RunFailed(f"{made}: not what was made of {name} ({error}); delete the folder") from None
     return made
