@@ -21,6 +21,10 @@ class Interrupted(Exception):
         self.step = step
 
 
+class BankEnded(Exception):
+    """The bank a run was a member of goes no further; the run goes on by itself."""
+
+
 class AlreadyRunning(Exception):
     """Another live attempt has this run: nothing is to be done here."""
 

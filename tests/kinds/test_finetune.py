@@ -187,7 +187,7 @@ def test_the_init_does_not_change_the_data_order(run: Run, monkeypatch: pytest.M
         orders[current] = [order(epoch).tolist() for epoch in range(3)]
         raise _Killed
 
-    monkeypatch.setattr("nora.training.loop.train", spy)
+    monkeypatch.setattr("nora.kinds.parts.recipe.train", spy)
     for current in ("lora", "nora", "prefix", "seed=1"):
         override = [current] if "=" in current else [f"method={current}"]
         with pytest.raises(RunFailed):

@@ -36,14 +36,14 @@ def test_every_job_is_told_and_one_failure_costs_the_others_nothing(
         while not list(tmp_path.glob("runs/*/*/attempts/0001/journal.jsonl")):
             assert live.poll() is None
             time.sleep(0.1)
-        real = few_shot.execute
+        real = few_shot.prepare
 
-        def execute(spec: few_shot.Spec, context: object) -> object:
+        def prepare(spec: few_shot.Spec, context: object) -> object:
             if spec.method.name in ("pissa", "olora"):
                 raise OSError(f"no more disk for {spec.method.name}")
             return real(spec, context)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(few_shot, "execute", execute)
+        monkeypatch.setattr(few_shot, "prepare", prepare)
         ids = {
             name: run_id(compose_run(checkout, [*_words(tmp_path), f"method={name}", *more])[0])
             for name, more in {"pissa": [], "olora": [], "lora": [], "nora": ["protocol.epochs=9999"]}.items()

@@ -1,5 +1,7 @@
 """NoRA and NoRA+ on PEFT models: Nyström init, its proof, the normalised scaled-GD preconditioner, safe saving."""
 
+from nora.adapters.bank import Bank as Bank
+from nora.adapters.bank import NotBankable as NotBankable
 from nora.adapters.export import save_adapter as save_adapter
 from nora.adapters.export import save_diffusers_lora as save_diffusers_lora
 from nora.adapters.fingerprint import Fingerprint as Fingerprint

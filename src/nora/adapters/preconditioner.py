@@ -72,8 +72,10 @@ def damped_inverse(gram: Tensor, *, damping: float, normalize: str, inverse: str
             factor = torch.where((info != 0)[:, None, None], eye, factor)
         P = torch.cholesky_inverse(factor)
         if on_cpu and info.any():
-            broken = info != 0
+            finite = torch.isfinite(gram).all(-1).all(-1)
+            broken = (info != 0) & finite
             P[broken] = torch.linalg.pinv(gram[broken] + damping * eye, hermitian=True)
+            P[~finite] = torch.nan  # its factor has overflowed: the gradients say so, those of the others stay
     if normalize == "none":
         return P
     # A zero Gram matrix without damping has a zero pseudo-inverse: it stays zero, its gradient is zero anyway.
@@ -223,12 +225,12 @@ class Preconditioner:
         self.normalize = normalize
         self.inverse = inverse
         self.steps = 0
-        self._layers = list(layers)
+        self.layers = list(layers)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The factors that the layers hold now; a wrapper (FSDP 2) may have put others in since the last step."""
-        return [factor for layer in self._layers for factor in (layer.parameter_A, layer.parameter_B)]
+        return [factor for layer in self.layers for factor in (layer.parameter_A, layer.parameter_B)]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -245,7 +247,7 @@ class Preconditioner:
     def _groups(self) -> Iterable[list[AdapterLayer]]:
         """The layers whose pairs can share one factorisation."""
         groups: dict[tuple[object, ...], list[AdapterLayer]] = defaultdict(list)
-        for layer in self._layers:
+        for layer in self.layers:
             groups[layer.rank, layer.A.device, layer.A.dtype].append(layer)
         return groups.values()
 

@@ -137,6 +137,8 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    bank: Count | None = None
+    """Most runs over one base that ``nora launch`` trains in one step; null: as many as pay, 1: every run by itself."""
     generate_tokens: Annotated[int, Field(ge=8)] | None = None
     """Tokens answered from at once, beams and new ones counted (instruct protocols); null: 8192."""
     data_parallel: bool | None = None

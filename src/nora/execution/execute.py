@@ -7,23 +7,25 @@ import logging
 import resource
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nora import kinds
 from nora.config.schema import ExecSpec
 from nora.config.spec import run_id, spec_dict
-from nora.errors import AlreadyRunning, Interrupted, RunFailed
+from nora.errors import AlreadyRunning, BankEnded, Interrupted, RunFailed
 from nora.execution import provenance
 from nora.execution.checkpoint import CheckpointWriter
 from nora.execution.progress import Reporter
 from nora.execution.tracker import open_tracker
 from nora.files import Json, canonical_json, sha256_bytes
 from nora.kinds import Spec
-from nora.kinds.parts.recipe import Outcome, RunContext, Update
+from nora.kinds.parts.recipe import Outcome, RunContext, Update, train_alone
 from nora.store.attempt import Attempt, Job
 from nora.store.record import Record
 from nora.store.runs import Store, refusal
@@ -62,6 +64,95 @@ def _peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+@dataclass
+class Attempted:
+    """A run in an attempt of its own: where it executes, and in the end what it found out."""
+
+    identity: str
+    context: RunContext
+    outcome: Outcome | None = None
+    seconds: float | None = None
+    """Of work that was this run's alone, or its share; None: all since the attempt began."""
+    bank: Sequence[str] | None = None
+    """The ids of the runs that were trained in one step each with it."""
+    record: Record | None = None
+    made: bool = False
+
+
+@contextmanager
+def attempted(
+    spec: Spec,
+    settings: ExecSpec,
+    attempt: Attempt,
+    *,
+    checkout: Path,
+    store: Store,
+    code: Mapping[str, Json],
+    tags: tuple[str, ...],
+    show: Callable[[Update], None] = lambda update: None,
+    **given: Any,
+) -> Iterator[Attempted]:
+    """Yields where the run executes and publishes the outcome that is put there; an attempt that ends otherwise says
+    how. ``given``: the rest of RunContext."""
+    kind, identity = spec.kind, run_id(spec)
+    earlier = [a.path for a in store.attempts(kind, identity) if a.number != attempt.number]
+    started, wall = time.monotonic(), time.time()
+    device = choose_device(settings)
+    try:
+        with (
+            open_tracker(spec, settings, attempt, identity, tags) as tracker,
+            Reporter(attempt, tracker, show) as reporter,
+            CheckpointWriter(attempt.path, earlier) as checkpoints,
+        ):
+            context = RunContext(
+                checkout=checkout,
+                settings=settings,
+                device=device,
+                attempt=attempt,
+                checkpoints=checkpoints,
+                report=reporter,
+                show_picture=reporter.picture,
+                **given,
+            )
+            own = Attempted(identity, context)
+            yield own
+            assert own.outcome is not None
+            result = _publish_files(spec_dict(spec), own.outcome, identity, store)
+            tracker.summary(result)
+        run = {
+            **own.outcome.run,
+            **provenance.machine(device.type, settings.threads),
+            **code,
+            "libraries": provenance.library_versions(),
+            "attempt": attempt.number,
+            "job": attempt.owner().get("job"),
+            "started": wall,
+            "wall_seconds": time.monotonic() - started if own.seconds is None else own.seconds,
+            "peak_memory_gib": _peak_memory_gib(device),
+            "tags": list(tags),
+            **({"bank": list(own.bank)} if own.bank else {}),
+        }
+        own.record = Record(identity, result, run)
+        own.made = store.publish_record(own.record)
+        attempt.finish()
+    except Interrupted as error:
+        attempt.interrupt(str(error))
+        raise
+    except BankEnded as error:
+        attempt.interrupt(str(error))
+    except Exception as error:
+        try:
+            attempt.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
+        except OSError:
+            _LOG.warning("%s: the reason of the failure could not be written (disk full?)", attempt.path)
+        if isinstance(error, RunFailed):
+            raise
+        raise RunFailed(f"run {identity}: {type(error).__name__}: {error} (see {attempt.path}/failed.json)") from error
+    except BaseException as error:  # Ctrl-C and the like
+        attempt.interrupt(f"{type(error).__name__}")
+        raise
+
+
 def execute(
     spec: Spec,
     settings: ExecSpec,
@@ -83,6 +174,44 @@ def execute(
     and saved its state, AlreadyRunning if a live attempt has the run. A diverged run has a record.
     """
     code = provenance.code_of_this_process()  # first of all: what is edited from here on is not what runs
+    existing, attempt = begin(
+        spec, settings, checkout=checkout, store=store, job=job, dead_up_to=dead_up_to, replicas=replicas
+    )
+    if attempt is None:
+        assert existing is not None
+        return existing, False
+    with attempted(
+        spec, settings, attempt, checkout=checkout, store=store, code=code, tags=tags, show=show,
+        stop_requested=stop_requested, keep_base=keep_base, replicas=replicas,
+    ) as own:  # fmt: skip
+        module: Any = kinds.of(spec)
+        if hasattr(module, "prepare"):
+            own.outcome = train_alone(module.prepare(spec, own.context))
+        else:
+            own.outcome = module.execute(spec, own.context)
+    return published(own, store, spec.kind)
+
+
+def published(own: Attempted, store: Store, kind: str) -> tuple[Record, bool]:
+    """The record of the run and whether this attempt made it."""
+    assert own.record is not None
+    if not own.made:
+        existing = store.read(kind, own.record.id)
+        return (existing if existing is not None else own.record), False
+    return own.record, True
+
+
+def begin(
+    spec: Spec,
+    settings: ExecSpec,
+    *,
+    checkout: Path,
+    store: Store,
+    job: Job | None,
+    dead_up_to: int,
+    replicas: Replicas | None = None,
+) -> tuple[Record, None] | tuple[None, Attempt]:
+    """The record of a run that is done, or a new attempt at it. AlreadyRunning if a live attempt has the run."""
     kinds.check_exec(spec, settings)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
@@ -91,70 +220,15 @@ def execute(
     if replicas is not None:  # the others have stores of their own, and none of them may wait for one that is done
         existing = replicas.agree(existing)
     if existing is not None:
-        return existing, False
+        return existing, None
     torch.set_num_threads(settings.threads)
-    device = choose_device(settings)
+    choose_device(settings)
     attempt = _own_attempt(store, kind, identity, job=job, dead_up_to=dead_up_to)
     existing = _finished(store, kind, identity, quiet=True)
     if existing is not None:  # a rival finished between the first look and the attempt
         attempt.interrupt("another attempt has published the run")
-        return existing, False
-    earlier = [a.path for a in store.attempts(kind, identity) if a.number != attempt.number]
-    started, wall = time.monotonic(), time.time()
-    try:
-        with (
-            open_tracker(spec, settings, attempt, identity, tags) as tracker,
-            Reporter(attempt, tracker, show) as reporter,
-            CheckpointWriter(attempt.path, earlier) as checkpoints,
-        ):
-            context = RunContext(
-                checkout=checkout,
-                settings=settings,
-                device=device,
-                attempt=attempt,
-                checkpoints=checkpoints,
-                report=reporter,
-                stop_requested=stop_requested,
-                keep_base=keep_base,
-                replicas=replicas,
-                show_picture=reporter.picture,
-            )
-            outcome = kinds.of(spec).execute(spec, context)
-            result = _publish_files(spec_dict(spec), outcome, identity, store)
-            tracker.summary(result)
-        run = {
-            **outcome.run,
-            **provenance.machine(device.type, settings.threads),
-            **code,
-            "libraries": provenance.library_versions(),
-            "attempt": attempt.number,
-            "job": attempt.owner().get("job"),
-            "started": wall,
-            "wall_seconds": time.monotonic() - started,
-            "peak_memory_gib": _peak_memory_gib(device),
-            "tags": list(tags),
-        }
-        record = Record(identity, result, run)
-        made = store.publish_record(record)
-        attempt.finish()
-    except Interrupted as error:
-        attempt.interrupt(str(error))
-        raise
-    except Exception as error:
-        try:
-            attempt.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
-        except OSError:
-            _LOG.warning("%s: the reason of the failure could not be written (disk full?)", attempt.path)
-        if isinstance(error, RunFailed):
-            raise
-        raise RunFailed(f"run {identity}: {type(error).__name__}: {error} (see {attempt.path}/failed.json)") from error
-    except BaseException as error:  # Ctrl-C and the like
-        attempt.interrupt(f"{type(error).__name__}")
-        raise
-    if not made:
-        existing = store.read(kind, identity)
-        return (existing if existing is not None else record), False
-    return record, True
+        return existing, None
+    return None, attempt
 
 
 def _own_attempt(store: Store, kind: str, identity: str, *, job: Job | None, dead_up_to: int) -> Attempt:

@@ -4,10 +4,12 @@ The folder is the registry: a module here is a kind if it has
 
 - ``Spec``: a pydantic dataclass whose ``kind`` and whose ``protocol.name`` are ``Literal``: what a config may say. Two
   modules may share a kind if their protocols differ (few-shot and instruct are both ``finetune``);
-- ``execute(spec, context) -> Outcome``: the run; torch is imported in here, not when the module is;
+- ``execute(spec, context) -> Outcome``: the run; torch is imported in here, not when the module is. Or ``prepare(spec,
+  context) -> Prepared``: a run up to its first step, which may then be trained alone or as a member of a bank;
 - ``label(spec) -> Label``: what a run is, for people;
 - ``headline(metrics) -> str``: how it ended, on one line;
 - ``like(spec)``: a key that runs of like cost share, and ``cost(spec) -> Cost``: an estimate for one that is like none;
+- with ``prepare`` also ``step_tokens(spec)``: about how many tokens one of its steps reads;
 - if it needs them, ``check(spec, checkout)``: UserError for an input that cannot be read, and ``neutral_exec(spec)``:
   the settings of exec that would change a number of this run.
 """
@@ -28,17 +30,18 @@ from nora.config.pins import Pins, unpinned
 from nora.config.schema import ExecSpec, unknown_key, validate
 from nora.config.spec import spec_dict
 from nora.errors import UserError, nearest, one_of
+from nora.files import canonical_json
+from nora.kinds import few_shot, instruct
 from nora.kinds.deployment import Spec as DeploymentSpec
 from nora.kinds.dreambooth import Spec as DreamboothSpec
 from nora.kinds.factorize import Spec as FactorizeSpec
 from nora.kinds.few_shot import Spec as FewShotSpec
 from nora.kinds.instruct import Spec as InstructSpec
-from nora.kinds.parts.known import check_known
+from nora.kinds.parts.known import check_known, moves_base
 
 if TYPE_CHECKING:
     from nora.files import Json
     from nora.kinds.parts.cost import Cost, Label
-    from nora.kinds.parts.recipe import Outcome, RunContext
     from nora.store.record import Record
 
 __all__ = ["DeploymentSpec", "DreamboothSpec", "FactorizeSpec", "FewShotSpec", "InstructSpec"]
@@ -51,8 +54,6 @@ class Kind(Protocol):
     """What a module of this folder offers."""
 
     Spec: type[AnySpec]
-
-    def execute(self, spec: AnySpec, context: RunContext) -> Outcome: ...
 
     def label(self, spec: AnySpec) -> Label: ...
 
@@ -156,6 +157,29 @@ def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpe
         raise UserError("; ".join(problems))
     check_exec(spec, settings)
     return spec, settings, config["scale"]["name"]
+
+
+def bank_key(spec: Spec) -> str | None:
+    """What runs have in common that can be members of one bank: base, rows, seed, batches, precision, the adapter's
+    shape. They may differ in method, learning rate and ξ. None for a run that can be no member.
+
+    Their order of rows and their dropout depend on the seed alone, so the same batches and masks serve them all.
+    """
+    if not isinstance(spec, FinetuneSpec):
+        return None
+    method, protocol = spec.method, spec_dict(spec)["protocol"]
+    if protocol["precision"] == "fp16" or protocol.get("precondition") == "micro_batch":
+        return None  # the loss's scale, and what a part of a batch does to its gradients, are each run's own
+    if moves_base(method.init) and spec.model.dtype != "float32":
+        return None  # what is left of the base is rounded to 16 bits: no pair beside it gives that rounding
+    shape = {key: getattr(method, key) for key in ("adapter", "rank", "dropout", "num_virtual_tokens")}
+    shared = {key: value for key, value in protocol.items() if key != "lr"}
+    return canonical_json({**spec_dict(spec), "method": shape, "protocol": shared, "measure": None})
+
+
+def step_tokens(spec: FinetuneSpec) -> int:
+    """About how many tokens one optimiser step reads."""
+    return few_shot.step_tokens(spec) if isinstance(spec, FewShotSpec) else instruct.step_tokens(spec)
 
 
 def check_exec(spec: Spec, settings: ExecSpec) -> None:

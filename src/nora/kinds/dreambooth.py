@@ -315,8 +315,6 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
             train(
                 adapted.unet,
                 objective,
-                settings,
-                run.state,
                 before_step=objective.begin,
                 evaluate=None,
                 **run.hooks(protocol.steps, sample),

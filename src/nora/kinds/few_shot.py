@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nora.kinds import FinetuneSpec
-    from nora.kinds.parts.recipe import Outcome, RunContext
+    from nora.kinds.parts.recipe import Outcome, Prepared, RunContext
     from nora.tasks.example import Example
     from nora.training.loop import LoopState
     from nora.training.scoring import Assessor, Split
@@ -101,6 +101,13 @@ def cost(spec: Spec) -> Cost:
     )
 
 
+def step_tokens(spec: Spec) -> int:
+    """About how many tokens one optimiser step reads."""
+    task = tasks.load(spec.task.suite, spec.task.name)
+    rows = 1 if spec.protocol.share_prompt or task.LOSS != "classification" else task.OPTIONS
+    return spec.protocol.batch_size * int(task.TOKENS) * int(rows)
+
+
 def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> float | None:
     """Test accuracy of always answering the training set's most frequent class; None if classes are not shared."""
     if len({e.candidates for e in train}) != 1:
@@ -109,24 +116,26 @@ def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> floa
     return sum(most in e.correct for e in test) / len(test)
 
 
-def execute(spec: Spec, context: RunContext) -> Outcome:
-    """Trains and evaluates one run; returns metrics, the init proof, predictions and the adapter."""
+def prepare(spec: Spec, context: RunContext) -> Prepared:
+    """A run up to its first step: base, rows, adapter with its proof, what an earlier attempt left."""
     import torch
 
     from nora.adapters import lora_layers
     from nora.adapters.spectrum import moved_singular_values
     from nora.kinds.parts import bases
-    from nora.kinds.parts.recipe import TrainingRun, loop_settings, seed_dropout
+    from nora.kinds.parts.recipe import Prepared, TrainingRun, loop_settings, seed_dropout
     from nora.kinds.parts.rows import few_shot_rows
-    from nora.kinds.parts.sizing import explain_out_of_memory, measure, training_table
-    from nora.training.loop import Diverged, Objective, num_steps, train
+    from nora.kinds.parts.sizing import measure, training_table
+    from nora.training.loop import BankedObjective, Diverged
     from nora.training.objectives import ClassificationObjective, OptionLMObjective
     from nora.training.scoring import Assessor, Split
 
     started = time.monotonic()
     protocol = spec.protocol
     task = tasks.load(spec.task.suite, spec.task.name)
-    base = bases.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
+    base = bases.load_base(
+        spec.model, context.checkout, context.device, keep=context.keep_base, share=context.share_base
+    )
     subsets = few_shot_rows(spec.task, task, context.checkout, seed=spec.seed)
     try:
         training, dev, test = (
@@ -145,7 +154,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     adapted = bases.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
     model = adapted.model
     share = protocol.share_prompt
-    objective: Objective
+    objective: BankedObjective
     if task.LOSS == "classification":
         objective = ClassificationObjective(training.encoded, training.gold, base.pad_id, share)
     else:
@@ -175,33 +184,37 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     run.timing["base_moved"] = bases.moves_base(spec.method)
     longest = max(sum(len(ids) for ids in example.sequences) for example in training.encoded)
     sizes = measure(model, longest=longest, precision=protocol.precision)
-    try:
-        with explain_out_of_memory("training", training_table(sizes, protocol.batch_size, settings.micro_batch_size)):
-            train(
-                model,
-                objective,
-                settings,
-                run.state,
-                before_step=lambda step: seed_dropout(spec.seed, step),
-                evaluate=lambda trained: assessor.loss(trained, dev),
-                **run.hooks(num_steps(len(training), settings)),
-            )
-    except Diverged as error:
+
+    def ended(error: Diverged) -> Outcome:
         return run.diverged(error, {**common, "epochs": run.state.dev_log})
-    run.trained("test")
-    assessor = replace(assessor, between=run.stop_if_asked)
-    test_metrics, predictions = assessor.measure(model, test)
-    metrics: dict[str, Json] = {
-        **common,
-        "steps": run.state.step,
-        "epochs": run.state.dev_log,
-        "best_epoch": run.state.best_epoch,
-        "dev": _dev_metrics(assessor, model, dev, run.state),
-        "test": test_metrics,
-    }
-    if "spectrum" in spec.measure and spec.method.adapter == "lora":
-        metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
-    return run.outcome(metrics, run.text_files(predictions, run.adapter_bytes()), since=started)
+
+    def finish() -> Outcome:
+        stoppable = replace(assessor, between=run.stop_if_asked)
+        test_metrics, predictions = stoppable.measure(model, test)
+        metrics: dict[str, Json] = {
+            **common,
+            "steps": run.state.step,
+            "epochs": run.state.dev_log,
+            "best_epoch": run.state.best_epoch,
+            "dev": _dev_metrics(stoppable, model, dev, run.state),
+            "test": test_metrics,
+        }
+        if "spectrum" in spec.measure and spec.method.adapter == "lora":
+            metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
+        return run.outcome(metrics, run.text_files(predictions, run.adapter_bytes()), since=started)
+
+    return Prepared(
+        run,
+        model,
+        objective,
+        seed_step=lambda step: seed_dropout(spec.seed, step),
+        evaluate=lambda trained: assessor.loss(trained, dev),
+        memory=training_table(sizes, protocol.batch_size, settings.micro_batch_size),
+        ended=ended,
+        finish=finish,
+        base=base.shared,
+        subtracted=adapted.subtracted,
+    )
 
 
 def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Json]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from nora.kinds.parts.bases import Base
-    from nora.kinds.parts.recipe import Outcome, RunContext
+    from nora.kinds.parts.recipe import Outcome, Prepared, RunContext
     from nora.kinds.parts.sizing import Sizes
     from nora.training.batches import EncodedText
     from nora.training.generation import Decoding
@@ -139,6 +139,11 @@ def cost(spec: Spec) -> Cost:
         seconds=answers / _DECODED_AT_ONCE * task.ANSWER_TOKENS * _DECODING_SECONDS,
         source="estimate: 4N FLOP per trained token at 20 % of an H100, 30 ms per decoding step of 32 answers",
     )
+
+
+def step_tokens(spec: Spec) -> int:
+    """About how many tokens one optimiser step reads."""
+    return spec.protocol.batch_size * int(tasks.load(spec.task.suite, spec.task.name).TEXT_TOKENS)
 
 
 def trained_method(method: MethodSpec, sketch: str) -> tuple[MethodSpec, list[str]]:
@@ -261,22 +266,25 @@ def majority(train: Sequence[Instruction], test: Sequence[Instruction]) -> float
     return sum(sum(hits) / len(hits) for hits in right.values()) / len(right)
 
 
-def execute(spec: Spec, context: RunContext) -> Outcome:
-    """Trains and evaluates one run; returns metrics, the init proof, predictions and the adapter."""
+def prepare(spec: Spec, context: RunContext) -> Prepared:
+    """A run up to its first step: base, rows, adapter with its proof, what an earlier attempt left."""
     import torch
 
+    from nora.adapters import lora_layers
     from nora.kinds.parts import bases
-    from nora.kinds.parts.recipe import TrainingRun, seed_dropout
+    from nora.kinds.parts.recipe import Prepared, TrainingRun, seed_dropout
     from nora.kinds.parts.rows import load_instruct_rows
-    from nora.kinds.parts.sizing import explain_out_of_memory, measure, training_table
+    from nora.kinds.parts.sizing import measure, training_table
     from nora.training.generation import MAX_TOKENS, Decoding
-    from nora.training.loop import Diverged, num_steps, train
+    from nora.training.loop import Diverged
     from nora.training.objectives import InstructObjective, mean_loss
 
     started = time.monotonic()
     protocol = spec.protocol
     task = tasks.load(spec.task.suite, spec.task.name)
-    base = bases.load_base(spec.model, context.checkout, context.device, keep=context.keep_base)
+    base = bases.load_base(
+        spec.model, context.checkout, context.device, keep=context.keep_base, share=context.share_base
+    )
     rows = load_instruct_rows(spec.task, task, context.checkout, seed=spec.seed)
     training, cut, lost = _encode(rows.train, base, protocol)
     dev, _, lost_dev = _encode(rows.dev, base, protocol)
@@ -322,28 +330,40 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         common["zero_shot"], _ = tested(rows=rows.test)
     run.resume(since=started)
     state = run.state
-    try:
-        with explain_out_of_memory("training", training_table(sizes, protocol.batch_size, settings.micro_batch_size)):
-            train(
-                model,
-                InstructObjective(training, base.pad_id),
-                settings,
-                state,
-                before_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
-                evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
-                **run.hooks(num_steps(len(training), settings)),
-            )
-    except Diverged as error:
+
+    def ended(error: Diverged) -> Outcome:
         return run.diverged(error, {**common, **_loss_scaling(state), "epochs": state.dev_log})
-    common |= _loss_scaling(state)
-    run.trained("test")
-    adapter = run.adapter_bytes()
-    best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
-    kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
-    if protocol.merge:
-        model.merge_adapter()  # in the base's own dtype, as the scripts merge in theirs
-        run.timing["merged_in"] = spec.model.dtype
-    test, predictions = tested(rows=rows.test)
-    scored_dev = tested(rows=rows.dev_questions)[0] if task.DEV_IS_SCORED else {}
-    metrics = {**common, "steps": state.step, "epochs": state.dev_log, "dev": {**kept, **scored_dev}, "test": test}
-    return run.outcome(metrics, run.text_files(predictions, adapter), since=started)
+
+    def finish() -> Outcome:
+        adapter = run.adapter_bytes()
+        best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
+        kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
+        if protocol.merge:
+            if base.shared is not None:
+                bases.own_weights_(layer.module.get_base_layer() for layer in lora_layers(model))
+            model.merge_adapter()  # in the base's own dtype, as the scripts merge in theirs
+            run.timing["merged_in"] = spec.model.dtype
+        test, predictions = tested(rows=rows.test)
+        scored_dev = tested(rows=rows.dev_questions)[0] if task.DEV_IS_SCORED else {}
+        metrics = {
+            **common,
+            **_loss_scaling(state),
+            "steps": state.step,
+            "epochs": state.dev_log,
+            "dev": {**kept, **scored_dev},
+            "test": test,
+        }
+        return run.outcome(metrics, run.text_files(predictions, adapter), since=started)
+
+    return Prepared(
+        run,
+        model,
+        InstructObjective(training, base.pad_id),
+        seed_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
+        evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
+        memory=training_table(sizes, protocol.batch_size, settings.micro_batch_size),
+        ended=ended,
+        finish=finish,
+        base=base.shared,
+        subtracted=adapted.subtracted,
+    )

@@ -15,13 +15,15 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution.stops import Stops, listening
 from nora.kinds import AnySpec
-from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, counts, current_plan
+from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, counts, current_plan, in_banks
 from nora.launch.queue import Queue
+from nora.store.record import Record
 from nora.store.runs import Store
 from nora.tables.cell import Cell
 from nora.tables.target import AnyTarget
@@ -59,25 +61,30 @@ def _start_worker(threads: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
-def _run(checkout: Path, spec: AnySpec, settings: ExecSpec, tags: tuple[str, ...]) -> tuple[str, str]:
+def _run(checkout: Path, runs: Sequence[tuple[AnySpec, tuple[str, ...]]], settings: ExecSpec) -> list[tuple[str, str]]:
+    """The state that each run ended in, with a message; several are the members of a bank."""
+    from nora.execution.bank import BankRun, execute_bank
     from nora.execution.execute import execute
 
+    store = Store(checkout / settings.results)
+    ended = [("interrupted", "")] * len(runs)
+
+    def told(number: int, how: Record | Exception) -> None:
+        state = "running" if isinstance(how, AlreadyRunning) else "failed"
+        ended[number] = (how.status, "") if isinstance(how, Record) else (state, str(how))
+
+    where: Any = {"checkout": checkout, "store": store, "stop_requested": _told.requested}
     try:
-        record, _ = execute(
-            spec,
-            settings,
-            checkout=checkout,
-            store=Store(checkout / settings.results),
-            tags=tags,
-            stop_requested=_told.requested,
-        )
-    except AlreadyRunning as running:
-        return "running", str(running)
+        if len(runs) > 1:
+            execute_bank([BankRun(spec, tags) for spec, tags in runs], settings, on_ended=told, **where)
+        else:
+            ((spec, tags),) = runs
+            told(0, execute(spec, settings, tags=tags, **where)[0])
     except Interrupted as stopped:
-        return "interrupted", str(stopped)
-    except (RunFailed, UserError) as error:
-        return "failed", str(error)
-    return record.status, ""
+        ended = [one if one[0] != "interrupted" else ("interrupted", str(stopped)) for one in ended]
+    except (AlreadyRunning, RunFailed, UserError) as error:
+        told(0, error)
+    return ended
 
 
 def run_cells(
@@ -93,8 +100,8 @@ def run_cells(
     time: which of them it was shows there. Told to stop, it tells its workers, waits until those that run have saved
     their state, and raises KeyboardInterrupt.
     """
-    pending: list[Cell[AnySpec]] = list(cells)
-    suspects: list[Cell[AnySpec]] = []
+    pending = in_banks(cells, workspace.settings, processes)
+    suspects: list[list[Cell[AnySpec]]] = []
     finished: list[Finished] = []
 
     def done(outcome: Finished) -> None:
@@ -110,25 +117,25 @@ def run_cells(
             if stops.requested():
                 break  # a worker that was still starting took TERM for its end
             if not alone:
-                suspects = cut_off
+                suspects = [[cell] for bank in cut_off for cell in bank]
             elif cut_off:
-                done(Finished(cut_off[0], "failed", "its process was killed, twice"))
+                done(Finished(cut_off[0][0], "failed", "its process was killed, twice"))
         if stops.requested():
             raise KeyboardInterrupt
     return finished
 
 
 def _one_pool(
-    queue: list[Cell[AnySpec]],
+    queue: list[list[Cell[AnySpec]]],
     workspace: Workspace,
     *,
     width: int,
     stops: Stops,
     done: Callable[[Finished], None],
-) -> list[Cell[AnySpec]]:
-    """Takes cells from ``queue`` until it is empty, or the pool breaks: those that ran then are returned."""
+) -> list[list[Cell[AnySpec]]]:
+    """Takes banks from ``queue`` until it is empty, or the pool breaks: those that ran then are returned."""
     settings, context = workspace.settings, multiprocessing.get_context("spawn")
-    running: dict[Future[tuple[str, str]], Cell[AnySpec]] = {}
+    running: dict[Future[list[tuple[str, str]]], list[Cell[AnySpec]]] = {}
     told = False
     with ProcessPoolExecutor(
         width, mp_context=context, initializer=_start_worker, initargs=(settings.threads,)
@@ -137,15 +144,15 @@ def _one_pool(
             while running or (queue and not stops.requested()):
                 # No more than run now: the rest survives a broken pool.
                 while queue and len(running) < width and not stops.requested():
-                    cell = queue[0]
-                    assert cell.spec is not None  # a cell that waits is never missing
-                    tags = (cell.table, cell.scale)
-                    running[pool.submit(_run, workspace.checkout, cell.spec, settings, tags)] = cell
+                    # A cell that waits is never missing.
+                    runs = [(c.spec, (c.table, c.scale)) for c in queue[0] if c.spec is not None]
+                    running[pool.submit(_run, workspace.checkout, runs, settings)] = queue[0]
                     del queue[0]  # not before: a pool that has just broken takes nothing
                 ready, _ = wait(running, timeout=_WATCH_SECONDS, return_when=FIRST_COMPLETED)
                 for future in ready:
-                    state, message = future.result()
-                    done(Finished(running.pop(future), state, message))
+                    ended = future.result()
+                    for cell, (state, message) in zip(running.pop(future), ended, strict=True):
+                        done(Finished(cell, state, message))
                 if stops.requested() and not told:
                     told = True
                     _tell(pool)

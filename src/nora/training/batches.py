@@ -120,6 +120,23 @@ class Batch:
         moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return Batch(**moved)  # type: ignore[arg-type]
 
+    def repeated(self, times: int) -> Batch:
+        """The same rows ``times`` times over, one after another: every member of a bank reads them all."""
+        if times == 1:
+            return self
+        shift = torch.arange(times, device=self.row.device)[:, None]
+        return Batch(
+            input_ids=self.input_ids.repeat(times, 1),
+            position_ids=self.position_ids.repeat(times, 1),
+            mask=self.mask.repeat(times, 1, 1, 1),
+            row=(self.row + shift * len(self.input_ids)).flatten(),
+            predict_from=self.predict_from.repeat(times),
+            targets=self.targets.repeat(times),
+            option=(self.option + shift * sum(self.num_options)).flatten(),
+            num_options=self.num_options * times,
+            num_tokens=self.num_tokens * times,
+        )
+
 
 def collate(
     encoded: Sequence[EncodedExample], *, pad_id: int, share_prompt: bool = True, only: Sequence[int] | None = None

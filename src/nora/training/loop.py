@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nora.training.replicas import Replicas
 
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_SCALE = 1e-4  # of the loss in fp16, fairseq's: 30 halvings of torch's 65,536 without a finite gradient
 
 
@@ -73,6 +73,14 @@ class Objective(Protocol):
 
     def loss(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
         """The summed loss of these examples, nats."""
+        ...
+
+
+class BankedObjective(Objective, Protocol):
+    """The same for several adapters over one base at once."""
+
+    def losses(self, model: nn.Module, indices: Sequence[int], members: int) -> Tensor:
+        """The summed loss of these examples [members], nats, for a model that takes their rows ``members`` times."""
         ...
 
 
@@ -164,7 +172,7 @@ def make_state(
     return LoopState(parameters, optimizer, scheduler, preconditioner, scaler)
 
 
-def _first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
+def first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
     for name, parameter in parameters.items():
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"the gradient of {name}"
@@ -178,7 +186,7 @@ def _skip_step(state: LoopState) -> None:
     state.scaler.update()
     state.skipped += 1
     if not SMALLEST_SCALE <= state.scaler.get_scale() < before:  # not halved: only the norm is beyond float32
-        raise Diverged(state.step, _first_non_finite(state.parameters))
+        raise Diverged(state.step, first_non_finite(state.parameters))
 
 
 def train_step(
@@ -194,7 +202,7 @@ def train_step(
     The norm is infinite where an overflow in fp16 made it skip the step.
     """
     device = next(iter(state.parameters.values())).device
-    half = _AUTOCAST.get(settings.precision)
+    half = AUTOCAST.get(settings.precision)
     autocast = nullcontext() if half is None else torch.autocast(device.type, dtype=half)
     count = max(1, objective.count(indices))  # a batch of cut-off texts alone has nothing to learn: its loss is 0
     if replicas is not None:
@@ -227,7 +235,7 @@ def train_step(
         if "non-finite" not in str(error):
             raise
         if state.scaler is None:
-            raise Diverged(state.step, _first_non_finite(state.parameters)) from None
+            raise Diverged(state.step, first_non_finite(state.parameters)) from None
         _skip_step(state)
         return total, math.inf
     if state.scaler is None:
@@ -259,38 +267,58 @@ def train(
     every step, when the state is complete; with ``replicas`` this process takes its share of each batch. Raises
     Diverged.
     """
-    per_epoch = math.ceil(objective.num_examples / settings.batch_size)
     total = num_steps(objective.num_examples, settings)
     model.train()  # not in every step: walking all modules of a UNet costs a tenth of one
     while state.step < total:
-        epoch, position = divmod(state.step, per_epoch)
-        permutation = order(epoch).tolist()
-        indices = permutation[position * settings.batch_size : (position + 1) * settings.batch_size]
+        epoch, indices = batch_at(state.step, objective.num_examples, settings, order)
         before_step(state.step)
         lr = float(state.scheduler.get_last_lr()[0])
         loss, norm = train_step(model, objective, indices, settings, state, replicas)
-        state.step += 1
-        state.epoch_loss += loss
-        state.steps_since += 1
-        state.losses.append(loss)
-        on_step(StepInfo(state.step, total, epoch, loss, norm, lr))
-        if evaluate is not None and _evaluation_due(state.step, total, per_epoch, settings.evaluate_every):
-            _evaluate(model, state, epoch, evaluate, settings.keep_best)
+        on_step(step_taken(state, StepInfo(state.step + 1, total, epoch, loss, norm, lr)))
+        if evaluate is not None and evaluation_due(state.step, objective.num_examples, settings):
+            keep_if_best(model, state, epoch, evaluate, settings.keep_best)
             model.train()
         on_boundary(state)
+    load_best(state, settings)
+
+
+def batch_at(
+    step: int, num_examples: int, settings: LoopSettings, order: Callable[[int], Tensor]
+) -> tuple[int, list[int]]:
+    """The epoch of a step and the examples of its batch."""
+    epoch, position = divmod(step, math.ceil(num_examples / settings.batch_size))
+    permutation = order(epoch).tolist()
+    return epoch, permutation[position * settings.batch_size : (position + 1) * settings.batch_size]
+
+
+def step_taken(state: LoopState, info: StepInfo) -> StepInfo:
+    """Notes a step in the state; returns what it looked like."""
+    state.step = info.step
+    state.epoch_loss += info.loss
+    state.steps_since += 1
+    state.losses.append(info.loss)
+    return info
+
+
+def evaluation_due(step: int, num_examples: int, settings: LoopSettings) -> bool:
+    """Whether dev is evaluated after this many steps."""
+    if settings.evaluate_every is None:
+        return step % math.ceil(num_examples / settings.batch_size) == 0
+    return step % settings.evaluate_every == 0 or step == num_steps(num_examples, settings)
+
+
+@torch.no_grad()
+def load_best(state: LoopState, settings: LoopSettings) -> None:
+    """Puts the adapter of lowest dev loss back, where it is to be kept."""
     if state.best and settings.keep_best:
-        with torch.no_grad():
-            for name, parameter in state.parameters.items():
-                parameter.copy_(state.best[name])
+        for name, parameter in state.parameters.items():
+            parameter.copy_(state.best[name])
 
 
-def _evaluation_due(step: int, total: int, per_epoch: int, every: int | None) -> bool:
-    return step % per_epoch == 0 if every is None else step % every == 0 or step == total
-
-
-def _evaluate(
+def keep_if_best(
     model: nn.Module, state: LoopState, epoch: int, evaluate: Callable[[nn.Module], dict[str, Json]], keep_best: bool
 ) -> None:
+    """Evaluates on dev; with ``keep_best`` a copy of the adapter stays if its loss is the lowest so far."""
     metrics = evaluate(model)
     entry = {"epoch": epoch, "train_loss": state.epoch_loss / state.steps_since, **metrics}
     state.dev_log.append(entry)

@@ -12,7 +12,7 @@ from peft import PeftModel, PrefixTuningConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nora.adapters import evaluating
+from nora.adapters import Bank, evaluating
 from nora.training.batches import Batch, EncodedExample, EncodedText, collate, pack
 
 CHUNK_LOGITS = 2**24  # logits at a time: 64 MiB in float32
@@ -57,8 +57,8 @@ def token_losses(
 
 
 def base_of(model: nn.Module) -> Any:
-    """The language model below PEFT's wrapper: its class has attributes that no type of torch knows."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    """The language model below PEFT's wrapper or a bank: its class has attributes that no type of torch knows."""
+    return model.get_base_model() if isinstance(model, PeftModel | Bank) else model
 
 
 def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
@@ -68,8 +68,11 @@ def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, 
     """
     base = base_of(model)
     past: Any = None
-    if isinstance(model, PeftModel) and isinstance(model.active_peft_config, PrefixTuningConfig):
+    if isinstance(model, Bank):
         past = model.get_prompt(len(input_ids))
+    elif isinstance(model, PeftModel) and isinstance(model.active_peft_config, PrefixTuningConfig):
+        past = model.get_prompt(len(input_ids))
+    if past is not None:
         prefix = mask.new_ones(*mask.shape[:3], past.get_seq_length())
         mask = torch.cat([prefix, mask], dim=3)
     return base.base_model(
@@ -98,14 +101,17 @@ def option_scores(model: nn.Module, batch: Batch) -> Tensor:
     return total / count
 
 
-def classification_loss(model: nn.Module, batch: Batch, gold: Tensor) -> Tensor:
-    """Sum over the examples of the cross-entropy over their candidates' mean log-probabilities; ``gold`` [examples]."""
-    scores = option_scores(model, batch)
-    losses = [
-        F.cross_entropy(example[None], label[None])
-        for example, label in zip(scores.split(batch.num_options), gold, strict=True)
-    ]
-    return torch.stack(losses).sum()
+def classification_losses(model: nn.Module, batch: Batch, gold: Tensor, *, members: int = 1) -> Tensor:
+    """Cross-entropy [examples, members] over the candidates' mean log-probabilities; ``gold`` [examples] is that of one
+    member's rows, which ``batch`` holds ``members`` times."""
+    scores = option_scores(model, batch).view(members, -1)
+    options = batch.num_options[: len(gold)]
+    return torch.stack(
+        [
+            F.cross_entropy(example, label.expand(members), reduction="none")
+            for example, label in zip(scores.split(options, dim=1), gold, strict=True)
+        ]
+    )
 
 
 def option_lm_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -130,10 +136,16 @@ class ClassificationObjective:
         return len(indices)
 
     def loss(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
+        return self._losses(model, indices, 1).sum()
+
+    def losses(self, model: nn.Module, indices: Sequence[int], members: int) -> Tensor:
+        return self._losses(model, indices, members).sum(0)
+
+    def _losses(self, model: nn.Module, indices: Sequence[int], members: int) -> Tensor:
         device = next(model.parameters()).device
         batch = collate([self.encoded[i] for i in indices], pad_id=self.pad_id, share_prompt=self.share_prompt)
         gold = torch.tensor([self.gold[i] for i in indices], device=device)
-        return classification_loss(model, batch.to(device), gold)
+        return classification_losses(model, batch.to(device).repeated(members), gold, members=members)
 
 
 @dataclass(frozen=True)
@@ -152,17 +164,22 @@ class OptionLMObjective:
         return sum(self.encoded[i].option_lengths[self.gold[i]] for i in indices)
 
     def loss(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
-        device = next(model.parameters()).device
+        return option_lm_loss(model, self._batch(model, indices))
+
+    def losses(self, model: nn.Module, indices: Sequence[int], members: int) -> Tensor:
+        return -token_log_probs(model, self._batch(model, indices).repeated(members)).view(members, -1).sum(1)
+
+    def _batch(self, model: nn.Module, indices: Sequence[int]) -> Batch:
         batch = collate([self.encoded[i] for i in indices], pad_id=self.pad_id, only=[self.gold[i] for i in indices])
-        return option_lm_loss(model, batch.to(device))
+        return batch.to(next(model.parameters()).device)
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over the scored tokens of their negative log-probability; logits exist for a few tokens at a time."""
+def scored_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Negative log-probability [t] (nats) of each scored token; logits exist for a few of them at a time."""
     hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
     base = base_of(model)
     head = base.get_output_embeddings()
-    return token_losses(hidden[batch.row, batch.predict_from], head.weight, batch.targets, bias=head.bias).sum()
+    return token_losses(hidden[batch.row, batch.predict_from], head.weight, batch.targets, bias=head.bias)
 
 
 @dataclass(frozen=True)
@@ -180,8 +197,14 @@ class InstructObjective:
         return sum(self.texts[i].num_scored for i in indices)
 
     def loss(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
-        device = next(model.parameters()).device
-        return summed_loss(model, pack([self.texts[i] for i in indices], pad_id=self.pad_id).to(device))
+        return scored_losses(model, self._batch(model, indices)).sum()
+
+    def losses(self, model: nn.Module, indices: Sequence[int], members: int) -> Tensor:
+        return scored_losses(model, self._batch(model, indices).repeated(members)).view(members, -1).sum(1)
+
+    def _batch(self, model: nn.Module, indices: Sequence[int]) -> Batch:
+        batch = pack([self.texts[i] for i in indices], pad_id=self.pad_id)
+        return batch.to(next(model.parameters()).device)
 
 
 @torch.no_grad()
@@ -191,6 +214,7 @@ def mean_loss(model: nn.Module, texts: Sequence[EncodedText], *, pad_id: int, ba
         device = next(model.parameters()).device
         total = 0.0
         for start in range(0, len(texts), batch_size):
-            total += float(summed_loss(model, pack(texts[start : start + batch_size], pad_id=pad_id).to(device)))
+            batch = pack(texts[start : start + batch_size], pad_id=pad_id)
+            total += float(scored_losses(model, batch.to(device)).sum())
     scored = sum(text.num_scored for text in texts)
     return total / scored if scored else math.nan

@@ -13,11 +13,21 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from nora import streams
-from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
+from nora.adapters import (
+    InitReport,
+    initialize_,
+    inits,
+    lora_layers,
+    prefix_init_,
+    prove_init,
+    prove_prefix,
+    snapshot_weights,
+)
 from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.config.pins import check_files, check_model_files, not_here
 from nora.config.schema import MethodSpec, ModelSpec, validate
@@ -51,6 +61,8 @@ class Base:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    shared: PreTrainedModel | None = None
+    """In a bank: what holds the frozen weights that the members' models share, itself never adapted."""
 
     @property
     def pad_id(self) -> int:
@@ -61,19 +73,33 @@ class Base:
 _kept: dict[str, Base] = {}  # at most one
 
 
-def load_base(spec: ModelSpec, checkout: Path, device: torch.device, *, keep: bool = False) -> Base:
+def load_base(
+    spec: ModelSpec, checkout: Path, device: torch.device, *, keep: bool = False, share: bool = False
+) -> Base:
     """The base of a spec, its files checked against their hashes, in evaluation mode on ``device``.
 
-    With ``keep`` an untouched copy stays in memory for the next run of this process on the same base.
+    With ``keep`` an untouched copy stays in memory for the next run of this process on the same base; with ``share``
+    the model's weights are those of that copy.
     """
-    if not keep:
+    if not (keep or share):
         return _load_base(spec, checkout, device)
     key = canonical_json(asdict(spec))
     if key not in _kept:
         _kept.clear()
-        _kept[key] = _load_base(spec, checkout, torch.device("cpu"))
-    model: Any = copy.deepcopy(_kept[key].model)
-    return Base(model.to(device), _kept[key].tokenizer)
+        _kept[key] = _load_base(spec, checkout, device if share else torch.device("cpu"))
+    kept: Any = _kept[key].model
+    if share:
+        kept = kept.to(device)
+        one = copy.deepcopy(kept, {id(t): t for t in (*kept.parameters(), *kept.buffers())})
+        return Base(one, _kept[key].tokenizer, kept)
+    return Base(copy.deepcopy(kept).to(device), _kept[key].tokenizer)
+
+
+def own_weights_(modules: Iterable[nn.Module]) -> None:
+    """Gives each module a weight of its own, to be changed without changing the base that others share."""
+    for module in modules:
+        shared: Any = module.weight
+        module.weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
 
 
 def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
@@ -116,6 +142,8 @@ class Adapted:
     proof: InitReport
     pretrained: Mapping[str, torch.Tensor]
     """Weights [out, in] of the adapted modules before any adapter touched them ({} for prefix tuning)."""
+    subtracted: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None
+    """A and B that the start took out of each layer's weight (PiSSA, OLoRA); None if it left the base alone."""
 
 
 def add_adapter(
@@ -175,10 +203,16 @@ def _add_lora(
     check_targets(pretrained, targets, type(base.model).__name__)
     with torch.no_grad():
         base_output = base.model(**probe).logits
+    moves = moves_base(method)
+    if moves and base.shared is not None:
+        own_weights_(
+            m for name, m in base.model.named_modules() if f".{name}".endswith(tuple(f".{t}" for t in targets))
+        )
     model = get_peft_model(base.model, lora_config(method, targets))
     start = initialize_(model, method.init, seed=seed, **init_options(method))
     proof = prove_init(model, start, inputs=probe, pretrained=pretrained, base_output=base_output)
-    return Adapted(model, proof, pretrained)
+    pairs = {x.name: (x.A.detach().clone(), x.B.detach().clone()) for x in lora_layers(model)} if moves else None
+    return Adapted(model, proof, pretrained, pairs)
 
 
 def _add_prefix(

@@ -144,6 +144,13 @@ def _of_targets(model: ModelSpec, rank: int | None, shape: Mapping[str, Json]) -
         yield f"rank: given {rank}, required at most {least[smallest]}, the smaller side of {smallest} in {model.name}"
 
 
+@cache
+def moves_base(init: str) -> bool:
+    """Whether an init takes its pair out of the frozen weight, as its file says; False if there is no such file."""
+    path = _INITS / f"{init}.py"
+    return path.is_file() and "\nMOVES_BASE = True\n" in path.read_text(encoding="utf-8")
+
+
 def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
     inits = sorted(path.stem for path in _INITS.glob("*.py") if not path.stem.startswith("_"))
     if method.adapter == "lora" and method.init not in inits:

@@ -17,14 +17,27 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from nora import streams
-from nora.adapters import InitReport, Preconditioner, lora_layers
+from nora.adapters import Bank, InitReport, Preconditioner, lora_layers
 from nora.config.schema import ExecSpec, MethodSpec, TrainingProtocol
 from nora.errors import Interrupted
 from nora.files import Json
+from nora.kinds.parts.sizing import explain_out_of_memory
 from nora.store.attempt import Attempt
-from nora.training.loop import Diverged, LoopSettings, LoopState, StepInfo, make_state
+from nora.training.bank import Member, train_bank
+from nora.training.loop import (
+    BankedObjective,
+    Diverged,
+    LoopSettings,
+    LoopState,
+    StepInfo,
+    make_state,
+    num_steps,
+    train,
+)
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from nora.training.replicas import Replicas
 
 
@@ -72,6 +85,8 @@ class RunContext:
     """Asked at step boundaries: True means save the state and raise Interrupted."""
     keep_base: bool = False
     """More runs on the same base follow in this process."""
+    share_base: bool = False
+    """The run is to be a member of a bank: its base's weights are the others' too."""
     replicas: Replicas | None = None
     """This process's place among those that share the run's batches."""
     show_picture: Callable[[str, bytes, int], None] = lambda name, data, step: None
@@ -169,10 +184,19 @@ def pack_predictions(predictions: Sequence[Mapping[str, Json]]) -> bytes:
 class Hooks(TypedDict):
     """What the loop is handed of a training run, beside what its kind knows."""
 
+    settings: LoopSettings
+    state: LoopState
     order: Callable[[int], Tensor]
     on_step: Callable[[StepInfo], None]
     on_boundary: Callable[[LoopState], None]
     replicas: Replicas | None
+
+
+class LoopArguments(Hooks):
+    """The same with what the kind knows."""
+
+    before_step: Callable[[int], None]
+    evaluate: Callable[[nn.Module], dict[str, Json]]
 
 
 class TrainingRun:
@@ -224,6 +248,8 @@ class TrainingRun:
             self._at_boundary(total_steps)
 
         return {
+            "settings": self.settings,
+            "state": self.state,
             "order": partial(epoch_order, self._seed, self._num_examples),
             "on_step": self._report,
             "on_boundary": on_boundary,
@@ -262,9 +288,10 @@ class TrainingRun:
         ended = {"step": error.step, "tensor": error.tensor}
         return Outcome(metrics=metrics, proof=self._proof.to_dict(), diverged=ended, run=self.timing)
 
-    def trained(self, phase: str) -> None:
-        """Notes that the last step is taken and names the phase that follows."""
-        self.timing["train_seconds"] = time.monotonic() - self._started
+    def trained(self, phase: str, *, since: float | None = None, members: int = 1) -> None:
+        """Notes that the last step is taken and names the phase that follows; of a bank's time each member has its
+        share."""
+        self.timing["train_seconds"] = (time.monotonic() - (since or self._started)) / members
         self._context.report(Update(phase, 0, 1, {}))
 
     def adapter_bytes(self) -> bytes:
@@ -282,3 +309,58 @@ class TrainingRun:
             "predictions": OutputFile("predictions", ".jsonl.gz", pack_predictions(predictions)),
             "adapter": OutputFile("adapter", ".safetensors", adapter, self._context.settings.keep_adapter),
         }
+
+
+@dataclass
+class Prepared:
+    """A training run up to its first step: what the loop is given of it, and what it comes to."""
+
+    run: TrainingRun
+    model: PeftModel
+    objective: BankedObjective
+    seed_step: Callable[[int], None]
+    evaluate: Callable[[nn.Module], dict[str, Json]]
+    memory: str
+    """What would fit, if training does not."""
+    ended: Callable[[Diverged], Outcome]
+    finish: Callable[[], Outcome]
+    """Tests what was trained."""
+    base: nn.Module | None
+    subtracted: Mapping[str, tuple[Tensor, Tensor]] | None
+    """Of a member of a bank: the base they share, and what its start took out of it."""
+
+    def loop(self) -> LoopArguments:
+        """What ``loop.train`` is given beside the model and the objective."""
+        total = num_steps(self.objective.num_examples, self.run.settings)
+        return {**self.run.hooks(total), "before_step": self.seed_step, "evaluate": self.evaluate}
+
+
+def train_alone(ready: Prepared) -> Outcome:
+    """Trains and tests one run."""
+    try:
+        with explain_out_of_memory("training", ready.memory):
+            train(ready.model, ready.objective, **ready.loop())
+    except Diverged as error:
+        return ready.ended(error)
+    ready.run.trained("test")
+    return ready.finish()
+
+
+def train_together(members: Sequence[Prepared]) -> list[Diverged | None]:
+    """Trains runs over one base in one step each; returns how those ended that did not train to the end.
+
+    They are at the same step and have the same rows, order and dropout. Raises NotBankable before anything is trained.
+    """
+    assert members[0].base is not None
+    bank = Bank(members[0].base, [m.model for m in members], [m.subtracted for m in members])
+    since = time.monotonic()
+    sides = []
+    for ready in members:
+        loop = ready.loop()
+        sides.append(Member(ready.model, loop["state"], loop["evaluate"], loop["on_step"], loop["on_boundary"]))
+    first = members[0]
+    order, settings = first.loop()["order"], first.run.settings
+    train_bank(bank, first.objective, settings, sides, order=order, before_step=first.seed_step)
+    for ready in members:
+        ready.run.trained("test", since=since, members=len(members))
+    return [side.diverged for side in sides]

@@ -1,0 +1,193 @@
+"""A bank as `nora launch` runs it: own attempts and records, the numbers of runs alone, stopped and taken up again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nora.config.schema import ExecSpec
+from nora.config.spec import run_id
+from nora.errors import Interrupted
+from nora.execution.bank import BankRun, execute_bank
+from nora.execution.execute import execute
+from nora.kinds import bank_key, compose_run
+from nora.kinds.parts import recipe
+from nora.launch.plan import in_banks
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.store.states import run_state
+from nora.tables.target import load_target
+from nora.training import bank as bank_loop
+
+WORDS = ["scale=smoke", "task=cb", "protocol.epochs=3", "exec.progress=false"]
+
+
+def _specs(checkout: Path, *more: str) -> tuple[list[Any], ExecSpec]:
+    made = [compose_run(checkout, [*WORDS, f"method={m}", *more]) for m in ("lora", "nora", "nora_plus", "pissa")]
+    return [spec for spec, _, _ in made], made[0][1]
+
+
+def _bank(
+    checkout: Path, store: Store, specs: list[Any], settings: ExecSpec, **options: Any
+) -> dict[int, Record | Exception]:
+    told: dict[int, Record | Exception] = {}
+    execute_bank(
+        [BankRun(spec, ("t",)) for spec in specs], settings, checkout=checkout, store=store,
+        on_ended=told.__setitem__, **options,
+    )  # fmt: skip
+    return told
+
+
+def _losses(record: Record | Exception) -> list[float]:
+    assert isinstance(record, Record), record
+    metrics = record.result["metrics"]
+    return [e["loss"] for e in metrics["epochs"]] + [metrics["test"]["loss"]]
+
+
+def test_each_member_has_the_record_it_has_alone(checkout: Path, tmp_path: Path) -> None:
+    """In float32, over nine steps: rounding, no more."""
+    specs, settings = _specs(checkout)
+    assert len({bank_key(spec) for spec in specs}) == 1
+    alone, store = Store(tmp_path / "alone"), Store(tmp_path / "bank")
+    expected = [execute(spec, settings, checkout=checkout, store=alone)[0] for spec in specs]
+    told = _bank(checkout, store, specs, settings)
+    assert sorted(told) == [0, 1, 2, 3]
+    for number, record in told.items():
+        assert isinstance(record, Record)
+        assert record.id == expected[number].id
+        assert _losses(record) == pytest.approx(_losses(expected[number]), rel=1e-5)
+        assert len(record.run["bank"]) == 4 and record.id in record.run["bank"]
+        assert record.result["proof"] == expected[number].result["proof"]
+        assert run_state(store, "finetune", record.id).state == "done"
+        assert not store.verify_files(record)
+    again = _bank(checkout, store, specs, settings)  # nothing is left to do
+    assert {n: r.run["started"] for n, r in again.items() if isinstance(r, Record)} == {
+        n: r.run["started"] for n, r in told.items() if isinstance(r, Record)
+    }
+
+
+def test_a_stopped_bank_goes_on_to_the_same_records(checkout: Path, tmp_path: Path) -> None:
+    specs, settings = _specs(checkout)
+    quiet = _bank(checkout, Store(tmp_path / "quiet"), specs, settings)
+    store, asked = Store(tmp_path / "stopped"), [0]
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] > 6  # between the second and the third member of the second step
+
+    with pytest.raises(Interrupted):
+        _bank(checkout, store, specs, settings, stop_requested=stop)
+    for spec in specs:
+        (attempt,) = store.attempts("finetune", run_id(spec))
+        assert len(list(attempt.path.glob("step-00000002.*.safetensors"))) == 1
+        assert run_state(store, "finetune", run_id(spec)).state == "interrupted"
+    resumed = _bank(checkout, store, specs, settings)
+    for number, record in resumed.items():
+        before = quiet[number]
+        assert isinstance(record, Record) and isinstance(before, Record)
+        assert record.result == before.result  # to the byte
+        assert record.run["resumed_at_step"] == 2
+
+
+def test_members_left_at_different_steps_share_what_they_can(checkout: Path, tmp_path: Path) -> None:
+    """One of four has a checkpoint of its own from an earlier attempt: it goes on from there, by itself."""
+    specs, settings = _specs(checkout)
+    store, asked = Store(tmp_path), [0]
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] > 3
+
+    with pytest.raises(Interrupted):
+        execute(specs[1], settings, checkout=checkout, store=store, stop_requested=stop)
+    told = _bank(checkout, store, specs, settings)
+    sizes = {n: len(r.run.get("bank", [])) for n, r in told.items() if isinstance(r, Record)}
+    assert sizes == {0: 3, 1: 0, 2: 3, 3: 3}
+    assert told[1].run["resumed_at_step"] == 4  # type: ignore[union-attr]
+
+
+def test_a_bank_that_does_not_fit_makes_no_run_fail(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    specs, settings = _specs(checkout)
+
+    def no_room(*arguments: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(bank_loop, "bank_step", no_room)
+    store = Store(tmp_path)
+    told = _bank(checkout, store, specs, settings)
+    assert all(isinstance(record, Record) and "bank" not in record.run for record in told.values())
+    assert "they begin again one by one" in caplog.text and "can't allocate" in caplog.text
+    assert all(run_state(store, "finetune", run_id(spec)).state == "done" for spec in specs)
+    assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_one_member_that_fails_costs_the_others_nothing(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs, settings = _specs(checkout)
+    add = recipe.make_preconditioner
+
+    def broken(method: Any, model: Any) -> Any:
+        if method.name == "nora_plus":
+            raise OSError("no more disk")
+        return add(method, model)
+
+    monkeypatch.setattr(recipe, "make_preconditioner", broken)
+    store = Store(tmp_path)
+    told = _bank(checkout, store, specs, settings)
+    assert "no more disk" in str(told[2])
+    assert [n for n, r in told.items() if isinstance(r, Record)] == [0, 1, 3]
+    assert run_state(store, "finetune", run_id(specs[2])).state == "failed"
+
+
+def test_a_diverged_member_has_a_record_that_says_so(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs, settings = _specs(checkout)
+    together = recipe.train_together
+
+    def poisoned(members: Any) -> Any:
+        with torch.no_grad():
+            next(iter(members[1].run.state.parameters.values())).fill_(torch.nan)
+        return together(members)
+
+    monkeypatch.setattr("nora.execution.bank.train_together", poisoned)
+    told = _bank(checkout, Store(tmp_path), specs, settings)
+    assert {n: r.status for n, r in told.items() if isinstance(r, Record)} == {
+        0: "done", 1: "diverged", 2: "done", 3: "done"
+    }  # fmt: skip
+
+
+def test_who_can_share_a_step(checkout: Path) -> None:
+    """Base, rows, seed, batches and the adapter's shape are common; method, lr and ξ are each one's own."""
+    one = compose_run(checkout, [*WORDS, "method=lora"])[0]
+
+    def key(*words: str) -> str | None:
+        return bank_key(compose_run(checkout, [*WORDS, "method=lora", *words])[0])
+
+    own = bank_key(one)
+    assert own is not None
+    assert own == key("protocol.lr=0.5") == key("method=nora", "method.xi=0.3") == key("method=olora")
+    others = ("seed=1", "protocol.batch_size=2", "method.rank=2", "task=rte", "method=prefix", "protocol.epochs=4")
+    assert len({own, *(key(words) for words in others)}) == 1 + len(others)
+    assert bank_key(compose_run(checkout, ["kind=dreambooth", "scale=smoke", "method=nora"])[0]) is None
+
+
+def test_the_planner_fills_steps_and_processes(checkout: Path) -> None:
+    settings = compose_run(checkout, [*WORDS, "method=lora"])[1]
+    target = load_target(checkout, "table2", ["scale=mini", "task=sst2"])
+    cells = [cell for cell in target.cells({}) if cell.spec is not None]
+    assert len(cells) == 12  # LoRA's search: two batch sizes, two learning rates, three seeds
+    assert [len(bank) for bank in in_banks(cells, replace(settings, bank=1))] == [1] * len(cells)
+    for processes in (1, 2, 3):
+        banks = in_banks(cells, replace(settings, bank=4), processes)
+        assert sorted(str(c.id) for bank in banks for c in bank) == sorted(str(c.id) for c in cells)
+        assert max(len(bank) for bank in banks) <= 4
+        assert all(len({bank_key(c.spec) for c in bank if c.spec is not None}) == 1 for bank in banks)
+    assert [len(bank) for bank in in_banks(cells, settings)] == [2] * 6
