@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,10 +17,16 @@ from torch import Tensor, nn
 from nora.adapters import Bank, NotBankable, Preconditioner, initialize_, lora_layers
 from nora.kinds.parts.recipe import epoch_order, seed_dropout
 from nora.tasks.example import Example
+from nora.training import objectives as objectives_module
 from nora.training.bank import Member, train_bank
-from nora.training.batches import EncodedText, encode_example
+from nora.training.batches import EncodedText, collate, encode_example
 from nora.training.loop import Diverged, LoopSettings, make_state, train
-from nora.training.objectives import ClassificationObjective, InstructObjective, OptionLMObjective
+from nora.training.objectives import (
+    ClassificationObjective,
+    InstructObjective,
+    OptionLMObjective,
+    classification_losses,
+)
 from twins import tiny_opt
 
 METHODS = ["lora", "nora", "nora_plus", "lora_p", "pissa", "olora"]
@@ -34,7 +41,7 @@ class Run:
     """One run over a base: its model, its state, what it went through."""
 
     def __init__(self, base: nn.Module, method: str, number: int, settings: LoopSettings, lora_dropout: float) -> None:
-        self.settings = replace(settings, lr=1e-3 * (1 + number))
+        self.settings = replace(settings, lr=1e-3 * (1 + number / 4))
         own = method in ("pissa", "olora")
         shared = {} if own else {id(p): p for p in base.parameters()}
         self.start = None
@@ -219,3 +226,28 @@ def test_what_cannot_share_a_step_is_refused_before_anything_is_touched() -> Non
     with pytest.raises(NotBankable, match="variant"):
         Bank(base, [dora, dora], [None, None])
     assert plain.state.parameters[next(iter(plain.state.parameters))].data_ptr() == before
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_rows_side_by_side_have_the_loss_and_the_masks_of_padded_rows(
+    tokenizer: Any, examples: list[Example], share: bool
+) -> None:
+    """Against one text to a row and torch's own dropout, float64."""
+    encoded = [encode_example(e, tokenizer, max_length=100) for e in examples]
+    gold = torch.tensor([e.gold for e in examples])
+    model = Run(tiny_opt(dtype=torch.float64, vocab=1024, dropout=0.1), "nora", 0, SETTINGS, 0.2).model.train()
+    padded, packed = (collate(encoded, pad_id=0, share_prompt=share, side_by_side=s) for s in (False, True))
+    assert packed.input_ids.numel() < 0.8 * padded.input_ids.numel() and packed.num_tokens == padded.num_tokens
+    found = []
+    for batch in (padded, packed):
+        torch.manual_seed(3)
+        plain = batch is padded
+        with pytest.MonkeyPatch.context() as patch:
+            if plain:
+                patch.setattr(objectives_module, "one_draw", lambda *arguments: nullcontext())
+            loss = classification_losses(model, batch, gold).sum()
+        gradients = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        found.append([loss.detach()[None], *(g.flatten() for g in gradients)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-13)
+    torch.manual_seed(4)
+    assert not torch.allclose(classification_losses(model, packed, gold).sum(), found[0][0])

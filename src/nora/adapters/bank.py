@@ -67,20 +67,23 @@ class BankedLinear(nn.Module):
 
 
 @contextmanager
-def one_draw(members: int) -> Iterator[None]:
-    """Dropout in here draws its mask by itself, for the shape that one member has, and gives it to all of them.
+def one_draw(members: int, padded: tuple[int, int] | None = None, source: Tensor | None = None) -> Iterator[None]:
+    """Dropout in here draws its mask by itself, for the rows that one member has, and gives it to all of them.
 
-    On a CPU that is the very mask torch draws for one run. torch's fused kernel on an accelerator takes from its stream
-    by the whole tensor's shape: there this draw is what a run alone must use as well.
+    ``padded`` and ``source``: those rows' number and length, and where each token that is computed lies in them (rows
+    side by side). So neither the bank nor the packing changes a mask. On a CPU it is the very mask torch draws for a
+    run alone; torch's fused kernel on an accelerator takes from its stream by the whole tensor's shape: there a run
+    alone draws in here too.
     """
     torchs = F.dropout
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
             return input
-        each = input.view(members, -1, *input.shape[1:])
-        noise = torch.empty_like(each[0]).bernoulli_(1 - p).div_(1 - p)
-        return (each * noise).view(input.shape)
+        each = input.reshape(members, -1, input.shape[-1])  # [members, tokens, width]
+        tokens = each.shape[1] if padded is None else padded[0] * padded[1]
+        noise = each.new_empty(tokens, each.shape[2]).bernoulli_(1 - p).div_(1 - p)
+        return (each * (noise if source is None else noise[source])).view(input.shape)
 
     F.dropout = dropout
     try:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from nora.adapters import Bank, Preconditioner
-from nora.adapters.bank import one_draw
 from nora.errors import Interrupted
 from nora.files import Json
 from nora.training.loop import (
@@ -194,10 +193,7 @@ def bank_step(
     optimizer.zero_grad()
     totals = [0.0] * len(members)
     for start in range(0, len(indices), micro):
-        with (
-            one_draw(len(members)),
-            nullcontext() if half is None else torch.autocast(device.type, dtype=half),
-        ):
+        with nullcontext() if half is None else torch.autocast(device.type, dtype=half):
             losses = objective.losses(bank, indices[start : start + micro], len(members)) / count
         finite = torch.isfinite(losses.detach())
         torch.where(finite, losses, torch.zeros_like(losses)).sum().backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from typing import Any, Protocol
 
@@ -104,7 +104,7 @@ def build_row(encoded: EncodedExample, candidates: Sequence[int]) -> Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows. b rows, n tokens, t scored tokens, c candidates over all examples of the batch."""
+    """Rows of equal length. b rows, n tokens, t scored tokens, c candidates over all examples of the batch."""
 
     input_ids: Tensor  # [b, n]
     position_ids: Tensor  # [b, n]
@@ -115,6 +115,10 @@ class Batch:
     option: Tensor  # [t] index into the batch's flat list of candidates
     num_options: tuple[int, ...]  # candidates of each example, in order
     num_tokens: int  # real tokens, padding not counted
+    members: int = 1  # of a bank: how many times the same rows are here
+    padded: tuple[int, int] | None = None
+    """Rows and length of the same texts one to a row, where they lie side by side here: dropout is drawn for those."""
+    source: Tensor | None = None  # [b · n] for each token its place among those rows' tokens
 
     def to(self, device: torch.device) -> Batch:
         moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
@@ -135,54 +139,119 @@ class Batch:
             option=(self.option + shift * sum(self.num_options)).flatten(),
             num_options=self.num_options * times,
             num_tokens=self.num_tokens * times,
+            members=times,
+            padded=self.padded,
+            source=self.source,
         )
 
 
-def collate(
-    encoded: Sequence[EncodedExample], *, pad_id: int, share_prompt: bool = True, only: Sequence[int] | None = None
+def _assemble(
+    rows: Sequence[Row], bins: Sequence[Sequence[int]], width: int, *, pad_id: int, num_options: tuple[int, ...]
 ) -> Batch:
-    """Rows → one right-padded batch (a multiple of 8 long).
-
-    ``share_prompt`` puts all candidates of an example into one row; otherwise each has its own. ``only`` keeps one
-    candidate per example (the training target of a language-model loss).
-    """
-    rows: list[Row] = []
-    offsets: list[int] = []
-    num_options: list[int] = []
-    total = 0
-    for i, example in enumerate(encoded):
-        wanted = list(range(len(example.sequences))) if only is None else [only[i]]
-        groups = [wanted] if share_prompt else [[c] for c in wanted]
-        for group in groups:
-            row = build_row(example, group)
-            row.options = [wanted.index(c) for c in row.options]
-            rows.append(row)
-            offsets.append(total)
-        num_options.append(len(wanted))
-        total += len(wanted)
-    length = -(-max(len(row.tokens) for row in rows) // 8) * 8
-    input_ids = torch.full((len(rows), length), pad_id)
-    position_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    segments = torch.full((len(rows), length), -1)
-    for i, row in enumerate(rows):
-        n = len(row.tokens)
-        input_ids[i, :n] = torch.tensor(row.tokens)
-        position_ids[i, :n] = torch.tensor(row.positions)
-        segments[i, :n] = torch.tensor(row.segments)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    """The batch whose b-th row holds the texts ``bins[b]`` side by side, each blind to the others."""
+    input_ids = torch.full((len(bins), width), pad_id)
+    position_ids = torch.zeros(len(bins), width, dtype=torch.long)
+    segments = torch.full((len(bins), width), -1)
+    owners = torch.full((len(bins), width), -1)
+    padded = len(rows), _up_to_eight(max(len(row.tokens) for row in rows))
+    source = torch.zeros(len(bins), width, dtype=torch.long)
+    scored: list[tuple[int, int, int, int]] = []
+    for b, members in enumerate(bins):
+        start = 0
+        for i in members:
+            row = rows[i]
+            own = slice(start, start + len(row.tokens))
+            input_ids[b, own] = torch.tensor(row.tokens)
+            position_ids[b, own] = torch.tensor(row.positions)
+            segments[b, own] = torch.tensor(row.segments)
+            owners[b, own] = i
+            source[b, own] = i * padded[1] + torch.arange(len(row.tokens))
+            wanted = zip(row.predict_from, row.targets, row.options, strict=True)
+            scored += [(b, start + p, target, option) for p, target, option in wanted]
+            start += len(row.tokens)
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
     query, key = segments[:, :, None], segments[:, None, :]
-    mask = causal & ((key == 0) | (key == query))
+    mask = causal & (owners[:, :, None] == owners[:, None, :]) & ((key == 0) | (key == query))
+    row_of, predict_from, targets, option = torch.tensor(scored, dtype=torch.long).reshape(-1, 4).unbind(1)
+    alone = len(bins) == len(rows)
     return Batch(
         input_ids=input_ids,
         position_ids=position_ids,
         mask=mask[:, None],
-        row=torch.tensor([i for i, row in enumerate(rows) for _ in row.targets]),
-        predict_from=torch.tensor([p for row in rows for p in row.predict_from]),
-        targets=torch.tensor([t for row in rows for t in row.targets]),
-        option=torch.tensor([offset + o for row, offset in zip(rows, offsets, strict=True) for o in row.options]),
-        num_options=tuple(num_options),
+        row=row_of,
+        predict_from=predict_from,
+        targets=targets,
+        option=option,
+        num_options=num_options,
         num_tokens=sum(len(row.tokens) for row in rows),
+        padded=None if alone else padded,
+        source=None if alone else source.flatten(),
     )
+
+
+def _up_to_eight(length: int) -> int:
+    return -(-length // 8) * 8
+
+
+def _fill(lengths: Sequence[int], count: int) -> tuple[list[list[int]], int]:
+    """``count`` bins and the length of the fullest: the longest text first, each next one to the shortest bin."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        shortest = filled.index(min(filled))
+        bins[shortest].append(i)
+        filled[shortest] += lengths[i]
+    return bins, max(filled)
+
+
+_ATTENTION = 768
+"""Keys at which the scores of a row cost what its products with the weights do: longer rows, fewer gains."""
+
+
+def _side_by_side(lengths: Sequence[int]) -> tuple[list[list[int]], int]:
+    """The bins that cost least: as many rows as keep each near the longest text, and no padding that can be avoided."""
+    best, least = _fill(lengths, len(lengths)), float("inf")
+    for count in range(len(lengths), 0, -1):
+        bins, longest = _fill(lengths, count)
+        width = _up_to_eight(longest)
+        cost = count * width * (1 + width / _ATTENTION)
+        if cost < least:
+            best, least = (bins, width), cost
+    return best
+
+
+def collate(
+    encoded: Sequence[EncodedExample],
+    *,
+    pad_id: int,
+    share_prompt: bool = True,
+    only: Sequence[int] | None = None,
+    side_by_side: bool = False,
+) -> Batch:
+    """Rows → one right-padded batch (a multiple of 8 long).
+
+    ``share_prompt`` puts all candidates of an example into one row; otherwise each has its own. ``only`` keeps one
+    candidate per example (the training target of a language-model loss). ``side_by_side`` puts short rows into one, so
+    that less is padding.
+    """
+    rows: list[Row] = []
+    num_options: list[int] = []
+    total = 0
+    for i, example in enumerate(encoded):
+        wanted = list(range(len(example.sequences))) if only is None else [only[i]]
+        for group in [wanted] if share_prompt else [[c] for c in wanted]:
+            row = build_row(example, group)
+            row.options = [total + wanted.index(c) for c in row.options]
+            rows.append(row)
+        num_options.append(len(wanted))
+        total += len(wanted)
+    lengths = [len(row.tokens) for row in rows]
+    bins, width = [[i] for i in range(len(rows))], _up_to_eight(max(lengths))
+    if side_by_side:
+        fewer, longer = _side_by_side(lengths)
+        if len(fewer) < len(bins):
+            bins, width = fewer, longer
+    return _assemble(rows, bins, width, pad_id=pad_id, num_options=tuple(num_options))
 
 
 WASTE = 0.02  # padding allowed in a packed batch, of its tokens
@@ -234,48 +303,23 @@ def pack(texts: Sequence[EncodedText], *, pad_id: int, target_tokens: int = 512)
     As many rows as keep each near ``target_tokens`` (a longer row costs attention); fewer where they would waste more
     than 2 %. The longest text comes first, each next one goes to the shortest row.
     """
-    total = sum(len(text.ids) for text in texts)
-    rows: list[list[int]] = []
+    lengths = [len(text.ids) for text in texts]
+    total = sum(lengths)
     for count in range(max(1, min(len(texts), round(total / target_tokens))), 0, -1):
-        rows, lengths = [[] for _ in range(count)], [0] * count
-        for i in sorted(range(len(texts)), key=lambda i: (-len(texts[i].ids), i)):
-            shortest = lengths.index(min(lengths))
-            rows[shortest].append(i)
-            lengths[shortest] += len(texts[i].ids)
-        if max(lengths) * count <= total * (1 + WASTE):
+        bins, width = _fill(lengths, count)
+        if width * count <= total * (1 + WASTE):
             break
-    width = max(lengths)
-    ids = torch.full((len(rows), width), pad_id)
-    positions = torch.zeros(len(rows), width, dtype=torch.long)
-    segments = torch.full((len(rows), width), -1)
-    row_of: list[int] = []
-    predict: list[int] = []
-    targets: list[int] = []
-    owner: list[int] = []
-    for r, members in enumerate(rows):
-        start = 0
-        for i in members:
-            text = texts[i]
-            end = start + len(text.ids)
-            ids[r, start:end] = torch.tensor(text.ids)
-            positions[r, start:end] = torch.arange(len(text.ids))
-            segments[r, start:end] = i
-            scored = range(text.first_scored, len(text.ids))
-            row_of += [r] * len(scored)
-            predict += [start + t - 1 for t in scored]
-            targets += [text.ids[t] for t in scored]
-            owner += [i] * len(scored)
-            start = end
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    mask = causal & (segments[:, :, None] == segments[:, None, :])
-    return Batch(
-        input_ids=ids,
-        position_ids=positions,
-        mask=mask[:, None],
-        row=torch.tensor(row_of, dtype=torch.long),
-        predict_from=torch.tensor(predict, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
-        option=torch.tensor(owner, dtype=torch.long),
-        num_options=(1,) * len(texts),
-        num_tokens=total,
-    )
+    rows = []
+    for i, text in enumerate(texts):
+        scored = range(text.first_scored, len(text.ids))
+        rows.append(
+            Row(
+                list(text.ids),
+                list(range(len(text.ids))),
+                [0] * len(text.ids),
+                predict_from=[t - 1 for t in scored],
+                targets=[text.ids[t] for t in scored],
+                options=[i] * len(scored),
+            )
+        )
+    return replace(_assemble(rows, bins, width, pad_id=pad_id, num_options=(1,) * len(texts)), padded=None, source=None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nora.adapters import Bank, evaluating
+from nora.adapters.bank import one_draw
 from nora.training.batches import Batch, EncodedExample, EncodedText, collate, pack
 
 CHUNK_LOGITS = 2**24  # logits at a time: 64 MiB in float32
@@ -84,9 +85,15 @@ def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, 
     ).last_hidden_state
 
 
+def _batch_states(model: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden states [b, n, h] of a batch; dropout is that of one member's rows, one text to a row."""
+    with one_draw(batch.members, batch.padded, batch.source):
+        return hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
+
+
 def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probability [t] (nats, float32 or better) of each scored token; the head runs on those positions alone."""
-    hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
+    hidden = _batch_states(model, batch)
     base = base_of(model)
     logits = base.get_output_embeddings()(hidden[batch.row, batch.predict_from])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -143,7 +150,8 @@ class ClassificationObjective:
 
     def _losses(self, model: nn.Module, indices: Sequence[int], members: int) -> Tensor:
         device = next(model.parameters()).device
-        batch = collate([self.encoded[i] for i in indices], pad_id=self.pad_id, share_prompt=self.share_prompt)
+        examples = [self.encoded[i] for i in indices]
+        batch = collate(examples, pad_id=self.pad_id, share_prompt=self.share_prompt, side_by_side=True)
         gold = torch.tensor([self.gold[i] for i in indices], device=device)
         return classification_losses(model, batch.to(device).repeated(members), gold, members=members)
 
@@ -170,13 +178,14 @@ class OptionLMObjective:
         return -token_log_probs(model, self._batch(model, indices).repeated(members)).view(members, -1).sum(1)
 
     def _batch(self, model: nn.Module, indices: Sequence[int]) -> Batch:
-        batch = collate([self.encoded[i] for i in indices], pad_id=self.pad_id, only=[self.gold[i] for i in indices])
+        examples, gold = [self.encoded[i] for i in indices], [self.gold[i] for i in indices]
+        batch = collate(examples, pad_id=self.pad_id, only=gold, side_by_side=True)
         return batch.to(next(model.parameters()).device)
 
 
 def scored_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Negative log-probability [t] (nats) of each scored token; logits exist for a few of them at a time."""
-    hidden = hidden_states(model, input_ids=batch.input_ids, position_ids=batch.position_ids, mask=batch.mask)
+    hidden = _batch_states(model, batch)
     base = base_of(model)
     head = base.get_output_embeddings()
     return token_losses(hidden[batch.row, batch.predict_from], head.weight, batch.targets, bias=head.bias)
