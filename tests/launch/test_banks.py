@@ -16,7 +16,9 @@ from nora.execution.bank import BankRun, execute_bank
 from nora.execution.execute import execute
 from nora.kinds import bank_key, compose_run
 from nora.kinds.parts import recipe
-from nora.launch.plan import in_banks
+from nora.launch.banks import in_banks
+from nora.launch.profile import load_profile
+from nora.launch.submission import layout
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import run_state
@@ -184,10 +186,13 @@ def test_the_planner_fills_steps_and_processes(checkout: Path) -> None:
     target = load_target(checkout, "table2", ["scale=mini", "task=sst2"])
     cells = [cell for cell in target.cells({}) if cell.spec is not None]
     assert len(cells) == 12  # LoRA's search: two batch sizes, two learning rates, three seeds
-    assert [len(bank) for bank in in_banks(cells, replace(settings, bank=1))] == [1] * len(cells)
+    specs = [cell.spec for cell in cells]
+    assert in_banks(specs, replace(settings, bank=1), on_gpu=True) == [[i] for i in range(12)]
     for processes in (1, 2, 3):
-        banks = in_banks(cells, replace(settings, bank=4), processes)
-        assert sorted(str(c.id) for bank in banks for c in bank) == sorted(str(c.id) for c in cells)
+        banks = in_banks(specs, replace(settings, bank=4), on_gpu=False, processes=processes)
+        assert sorted(place for bank in banks for place in bank) == list(range(12))
         assert max(len(bank) for bank in banks) <= 4
-        assert all(len({bank_key(c.spec) for c in bank if c.spec is not None}) == 1 for bank in banks)
-    assert [len(bank) for bank in in_banks(cells, settings)] == [2] * 6
+        assert all(len({bank_key(specs[place]) for place in bank}) == 1 for bank in banks)  # type: ignore[arg-type]
+    assert [len(bank) for bank in in_banks(specs, settings, on_gpu=False)] == [2] * 6
+    (array,) = layout(cells, load_profile(checkout, compose_run(checkout, [*WORDS, "exec=slurm"])[1]), settings)
+    assert [len(task) for task in array.tasks] == [2] * 6 and array.num_runs == 12  # one task of the array per bank

@@ -60,7 +60,7 @@ def planned_scripts(target: AnyTarget, planned: list[PlannedCell], workspace: Wo
     """What ``nora plan --sbatch`` prints: the script of every array that a launch would submit; no SLURM needed."""
     profile = load_profile(workspace.checkout, workspace.settings)
     cells, _ = wanted(planned, workspace.store, max_attempts=profile.max_attempts, retry=False)
-    arrays = layout(cells, profile)
+    arrays = layout(cells, profile, workspace.settings)
     code = workspace.checkout
     if workspace.settings.code == "snapshot":
         code = workspace.store.root / "snapshots" / "COMMIT"
@@ -77,7 +77,7 @@ def layout_lines(planned: list[PlannedCell], workspace: Workspace) -> list[str]:
     profile = load_profile(workspace.checkout, workspace.settings)
     cells, left = wanted(planned, workspace.store, max_attempts=profile.max_attempts, retry=False)
     lines = []
-    for number, array in enumerate(layout(cells, profile)):
+    for number, array in enumerate(layout(cells, profile, workspace.settings)):
         r = array.resources
         lines.append(
             f"  array {number}: {array.label}: {array.num_runs} runs in {len(array.tasks)} tasks, "
@@ -127,7 +127,7 @@ def submit_cells(
     from nora.launch.submission import snapshot_code
     from nora.launch.submit import submit
 
-    arrays = layout(cells, profile)
+    arrays = layout(cells, profile, workspace.settings)
     store = workspace.store
     preview = scripts(arrays, profile, target=target, folder=store.root / "submissions" / "ID", code=workspace.checkout)
     for warning in dict.fromkeys(slurm.test_only(text, profile.partition) for text in preview):

@@ -21,7 +21,8 @@ from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution.stops import Stops, listening
 from nora.kinds import AnySpec
-from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, counts, current_plan, in_banks
+from nora.launch.banks import has_gpu, in_banks
+from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, counts, current_plan
 from nora.launch.queue import Queue
 from nora.store.record import Record
 from nora.store.runs import Store
@@ -100,7 +101,9 @@ def run_cells(
     time: which of them it was shows there. Told to stop, it tells its workers, waits until those that run have saved
     their state, and raises KeyboardInterrupt.
     """
-    pending = in_banks(cells, workspace.settings, processes)
+    settings = workspace.settings
+    banks = in_banks([c.spec for c in cells], settings, on_gpu=has_gpu(settings), processes=processes)
+    pending = [[cells[place] for place in bank] for bank in banks]
     suspects: list[list[Cell[AnySpec]]] = []
     finished: list[Finished] = []
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nora import kinds
-from nora.config.schema import ExecSpec
 from nora.errors import UserError
 from nora.files import Json
-from nora.kinds import AnySpec, FewShotSpec, InstructSpec
+from nora.kinds import AnySpec
 from nora.kinds.parts.known import check_known
 from nora.launch.queue import Queue, with_queue
 from nora.store.runs import Store, read_json_lines
@@ -87,33 +84,6 @@ def check_cells(planned: Sequence[PlannedCell], checkout: Path) -> None:
                 check_known(p.cell.spec, checkout)
             except UserError as error:
                 raise UserError(f"{p.cell.table}, {p.cell.row} {p.cell.column}: {error}") from None
-
-
-_BANK_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Tokens of one step beyond which more members cost what they cost one by one (``nora bench sweep``)."""
-
-
-def in_banks(cells: Sequence[Cell[AnySpec]], settings: ExecSpec, processes: int = 1) -> list[list[Cell[AnySpec]]]:
-    """The cells in their order, those that can be trained in one step each side by side; every process has some."""
-    alike: dict[str, list[Cell[AnySpec]]] = {}
-    for cell in cells:
-        key = None if cell.spec is None or settings.bank == 1 else kinds.bank_key(cell.spec)
-        alike.setdefault(key or f"alone {cell.id}", []).append(cell)
-    banks = []
-    for group in alike.values():
-        most = settings.bank or _most(group[0], settings)
-        size = max(1, min(most, -(-len(group) // processes)))
-        parts = -(-len(group) // size)
-        banks += [group[i::parts] for i in range(parts)]
-    return banks
-
-
-def _most(cell: Cell[AnySpec], settings: ExecSpec) -> int:
-    """How many members pay: until their rows fill a step."""
-    if not isinstance(cell.spec, FewShotSpec | InstructSpec):
-        return 1
-    on_gpu = settings.device == "cuda" or (settings.device == "auto" and shutil.which("nvidia-smi") is not None)
-    return _BANK_TOKENS["cuda" if on_gpu else "cpu"] // kinds.step_tokens(cell.spec)
 
 
 def current_plan(target: AnyTarget, workspace: Workspace, queue: Queue | None = None) -> list[PlannedCell]:

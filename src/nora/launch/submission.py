@@ -22,6 +22,7 @@ from nora.execution import provenance
 from nora.files import Json, canonical_json, sha256_bytes, sha256_file, write_atomic
 from nora.kinds import AnySpec, FactorizeSpec, read_spec
 from nora.launch import slurm
+from nora.launch.banks import in_banks
 from nora.launch.profile import Profile, Resources
 from nora.tables.cell import Cell
 
@@ -50,19 +51,28 @@ def class_of(cell: Cell[AnySpec]) -> tuple[str, str | None]:
     return cell.spec.kind, None if isinstance(cell.spec, FactorizeSpec) else cell.spec.model.name
 
 
-def layout(cells: Sequence[Cell[AnySpec]], profile: Profile) -> list[Array]:
-    """Arrays in the order of the cells: one per resource class, cut at ``max_array_size``; a run listed once."""
-    classes: dict[tuple[str, str | None], list[str]] = {}
-    seen: set[str] = set()
+def layout(cells: Sequence[Cell[AnySpec]], profile: Profile, settings: ExecSpec | None = None) -> list[Array]:
+    """Arrays in the order of the cells: one per resource class, cut at ``max_array_size``; a run listed once.
+
+    A task is a bank where runs can share a step and a GPU is there for it (or ``exec.bank`` is given); the others go by
+    ``runs_per_task``.
+    """
+    classes: dict[tuple[str, str | None], dict[str, Cell[AnySpec]]] = {}
     for cell in cells:
-        if cell.id is not None and cell.id not in seen:
-            seen.add(cell.id)
-            classes.setdefault(class_of(cell), []).append(cell.id)
+        if cell.id is not None:
+            classes.setdefault(class_of(cell), {}).setdefault(cell.id, cell)
     arrays = []
-    for (kind, model), ids in classes.items():
+    for (kind, model), own in classes.items():
         resources = profile.resources_of(kind, model)
-        size = profile.runs_per_task
-        tasks = [tuple(ids[i : i + size]) for i in range(0, len(ids), size)]
+        ids, size = list(own), profile.runs_per_task
+        banks: list[list[int]] = []
+        if settings is not None and (resources.gpus or settings.bank):
+            banks = in_banks([cell.spec for cell in own.values()], settings, on_gpu=bool(resources.gpus))
+            banks = [bank for bank in banks if len(bank) > 1]
+        banked = {place for bank in banks for place in bank}
+        alone = [identity for place, identity in enumerate(ids) if place not in banked]
+        tasks = [tuple(ids[place] for place in bank) for bank in banks]
+        tasks += [tuple(alone[i : i + size]) for i in range(0, len(alone), size)]
         for start in range(0, len(tasks), profile.max_array_size):
             chunk = tuple(tasks[start : start + profile.max_array_size])
             arrays.append(Array(f"{kind}/{model}" if model else kind, resources, chunk))

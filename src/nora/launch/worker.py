@@ -6,17 +6,20 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution import provenance
 from nora.files import Json
 from nora.launch import slurm
+from nora.launch.banks import in_banks
 from nora.launch.submission import Submission, load
 from nora.store.attempt import Job
+from nora.store.record import Record
 from nora.store.runs import Store
 
 _TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -75,53 +78,86 @@ def work(folder: Path, ids: Sequence[str], *, job: str) -> None:
     own = slurm.this_job(job)
     settings = _node_settings(submission.settings())
     failed: list[str] = []
-    for position, identity in enumerate(ids):
-        if signals.requested():
-            _stop(signals, job if submission.requeue else None, left=len(ids) - position)
-        try:
-            _one(submission, store, settings, identity, signals, own, keep_base=len(ids) > 1)
-        except AlreadyRunning as running:
-            print(f"{running}; nothing to do here", flush=True)
-        except Interrupted as stopped:
-            print(f"run {identity}: {stopped}", flush=True)
-            _stop(signals, job if submission.requeue else None, left=len(ids) - position)
-        except (RunFailed, UserError) as error:
-            print(f"run {identity} failed: {error}", file=sys.stderr, flush=True)
+    ended = 0
+
+    def told(identity: str, how: Record | Exception) -> None:
+        nonlocal ended
+        ended += 1
+        if isinstance(how, Record):
+            print(f"run {identity}: {how.status}", flush=True)
+        elif isinstance(how, AlreadyRunning):
+            print(f"{how}; nothing to do here", flush=True)
+        else:
+            print(f"run {identity} failed: {how}", file=sys.stderr, flush=True)
             failed.append(identity)
+
+    for bank in _banks(submission, settings, ids):
+        if signals.requested():
+            _stop(signals, job if submission.requeue else None, left=len(ids) - ended)
+        try:
+            _train(submission, store, settings, bank, signals, own, told, keep_base=len(ids) > 1)
+        except Interrupted as stopped:
+            print(f"run {', '.join(bank)}: {stopped}", flush=True)
+            _stop(signals, job if submission.requeue else None, left=len(ids) - ended)
     if failed:
         raise RunFailed(f"{len(failed)} of {len(ids)} runs failed: {', '.join(failed)}")
 
 
-def _one(
+def _banks(submission: Submission, settings: ExecSpec, ids: Sequence[str]) -> list[list[str]]:
+    """The task's runs, those together that train together: what was laid out, if this node has what it was for."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not (on_gpu or settings.bank):
+        return [[identity] for identity in ids]
+    banks = in_banks([submission.spec(identity) for identity in ids], settings, on_gpu=on_gpu)
+    return [[ids[place] for place in bank] for bank in banks]
+
+
+def _train(
     submission: Submission,
     store: Store,
     settings: ExecSpec,
-    identity: str,
+    bank: Sequence[str],
     signals: StopSignals,
     job: Job,
+    told: Callable[[str, Record | Exception], None],
     *,
     keep_base: bool,
 ) -> None:
+    """Executes one run, or several as a bank; those that have failed too often are left alone."""
+    from nora.execution.bank import BankRun, execute_bank
     from nora.execution.execute import execute
 
-    entry: dict[str, Json] = submission.content["runs"][identity]
-    spec = submission.spec(identity)
-    if store.failures(spec.kind, identity) >= entry["failures_allowed"]:
-        raise RunFailed(
-            f"run {identity} has failed {store.failures(spec.kind, identity)} times; see nora why {identity}"
-        )
-    record, made = execute(
-        spec,
-        settings,
-        checkout=Path(submission.content["code"]),
-        store=store,
-        tags=tuple(entry["tags"]),
-        stop_requested=signals.requested,
-        job=job,
-        dead_up_to=entry["dead_up_to"],
-        keep_base=keep_base,
-    )
-    print(f"run {identity}: {record.status}{'' if made else ', already there'}", flush=True)
+    runs: dict[str, BankRun] = {}
+    for identity in bank:
+        entry: dict[str, Json] = submission.content["runs"][identity]
+        try:
+            spec = submission.spec(identity)
+        except (RunFailed, UserError) as error:
+            told(identity, error)
+            continue
+        failures = store.failures(spec.kind, identity)
+        if failures >= entry["failures_allowed"]:
+            told(identity, RunFailed(f"run {identity} has failed {failures} times; see nora why {identity}"))
+            continue
+        runs[identity] = BankRun(spec, tuple(entry["tags"]), entry["dead_up_to"])
+    names = list(runs)
+    where: Any = {
+        "checkout": Path(submission.content["code"]), "store": store, "stop_requested": signals.requested, "job": job
+    }  # fmt: skip
+    if len(runs) > 1:
+        execute_bank(list(runs.values()), settings, on_ended=lambda place, how: told(names[place], how), **where)
+        return
+    for identity, run in runs.items():
+        try:
+            record, _ = execute(
+                run.spec, settings, tags=run.tags, dead_up_to=run.dead_up_to, keep_base=keep_base, **where
+            )
+        except (AlreadyRunning, RunFailed, UserError) as error:
+            told(identity, error)
+        else:
+            told(identity, record)
 
 
 def _stop(signals: StopSignals, job: str | None, *, left: int) -> None:

@@ -1,0 +1,38 @@
+"""Which runs train in one step each, side by side on one base, and how many of them pay."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from nora import kinds
+from nora.config.schema import ExecSpec
+from nora.kinds import AnySpec, FewShotSpec, InstructSpec
+
+_BANK_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Tokens of one step beyond which more members cost what they cost one by one (``nora bench sweep``)."""
+
+
+def in_banks(
+    specs: Sequence[AnySpec | None], settings: ExecSpec, *, on_gpu: bool, processes: int = 1
+) -> list[list[int]]:
+    """The places of the specs in their order, those side by side that can be trained in one step each, as many as pay;
+    every process has some."""
+    alike: dict[str, list[int]] = {}
+    for place, spec in enumerate(specs):
+        key = None if spec is None or settings.bank == 1 else kinds.bank_key(spec)
+        alike.setdefault(key or f"alone {place}", []).append(place)
+    banks = []
+    for group in alike.values():
+        first, most = specs[group[0]], settings.bank or 1
+        if settings.bank is None and len(group) > 1 and isinstance(first, FewShotSpec | InstructSpec):
+            most = _BANK_TOKENS["cuda" if on_gpu else "cpu"] // kinds.step_tokens(first)
+        size = max(1, min(most, -(-len(group) // processes)))
+        parts = -(-len(group) // size)
+        banks += [group[i::parts] for i in range(parts)]
+    return banks
+
+
+def has_gpu(settings: ExecSpec) -> bool:
+    """Whether runs of this machine go to a GPU, without asking torch."""
+    return settings.device == "cuda" or (settings.device == "auto" and shutil.which("nvidia-smi") is not None)
