@@ -14,9 +14,12 @@ from testbed import STAGE_1, Testbed, ends_identically, job_of, launch_and_wait_
 
 from nora import cli
 from nora.config.spec import run_id
+from nora.files import canonical_json
 from nora.kinds import compose_run
 from nora.launch import slurm as client
-from nora.store.states import run_state
+from nora.store.runs import Store
+from nora.store.states import run_state, take_snapshot
+from nora.tables.methods import load_table
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -134,8 +137,6 @@ def test_a_second_start_of_a_live_run_says_so_and_ends_well(
     """While SLURM runs it, a start by hand does nothing and exits 0."""
     kind, identity = launch_and_wait_for_step(slurm, 5)
 
-    from nora.tables.methods import load_table
-
     table = load_table(checkout, "table2", ["scale=smoke", *STAGE_1])
     (cell,) = [c for c in table.cells({}) if c.stage == 1]
     assert cli.main(["run", *cell.overrides, f"exec.results={slurm.results}", "exec.progress=false"]) == 0
@@ -175,6 +176,39 @@ def test_long_run_is_what_a_table_lists(checkout: Path, slurm: Testbed) -> None:
     spec, _, _ = compose_run(
         checkout,
         ["scale=smoke", "task=cb", "method=lora", "protocol.batch_size=4", "protocol.lr=0.001",
-         "measure=[spectrum,zero_shot]", "protocol.epochs=100", "method.dropout=0.1", "seed=0"],
+         "measure=[spectrum,zero_shot]", "protocol.epochs=200", "method.dropout=0.1", "seed=0"],
     )  # fmt: skip
     assert run_id(spec) == long_run(slurm)[1]
+
+
+@pytest.mark.slow
+def test_a_bank_is_one_task_that_is_requeued_and_loses_nothing(slurm: Testbed, capsys: Out) -> None:
+    """Three methods of one base in one task: USR2 in the middle, and each has the record of a quiet bank."""
+    methods = "method=lora,nora,nora_plus,olora"
+    words = [*STAGE_1, methods, "exec.bank=4", "exec.checkpoint_every=100000"]
+    quiet = slurm.results.parent / "quiet"
+
+    def launch(results: Path) -> list[str]:
+        """Both stages; the second is the bank, whose ids it returns."""
+        assert slurm.nora("launch", *words, f"exec.results={results}") == 0
+        slurm.wait(slurm.idle)
+        first = set(take_snapshot(Store(results)))
+        capsys.readouterr()
+        assert slurm.nora("launch", *words, f"exec.results={results}") == 0
+        assert "submitted 3 runs of finetune/opt_smoke in 1 tasks" in capsys.readouterr().out
+        table = load_table(Path(__file__).resolve().parents[2], "table2", ["scale=smoke", *STAGE_1, methods])
+        cells = table.cells({i: r for i, r in take_snapshot(Store(results)).items()})
+        return [str(c.id) for c in cells if c.id and c.id not in first]
+
+    bank = launch(quiet)
+    slurm.wait(slurm.idle)
+    expected = {i: canonical_json(r.result) for i, r in take_snapshot(Store(quiet)).items() if i in bank}
+    assert len(expected) == 3 and launch(slurm.results) == bank
+    slurm.wait(lambda: all(slurm.journal_steps("finetune", i) >= 3 for i in bank))
+    subprocess.run(["scancel", "--signal=USR2", job_of(slurm, "finetune", bank[0])], check=True)
+    slurm.wait(lambda: all(slurm.store.read("finetune", i) is not None for i in bank))
+    for identity, result in expected.items():
+        record = slurm.store.read("finetune", identity)
+        assert record is not None and canonical_json(record.result) == result
+        assert record.run["resumed_at_step"] and sorted(record.run["bank"]) == sorted(bank)
+        assert len(slurm.store.attempts("finetune", identity)) == 2

@@ -32,7 +32,9 @@ class Testbed:
     def words(self, *more: str, target: str = "table2") -> list[str]:
         """A target at smoke scale on this cluster."""
         own = [target] + (["scale=smoke"] if target == "table2" else [])
-        return [*own, "exec=slurm", "exec.profile=testbed", "exec.code=live", f"exec.results={self.results}", *more]
+        own += ["exec=slurm", "exec.profile=testbed", "exec.code=live", f"exec.results={self.results}"]
+        own = [word for word in own if word.partition("=")[0] not in {m.partition("=")[0] for m in more}]
+        return [*own, *([] if any("exec.bank" in word for word in more) else ["exec.bank=1"]), *more]
 
     def nora(self, verb: str, *more: str, target: str = "table2") -> int:
         return cli.main([verb, *self.words(*more, target=target)])
@@ -92,7 +94,7 @@ def hold(slurm: Testbed) -> None:
 
 
 # Long enough to be disturbed (about ten seconds), dropout on, so that a wrong continuation shows.
-STAGE_1 = ["task=cb", "seed=0", "method=lora", "protocol.epochs=100", "method.dropout=0.1"]
+STAGE_1 = ["task=cb", "seed=0", "method=lora", "protocol.epochs=200", "method.dropout=0.1"]
 
 
 def long_run(slurm: Testbed) -> tuple[str, str]:

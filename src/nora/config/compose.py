@@ -150,10 +150,12 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*words.values())]
 
 
-def parse_value(text: str) -> Json:
-    """A value as Hydra's grammar reads it: 1e-3 is a number. UserError for one that it does not."""
+def parse_value(key: str, text: str) -> Json:
+    """A value as Hydra's grammar reads it: 1e-3 is a number. UserError for one that it does not, and for several."""
     try:
         (override,) = OverridesParser.create().parse_overrides(overrides=[f"key={text}"])
+        if override.is_sweep_override():
+            raise UserError(f"{key}: given {text}, required one value, which takes the place of the table's own grid")
         return override.value()
     except HydraException as error:
         raise UserError(first_line(error)) from None

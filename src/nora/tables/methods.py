@@ -297,7 +297,7 @@ def load_table(
     typed = {key: value for key, _, value in (word.partition("=") for word in rest)}
     searched = {key for points in file.search.grid.values() for key in points}
     if searched & set(typed):
-        given = {key: parse_value(value) for key, value in typed.items() if key in searched}
+        given = {key: parse_value(key, value) for key, value in typed.items() if key in searched}
         file = replace(file, search=_narrowed(file.search, given))
         rest = tuple(word for word in rest if word.partition("=")[0] not in searched)
     others = [f"{key}={axes[key]}" for key in ("task", "model", "protocol") if key in axes and key != file.axis]
