@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from nora import kinds
 from nora.config.schema import ExecSpec
 from nora.kinds import AnySpec, FewShotSpec, InstructSpec
+from nora.tables.cell import Cell
 
 _BANK_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one step beyond which more members cost what they cost one by one (``nora bench sweep``)."""
@@ -36,3 +37,11 @@ def in_banks(
 def has_gpu(settings: ExecSpec) -> bool:
     """Whether runs of this machine go to a GPU, without asking torch."""
     return settings.device == "cuda" or (settings.device == "auto" and shutil.which("nvidia-smi") is not None)
+
+
+def local_banks(cells: Sequence[Cell[AnySpec]], settings: ExecSpec) -> list[list[Cell[AnySpec]]]:
+    """The cells as ``nora launch`` trains them on this machine, a run that serves two of them once."""
+    once = list({cell.id: cell for cell in cells}.values())
+    specs = [cell.spec for cell in once]
+    banks = in_banks(specs, settings, on_gpu=has_gpu(settings), processes=settings.processes)
+    return [[once[place] for place in bank] for bank in banks]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution.stops import Stops, listening
 from nora.kinds import AnySpec
-from nora.launch.banks import has_gpu, in_banks
+from nora.launch.banks import local_banks
 from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, counts, current_plan
 from nora.launch.queue import Queue
 from nora.store.record import Record
@@ -101,9 +101,7 @@ def run_cells(
     time: which of them it was shows there. Told to stop, it tells its workers, waits until those that run have saved
     their state, and raises KeyboardInterrupt.
     """
-    settings = workspace.settings
-    banks = in_banks([c.spec for c in cells], settings, on_gpu=has_gpu(settings), processes=processes)
-    pending = [[cells[place] for place in bank] for bank in banks]
+    pending = local_banks(cells, replace(workspace.settings, processes=processes))
     suspects: list[list[Cell[AnySpec]]] = []
     finished: list[Finished] = []
 

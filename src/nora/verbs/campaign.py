@@ -15,6 +15,7 @@ from nora.errors import RunFailed, UserError
 from nora.files import Json
 from nora.launch import queue as slurm_queue
 from nora.launch import slurm
+from nora.launch.banks import local_banks
 from nora.launch.cluster import launch_slurm, layout_lines, planned_scripts
 from nora.launch.plan import (
     ENDED,
@@ -134,6 +135,28 @@ def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, li
     return {target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue) for target in targets}
 
 
+def _banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[list[str]]:
+    """The ids of the runs that this machine would train in one step each."""
+    wanted = [p.cell for p in planned if p.state in SUBMITTABLE]
+    banks = local_banks(wanted, workspace.settings) if workspace.settings.name == "local" else []
+    return [[str(cell.id) for cell in bank] for bank in banks if len(bank) > 1]
+
+
+def bank_lines(planned: list[PlannedCell], workspace: Workspace) -> list[str]:
+    """How many runs are trained side by side on one base."""
+    banks = _banks(planned, workspace)
+    if not banks:
+        return []
+    runs, largest = sum(map(len, banks)), max(map(len, banks))
+    return [f"  banks: {runs} runs in {len(banks)}, up to {largest} in one step (exec.bank=1: each by itself)"]
+
+
+def _with_banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[dict[str, Json]]:
+    """The cells as plain data; ``bank``: the number of the bank that the run would be in, null for none."""
+    numbers = {identity: n for n, bank in enumerate(_banks(planned, workspace)) for identity in bank}
+    return [{**p.to_dict(), "bank": numbers.get(str(p.cell.id))} for p in planned]
+
+
 @click.command()
 @on_targets
 @json_flag
@@ -148,7 +171,7 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     if sbatch and not on_cluster:
         raise UserError("--sbatch: given exec=local, required exec=slurm")
     if as_json:
-        print(json.dumps({name: [p.to_dict() for p in cells] for name, cells in planned.items()}, indent=1))
+        print(json.dumps({name: _with_banks(cells, workspace) for name, cells in planned.items()}, indent=1))
         return 0
     for target in targets:
         if sbatch:
@@ -156,9 +179,8 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
             print(text or f"# {target.headline}: nothing to submit")
             continue
         print(plan_text(target, planned[target.name]))
-        if on_cluster:
-            for line in layout_lines(planned[target.name], workspace):
-                print(line)
+        for line in (layout_lines if on_cluster else bank_lines)(planned[target.name], workspace):
+            print(line)
     return 0
 
 
