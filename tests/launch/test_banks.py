@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from nora import cli
 from nora.config.schema import ExecSpec
 from nora.config.spec import run_id
 from nora.errors import Interrupted
@@ -21,7 +22,7 @@ from nora.launch.profile import load_profile
 from nora.launch.submission import layout
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.store.states import run_state
+from nora.store.states import run_state, take_snapshot
 from nora.tables.target import load_target
 from nora.training import bank as bank_loop
 
@@ -196,3 +197,19 @@ def test_the_planner_fills_steps_and_processes(checkout: Path) -> None:
     assert [len(bank) for bank in in_banks(specs, settings, on_gpu=False)] == [2] * 6
     (array,) = layout(cells, load_profile(checkout, compose_run(checkout, [*WORDS, "exec=slurm"])[1]), settings)
     assert [len(task) for task in array.tasks] == [2] * 6 and array.num_runs == 12  # one task of the array per bank
+
+
+@pytest.mark.slow
+def test_the_table_of_a_search_is_the_same_with_banks_and_without(checkout: Path, tmp_path: Path) -> None:
+    """In float64, both stages of a search: the same file to the byte, and a bank was what trained the second stage."""
+    words = ["scale=smoke", "task=cb", "seed=0", "method=lora,lora_p,nora,nora_plus", "model.dtype=float64"]
+    made = []
+    for bank in ("1", "null"):
+        own = [*words, f"exec.results={tmp_path / bank}", "exec.processes=1", f"exec.bank={bank}"]
+        assert cli.main(["launch", "table2", *own]) == 0
+        assert cli.main(["collate", "table2", *own]) == 0
+        made.append([(tmp_path / bank / "tables" / f"table2.smoke.{kind}").read_bytes() for kind in ("md", "csv")])
+    assert made[0] == made[1]
+    records = take_snapshot(Store(tmp_path / "null")).values()
+    assert [len(r.run.get("bank", [])) for r in sorted(records, key=lambda r: r.run["started"])][1:] != [0] * 3
+    assert not any("bank" in r.run for r in take_snapshot(Store(tmp_path / "1")).values())

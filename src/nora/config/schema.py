@@ -81,7 +81,7 @@ class ModelSpec:
     family: Name
     source: Literal["asset", "hub", "gguf", "package", "config"]
     weights: Literal["pretrained", "random"]
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Literal["float32", "bfloat16", "float16", "float64"]
     targets: list[str]
     max_length: Count
     repo: str | None = None

@@ -55,7 +55,7 @@ def training_cost(
     if model not in PARAMETERS:
         return Cost()
     parameters, (hidden, layers) = PARAMETERS[model], SHAPES[model]
-    width = 4 if dtype == "float32" else 2
+    width = {"float32": 4, "float64": 8}.get(dtype, 2)
     if width == 4 and precision != "fp32":
         width += 2  # autocast keeps its copy of each frozen weight for the backward pass
     flops = 4 * parameters * trained + 2 * parameters * scored
