@@ -25,6 +25,7 @@ from nora.store.runs import Store
 from nora.store.states import run_state, take_snapshot
 from nora.tables.target import load_target
 from nora.training import bank as bank_loop
+from nora.training import scoring
 
 WORDS = ["scale=smoke", "task=cb", "protocol.epochs=3", "exec.progress=false"]
 
@@ -213,3 +214,34 @@ def test_the_table_of_a_search_is_the_same_with_banks_and_without(checkout: Path
     records = take_snapshot(Store(tmp_path / "null")).values()
     assert [len(r.run.get("bank", [])) for r in sorted(records, key=lambda r: r.run["started"])][1:] != [0] * 3
     assert not any("bank" in r.run for r in take_snapshot(Store(tmp_path / "1")).values())
+
+
+def test_what_members_have_in_common_is_made_once(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are tokenised once; the zero-shot score is measured once for all whose base is untouched, and is each one's
+    own to the byte."""
+    specs, settings = _specs(checkout, "measure=[zero_shot]", "seed=3")
+    alone = [execute(spec, settings, checkout=checkout, store=Store(tmp_path / "a"))[0] for spec in specs]
+    encoded, measured = [0], [0]
+    encode, measure = scoring.encode_example, scoring.Assessor.measure
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        encoded[0] += 1
+        return encode(*arguments, **options)
+
+    def counting(*arguments: Any) -> Any:
+        measured[0] += 1
+        return measure(*arguments)
+
+    monkeypatch.setattr(scoring, "encode_example", counted)
+    monkeypatch.setattr(scoring.Assessor, "measure", counting)
+    told = _bank(checkout, Store(tmp_path / "b"), specs, settings)
+    spec = specs[0].task
+    assert encoded[0] == spec.num_train + spec.num_dev + spec.num_test
+    tests_and_dev = measured[0] - 2  # once for lora, nora and nora_plus, once for PiSSA's moved base
+    for number, record in told.items():
+        assert isinstance(record, Record)
+        given, expected = (r.result["metrics"]["zero_shot"] for r in (record, alone[number]))
+        assert given == expected
+    assert tests_and_dev == sum(len(r.result["metrics"]["epochs"]) + 1 for r in told.values() if isinstance(r, Record))

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
 
 from nora import tasks
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
 from nora.errors import RunFailed
-from nora.files import Json
+from nora.files import Json, canonical_json
 from nora.kinds.parts.cost import Cost, Label, training_cost
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from nora.kinds import FinetuneSpec
     from nora.kinds.parts.recipe import Outcome, Prepared, RunContext
     from nora.tasks.example import Example
     from nora.training.loop import LoopState
     from nora.training.scoring import Assessor, Split
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -116,6 +120,41 @@ def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> floa
     return sum(most in e.correct for e in test) / len(test)
 
 
+_made: dict[str, tuple[str, Any]] = {}
+
+
+def _once(what: str, key: str, make: Callable[[], Made], *, keep: bool) -> Made:
+    """What several runs of this process have in common, made by the first of them; the last one of each sort stays."""
+    if not keep:
+        return make()
+    if what not in _made or _made[what][0] != key:
+        _made[what] = key, make()
+    made: Made = _made[what][1]
+    return made
+
+
+def _splits(
+    spec: Spec, task: ModuleType, tokenizer: PreTrainedTokenizerBase, context: RunContext
+) -> tuple[Split, Split, Split]:
+    """Training, dev and test rows with their token ids. RunFailed where an answer does not fit."""
+    from nora.kinds.parts.rows import few_shot_rows
+    from nora.training.scoring import Split
+
+    def encode() -> tuple[Split, Split, Split]:
+        length, bos = spec.model.max_length, spec.model.bos_token_id
+        training, dev, test = (
+            Split.encode([task.build(row) for row in rows], tokenizer, max_length=length, bos=bos)
+            for rows in few_shot_rows(spec.task, task, context.checkout, seed=spec.seed)
+        )
+        return training, dev, test
+
+    key = canonical_json([str(context.checkout), asdict(spec.model), asdict(spec.task), spec.seed])
+    try:
+        return _once("rows", key, encode, keep=context.keep_base)
+    except ValueError as error:
+        raise RunFailed(str(error)) from None
+
+
 def prepare(spec: Spec, context: RunContext) -> Prepared:
     """A run up to its first step: base, rows, adapter with its proof, what an earlier attempt left."""
     import torch
@@ -124,11 +163,10 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     from nora.adapters.spectrum import moved_singular_values
     from nora.kinds.parts import bases
     from nora.kinds.parts.recipe import Prepared, TrainingRun, loop_settings, seed_dropout
-    from nora.kinds.parts.rows import few_shot_rows
     from nora.kinds.parts.sizing import measure, training_table
     from nora.training.loop import BankedObjective, Diverged
     from nora.training.objectives import ClassificationObjective, OptionLMObjective
-    from nora.training.scoring import Assessor, Split
+    from nora.training.scoring import Assessor
 
     started = time.monotonic()
     protocol = spec.protocol
@@ -136,20 +174,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     base = bases.load_base(
         spec.model, context.checkout, context.device, keep=context.keep_base, share=context.share_base
     )
-    subsets = few_shot_rows(spec.task, task, context.checkout, seed=spec.seed)
-    try:
-        training, dev, test = (
-            Split.encode(
-                [task.build(row) for row in rows],
-                base.tokenizer,
-                max_length=spec.model.max_length,
-                bos=spec.model.bos_token_id,
-            )
-            for rows in subsets
-        )
-    except ValueError as error:
-        raise RunFailed(str(error)) from None
-
+    training, dev, test = _splits(spec, task, base.tokenizer, context)
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
     adapted = bases.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
     model = adapted.model
@@ -179,7 +204,10 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         "majority_accuracy": majority_accuracy(training.examples, test.examples),
     }
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
-        common["zero_shot"] = assessor.measure(model, test)[0]
+        key = canonical_json([asdict(spec.model), asdict(spec.task), spec.seed, shared, half])
+        moved = bases.moves_base(spec.method)  # such a base gives the same answers to rounding, the others to the bit
+        keep = context.keep_base and not moved
+        common["zero_shot"] = _once("zero shot", key, lambda: assessor.measure(model, test)[0], keep=keep)
     run.resume(since=started)
     run.timing["base_moved"] = bases.moves_base(spec.method)
     longest = max(sum(len(ids) for ids in example.sequences) for example in training.encoded)
