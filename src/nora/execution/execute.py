@@ -121,6 +121,8 @@ def execute(
             )
             outcome = kinds.of(spec).execute(spec, context)
             result = _publish_files(spec_dict(spec), outcome, identity, store)
+            for name, content in outcome.beside.items():
+                store.publish_file(kind, identity, name, content)
             tracker.summary(result)
         run = {
             **outcome.run,

@@ -116,6 +116,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     from nora.adapters import lora_layers
     from nora.adapters.spectrum import moved_singular_values
     from nora.kinds.parts import bases
+    from nora.kinds.parts.kept import KeptAdapter
     from nora.kinds.parts.recipe import TrainingRun, loop_settings, seed_dropout
     from nora.kinds.parts.rows import few_shot_rows
     from nora.kinds.parts.sizing import explain_out_of_memory, measure, training_table
@@ -144,6 +145,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
     adapted = bases.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
     model = adapted.model
+    kept = KeptAdapter(spec, model, spec.method) if context.settings.keep_adapter else None
     share = protocol.share_prompt
     objective: Objective
     if task.LOSS == "classification":
@@ -201,7 +203,8 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     }
     if "spectrum" in spec.measure and spec.method.adapter == "lora":
         metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
-    return run.outcome(metrics, run.text_files(predictions, run.adapter_bytes()), since=started)
+    files = run.text_files(predictions, run.adapter_bytes())
+    return run.outcome(metrics, files, since=started, beside=kept.files() if kept else None)
 
 
 def _dev_metrics(assessor: Assessor, model: nn.Module, dev: Split, state: LoopState) -> dict[str, Json]:

@@ -266,6 +266,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     import torch
 
     from nora.kinds.parts import bases
+    from nora.kinds.parts.kept import KeptAdapter
     from nora.kinds.parts.recipe import TrainingRun, seed_dropout
     from nora.kinds.parts.rows import load_instruct_rows
     from nora.kinds.parts.sizing import explain_out_of_memory, measure, training_table
@@ -287,6 +288,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
     adapted = bases.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
     model = adapted.model
+    keeper = KeptAdapter(spec, model, method) if context.settings.keep_adapter else None
     settings = _loop_settings(protocol, len(training), context)
     run = TrainingRun(context, model, method, settings, adapted.proof, seed=spec.seed, num_examples=len(training))
     common: dict[str, Json] = {
@@ -337,7 +339,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         return run.diverged(error, {**common, **_loss_scaling(state), "epochs": state.dev_log})
     common |= _loss_scaling(state)
     run.trained("test")
-    adapter = run.adapter_bytes()
+    adapter, beside = run.adapter_bytes(), keeper.files() if keeper else None
     best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
     kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
     if protocol.merge:
@@ -346,4 +348,4 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     test, predictions = tested(rows=rows.test)
     scored_dev = tested(rows=rows.dev_questions)[0] if task.DEV_IS_SCORED else {}
     metrics = {**common, "steps": state.step, "epochs": state.dev_log, "dev": {**kept, **scored_dev}, "test": test}
-    return run.outcome(metrics, run.text_files(predictions, adapter), since=started)
+    return run.outcome(metrics, run.text_files(predictions, adapter), since=started, beside=beside)
