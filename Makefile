@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup small demo test test-all lint paper bench
+.PHONY: help setup small demo test test-all lint rehearsal paper bench
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+: *##|^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -34,6 +34,9 @@ lint:            ## ruff, types, import contract
 	$(BIN)/ruff check src tests tools benchmarks scripts examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+rehearsal:       ## every kind of paper-scale run once through twins of the Hub; results/rehearsal.md says what was reduced
+	PYTHONPATH=tools $(BIN)/python -m hub_twins.rehearsal
 
 paper:           ## every artefact from the records present
 	$(BIN)/nora collate all

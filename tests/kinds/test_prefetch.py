@@ -28,7 +28,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
 
     class Api:
         def model_info(self, repo: str, *, revision: str | None) -> Any:
-            return SimpleNamespace(sha=revision or seen["head"])
+            return SimpleNamespace(sha=revision or seen["head"], siblings=None)
 
     def bring(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
         seen["brought"].append((repo, revision))

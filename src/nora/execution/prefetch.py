@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nora import tasks
-from nora.config.pins import DOWNLOADS, how_to_unlock, model_hashes, picture_hashes
+from nora.config.pins import DOWNLOADS, MODEL_FILES, PIPELINE_FILES, how_to_unlock, model_hashes, picture_hashes
 from nora.errors import RunFailed, UserError
 from nora.files import sha256_bytes, sha256_file, write_atomic
 from nora.kinds import DreamboothSpec, FinetuneSpec, Spec
 
 LOCK = Path("conf") / "revisions.lock"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_PART_FILES = ("*.json", "merges.txt", "model.safetensors", "diffusion_pytorch_model.safetensors")
-_PIPELINE = ("model_index.json", *(f"{part}/{name}" for part in _PARTS for name in _PART_FILES))
 
 
 Pinned = Mapping[str, Any] | None
@@ -73,9 +69,11 @@ def _explain(error: Exception, what: str) -> Exception:
 def _fetched(repo: str, patterns: Sequence[str], pinned: Pinned) -> dict[str, Any]:
     from huggingface_hub import HfApi, snapshot_download
 
-    commit = HfApi().model_info(repo, revision=_commit(pinned)).sha
-    folder = snapshot_download(repo, revision=commit, allow_patterns=list(patterns))
-    return {"commit": commit, "files": model_hashes(Path(folder), repo, ".")}
+    info = HfApi().model_info(repo, revision=_commit(pinned))
+    twice = any(file.rfilename.endswith(".safetensors") for file in info.siblings or ())
+    wanted = [pattern for pattern in patterns if not (twice and pattern == "*.bin")]  # the same weights again
+    folder = snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
+    return {"commit": info.sha, "files": model_hashes(Path(folder), repo, ".")}
 
 
 def _pictures_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
@@ -153,8 +151,8 @@ def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[st
     lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     found = wanted(specs)
     items: list[tuple[str, str, Callable[[Pinned], dict[str, Any]]]] = []
-    items += [("models", repo, partial(_fetched, repo, _WEIGHTS)) for repo in sorted(found.models)]
-    items += [("models", repo, partial(_fetched, repo, _PIPELINE)) for repo in sorted(found.pipelines)]
+    items += [("models", repo, partial(_fetched, repo, MODEL_FILES)) for repo in sorted(found.models)]
+    items += [("models", repo, partial(_fetched, repo, PIPELINE_FILES)) for repo in sorted(found.pipelines)]
     items += [
         (
             "tasks",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from nora import streams
 from nora.adapters import InitReport, initialize_, inits, prefix_init_, prove_init, prove_prefix, snapshot_weights
 from nora.adapters.prefix import drawn_tokens, token_keys_values
-from nora.config.pins import check_files, check_model_files, not_here
+from nora.config.pins import MODEL_FILES, check_files, check_model_files, fetched_folder
 from nora.config.schema import MethodSpec, ModelSpec, validate
 from nora.errors import RunFailed, UserError
 from nora.files import Json, canonical_json
@@ -99,11 +98,7 @@ def _folder(spec: ModelSpec, checkout: Path) -> Path:
         folder = checkout / str(spec.repo)
         check_model_files(folder, spec.files or {}, checkout)
         return folder
-    repo, revision = str(spec.repo), str(spec.revision)
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except OSError as error:
-        raise RunFailed(not_here(repo, revision, error)) from error
+    folder = fetched_folder(str(spec.repo), str(spec.revision), spec.files or MODEL_FILES)
     check_files(folder, spec.files or {})
     return folder
 
