@@ -1,1 +1,1 @@
-"""Twins of the Hub's repositories on a loopback server of our own: what the paper scale reads, narrow, without the Hub."""
+"""Twins of the Hub's repositories on a loopback server: what the paper scale reads, narrow, without the Hub."""

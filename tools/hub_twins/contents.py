@@ -31,7 +31,7 @@ def _json(value: Any) -> bytes:
 
 
 def sentencepiece_of_mistral() -> bytes | None:
-    """A true sentencepiece model of LLaMA's kind (32,000 pieces, byte fallback; Apache-2.0), where mistral-common is."""
+    """A true sentencepiece model of LLaMA's kind (32,000 pieces; Apache-2.0), where mistral-common is."""
     found = importlib.util.find_spec("mistral_common")
     if found is None or found.origin is None:
         return None
@@ -40,7 +40,7 @@ def sentencepiece_of_mistral() -> bytes | None:
 
 
 def small_sentencepiece() -> bytes:
-    """Trained here on shipped rows with LLaMA's own options: byte fallback, split digits, no normalisation, ids 0 1 2."""
+    """Trained here on shipped rows with LLaMA's options: byte fallback, split digits, no normalisation, ids 0 1 2."""
     import sentencepiece
 
     paths = [ROOT / "data" / "gsm8k" / "standin.jsonl", *sorted((ROOT / "data" / "commonsense").glob("*.train.jsonl"))]
@@ -342,7 +342,9 @@ def _glue(row: dict[str, Any]) -> dict[str, Any]:
 
 _ROWS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "boolq": lambda row: {"question": row["question"], "answer": bool(row["label"]), "passage": row["passage"]},
-    "record": lambda row: {**{k: row[k] for k in ("passage", "query", "entities", "answers")}, "idx": {"passage": 0, "query": 0}},
+    "record": lambda row: {
+        **{k: row[k] for k in ("passage", "query", "entities", "answers")}, "idx": {"passage": 0, "query": 0}
+    },
     "squad": lambda row: {k: row[k] for k in ("id", "title", "context", "question", "answers")},
 }  # fmt: skip
 _TAKEN = 40  # rows of each split

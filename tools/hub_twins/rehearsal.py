@@ -22,7 +22,6 @@ from hub_twins.site import REDUCED, make_site
 from nora.kinds import AnySpec
 
 TABLE = ROOT / "results" / "rehearsal.md"
-TRUE = "true sentencepiece of LLaMA's kind (mistral-common)"
 
 
 class Fetched(NamedTuple):
@@ -139,45 +138,52 @@ def table(lines: Sequence[dict[str, Any]], doctor: int, plan: int) -> str:
         rows.setdefault((protocol, model, task), []).append(steps)
     done = sum(line["state"] == "done" and line["proved"] for line in lines)
     reduced = [f"`{key}` = {value}" for key, value in REDUCED.items() if not key.startswith("task.")]
-    return "\n".join(
-        [
-            "# Rehearsal of the paper scale",
-            "",
-            "Written by `make rehearsal`: prefetch from a Hub on 127.0.0.1, then doctor, plan and runs without a network.",
-            "",
-            f"{done} of {len(lines)} kinds of run done, their start proved. `nora doctor all scale=paper`: exit {doctor}; "
-            f"`nora plan all scale=paper`: exit {plan}.",
-            "",
-            "## Exercised",
-            "",
-            "| protocol | base | task | methods |",
-            "|---|---|---|---|",
-            *(f"| {' | '.join(key)} | {', '.join(said)} |" for key, said in rows.items()),
-            "",
-            "True there: repository and file names, which files a repository has (weights as .bin, shards, both; a",
-            "tokenizer in one file or another), the cache as huggingface_hub lays it out, gated access, classes and layer",
-            "kinds, target modules, ranks, ξ, learning rates, batch sizes and cut-offs, precision, configurations, splits",
-            "and columns of the data sets, and the commands themselves.",
-            "",
-            "## Reduced",
-            "",
-            "- widths and depths of the bases, and their weights, which are random",
-            "- rows: 16 to train on, 4 dev and 4 test of each few-shot task (Table 2), few of the others; a row that is",
-            "  longer than every cut-off is among MetaMathQA's and the mixture's",
-            f"- {', '.join(reduced)}",
-            "- tokenizers: byte-level BPE of the shipped bases in the files and classes of the real ones; for both LLaMAs",
-            f"  a {TRUE} where that package is, otherwise a sentencepiece model of 4,000 pieces trained on shipped rows",
-            "",
-            "## Not exercised",
-            "",
-            "- a GPU: memory, TF32, bf16 on its kernels, hours",
-            "- SLURM: tests/slurm runs the same jobs on a real scheduler, at smoke scale",
-            "- every seed and every point of a search: one of each kind",
-            "- the Hub's own servers, the real weights, and every row of the real data",
-            "- factorisations and deployment, which have no scale",
-            "",
-        ]
+    return _TABLE.format(
+        done=done,
+        of=len(lines),
+        doctor=doctor,
+        plan=plan,
+        rows="\n".join(f"| {' | '.join(key)} | {', '.join(said)} |" for key, said in rows.items()),
+        reduced=", ".join(reduced),
     )
+
+
+_TABLE = """# Rehearsal of the paper scale
+
+Written by `make rehearsal`: prefetch from a Hub on 127.0.0.1, then doctor, plan and runs without a network.
+
+{done} of {of} kinds of run done, their start proved. `nora doctor all scale=paper`: exit {doctor};
+`nora plan all scale=paper`: exit {plan}.
+
+## Exercised
+
+| protocol | base | task | methods |
+|---|---|---|---|
+{rows}
+
+True there: repository and file names, which files a repository has (weights as .bin, as shards, as both; a tokenizer in
+one file or another), the cache as huggingface_hub lays it out, gated access, classes and layer kinds, target modules,
+ranks, ξ, learning rates, batch sizes and cut-offs, precision, configurations, splits and columns of the data sets, and
+the commands themselves.
+
+## Reduced
+
+- widths and depths of the bases, and their weights, which are random
+- rows: 16 to train on, 4 of dev and 4 of test of each few-shot task, few of the others; among MetaMathQA's and the
+  mixture's is one that is longer than every cut-off
+- {reduced}
+- tokenizers: the shipped bases' byte-level BPE in the files and classes of the real ones; for both LLaMAs a true
+  sentencepiece model of their kind where the package mistral-common is, otherwise one of 4,000 pieces trained on
+  shipped rows
+
+## Not exercised
+
+- a GPU: memory, TF32, bf16 on its kernels, hours
+- SLURM: tests/slurm runs jobs on a real scheduler, at smoke scale
+- every seed and every point of a search: one of each kind
+- the Hub's own servers, the real weights, and every row of the real data
+- factorisations and deployment, which have no scale
+"""
 
 
 def main() -> int:

@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return
         if what == "revision":
-            siblings = [{"rfilename": file} for file in sorted(repo.files)]
+            siblings = [self._sibling(repo, file) for file in sorted(repo.files)]
             self.send_json(
                 {"_id": "0" * 24, "id": name, "sha": repo.commit, "private": False, "tags": [], "downloads": 0,
                  "likes": 0, "gated": "manual" if repo.gated else False, "siblings": siblings}
@@ -162,6 +162,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_json([entry for path in asked for entry in self._info(repo, path)])
         else:
             self.refuse(404, "NotFound")
+
+    def _sibling(self, repo: Repo, name: str) -> dict[str, Any]:
+        data = repo.files[name]
+        if "blobs=true" not in self.path.lower():
+            return {"rfilename": name}
+        entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": etag_of(data, "")}
+        if name.endswith(LFS):
+            entry["lfs"] = {"sha256": etag_of(data, name), "size": len(data), "pointerSize": 130}
+        return entry
 
     def _asked_paths(self) -> list[str]:
         text = self.body.decode()

@@ -1,4 +1,4 @@
-"""A checkout beside the checkout: its code and yamls, the paper scale's sizes reduced, a lock and results of its own."""
+"""A checkout beside the checkout: its code and yamls, the paper scale's sizes reduced, its own lock and results."""
 
 from __future__ import annotations
 
