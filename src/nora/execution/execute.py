@@ -8,6 +8,7 @@ import resource
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,19 @@ def _rival(attempt: Attempt, store: Store, kind: str, identity: str, dead_up_to:
     return None
 
 
+def _device_gib(device: torch.device) -> float | None:
+    """Of a GPU; None of a machine whose memory is not the run's alone."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None
+
+
+def fitted(settings: ExecSpec, spec: Spec, device_gib: float | None) -> ExecSpec:
+    """With the part of a batch that a device of so much memory computes at once, as `nora plan` says it; what is typed
+    stays, and so does everything where no device has a memory of its own (None)."""
+    if settings.micro_batch_size is not None or device_gib is None:
+        return settings
+    return replace(settings, micro_batch_size=kinds.fit(spec, device_gib).micro_batch_size)
+
+
 def _peak_memory_gib(device: torch.device) -> float:
     """Of the device where it is one, otherwise of this process."""
     if device.type == "cuda":
@@ -94,6 +108,7 @@ def execute(
         return existing, False
     torch.set_num_threads(settings.threads)
     device = choose_device(settings)
+    settings = fitted(settings, spec, _device_gib(device))
     attempt = _own_attempt(store, kind, identity, job=job, dead_up_to=dead_up_to)
     existing = _finished(store, kind, identity, quiet=True)
     if existing is not None:  # a rival finished between the first look and the attempt
@@ -129,6 +144,7 @@ def execute(
             **provenance.machine(device.type, settings.threads),
             **code,
             "libraries": provenance.library_versions(),
+            **({"micro_batch_size": settings.micro_batch_size} if settings.micro_batch_size else {}),
             "attempt": attempt.number,
             "job": attempt.owner().get("job"),
             "started": wall,

@@ -86,8 +86,8 @@ def check_base(model: ModelSpec, checkout: Path) -> None:
         gguf_file(model, checkout)
 
 
-def cost(spec: Spec) -> Cost:
-    """From the tokens of the task's rows."""
+def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
+    """From the tokens of the task's rows; memory with this part of a batch at once (null: all of it)."""
     task, rows, epochs = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol.epochs
     tokens = task.TOKENS * task.OPTIONS
     return training_cost(
@@ -96,7 +96,7 @@ def cost(spec: Spec) -> Cost:
         spec.protocol.precision,
         trained=rows.num_train * tokens * epochs,
         scored=(rows.num_dev * epochs + rows.num_test) * tokens,
-        kept=spec.protocol.batch_size * (task.TOKENS * min(task.OPTIONS, 4)) * 1.5,
+        kept=(micro_batch_size or spec.protocol.batch_size) * (task.TOKENS * min(task.OPTIONS, 4)) * 1.5,
         source="estimate: 4N FLOP per trained token at 20 % of an H100",
     )
 

@@ -122,8 +122,9 @@ def neutral_exec(spec: Spec) -> tuple[str, ...]:
     return ("micro_batch_size", "data_parallel") if each else ()
 
 
-def cost(spec: Spec) -> Cost:
-    """From the tokens of the task's texts and the answers that are generated."""
+def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
+    """From the tokens of the task's texts and the answers that are generated; memory with this part of a batch at once
+    (null: all of it)."""
     task, rows, protocol = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol
     steps = protocol.epochs * -(-rows.num_train // protocol.batch_size)
     evaluations = steps // protocol.eval_every if protocol.eval_every else protocol.epochs
@@ -135,7 +136,7 @@ def cost(spec: Spec) -> Cost:
         spec.protocol.precision,
         trained=rows.num_train * task.TEXT_TOKENS * protocol.epochs,
         scored=evaluations * rows.num_dev * task.TEXT_TOKENS,
-        kept=protocol.batch_size * task.TEXT_TOKENS * 1.5,
+        kept=(micro_batch_size or protocol.batch_size) * task.TEXT_TOKENS * 1.5,
         seconds=answers / _DECODED_AT_ONCE * task.ANSWER_TOKENS * _DECODING_SECONDS,
         source="estimate: 4N FLOP per trained token at 20 % of an H100, 30 ms per decoding step of 32 answers",
     )
@@ -206,14 +207,17 @@ def _tested(
     base: Base,
     decoding: Decoding,
     sizes: Sizes,
+    typed_tokens: int | None,
     between: Callable[[], None],
 ) -> tuple[dict[str, Json], list[dict[str, Json]]]:
     """Per set: accuracy, rows, answers no pattern matches; and one prediction per row with its raw text."""
-    from nora.kinds.parts.sizing import answering_table, explain_out_of_memory
+    from nora.kinds.parts.sizing import answering_table, explain_out_of_memory, tokens_at_once
     from nora.training.batches import encode_text
     from nora.training.generation import answer
-    from nora.training.objectives import mean_loss
+    from nora.training.objectives import free_memory, mean_loss
 
+    if typed_tokens is None and model.device.type == "cuda":
+        decoding = dataclasses.replace(decoding, max_tokens=tokens_at_once(sizes, free_memory(model.device)))
     prompts = [row.question for row in rows]
     with explain_out_of_memory("generating answers", answering_table(sizes, tried=decoding.max_tokens)):
         texts = answer(model, prompts, base.tokenizer, decoding, pad_id=base.pad_id, between=between)
@@ -318,6 +322,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
             backend=protocol.eval_backend,
         ),
         sizes=sizes,
+        typed_tokens=context.settings.generate_tokens,
         between=run.stop_if_asked,
     )
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
