@@ -83,14 +83,14 @@ def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
         tokenizer = AutoTokenizer.from_pretrained(borrowed)
         model = random_model(spec.architecture or {}, seed=_RANDOM_WEIGHTS_SEED).to(dtype)
     else:
-        folder = _folder(spec, checkout)
+        folder = model_folder(spec, checkout)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
     return Base(model.to(device).eval(), tokenizer)
 
 
-def _folder(spec: ModelSpec, checkout: Path) -> Path:
+def model_folder(spec: ModelSpec, checkout: Path) -> Path:
     """The folder of a pretrained base, every file that is loaded from it compared with its hash."""
     if spec.source in ("gguf", "package"):
         return dequantised(spec, checkout)
