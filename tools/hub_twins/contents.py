@@ -5,7 +5,6 @@ package of the machine has a true one (``tokenizers``)."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import tempfile
@@ -32,10 +31,7 @@ def _json(value: Any) -> bytes:
 
 def sentencepiece_of_mistral() -> bytes | None:
     """A true sentencepiece model of LLaMA's kind (32,000 pieces; Apache-2.0), where mistral-common is."""
-    found = importlib.util.find_spec("mistral_common")
-    if found is None or found.origin is None:
-        return None
-    path = Path(found.origin).parent / "data" / "tokenizer.model.v1"
+    path = ROOT / ".venv" / "tokenizers" / "mistral_common" / "data" / "tokenizer.model.v1"  # as `make setup` puts it
     return path.read_bytes() if path.is_file() else None
 
 

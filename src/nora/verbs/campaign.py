@@ -151,9 +151,9 @@ def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, li
     for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(workspace)
-    device = device_memory(workspace)
     return {
-        target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue, device) for target in targets
+        target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue, device_memory(workspace))
+        for target in targets
     }
 
 
