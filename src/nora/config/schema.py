@@ -140,7 +140,8 @@ class ExecSpec:
     bank: Count | None = None
     """Most runs over one base that ``nora launch`` trains in one step; null: as many as pay, 1: every run by itself."""
     generate_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Tokens answered from at once, beams and new ones counted (instruct protocols); null: 8192."""
+    """Tokens answered from at once, beams and new ones counted (instruct protocols); null: 8192, on a
+    GPU by its free memory."""
     data_parallel: bool | None = None
     """The run is started by ``accelerate launch`` or torchrun: its processes share every batch (instruct protocols)."""
     sample_every: Count | None = None

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,19 @@ def _rival(attempt: Attempt, store: Store, kind: str, identity: str, dead_up_to:
     return None
 
 
+def _device_gib(device: torch.device) -> float | None:
+    """Of a GPU; None of a machine whose memory is not the run's alone."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None
+
+
+def fitted(settings: ExecSpec, spec: Spec, device_gib: float | None) -> ExecSpec:
+    """With the part of a batch that a device of so much memory computes at once, as `nora plan` says it; what is typed
+    stays, and so does everything where no device has a memory of its own (None)."""
+    if settings.micro_batch_size is not None or device_gib is None:
+        return settings
+    return replace(settings, micro_batch_size=kinds.fit(spec, device_gib).micro_batch_size)
+
+
 def _peak_memory_gib(device: torch.device) -> float:
     """Of the device where it is one, otherwise of this process."""
     if device.type == "cuda":
@@ -98,6 +111,7 @@ def attempted(
     earlier = [a.path for a in store.attempts(kind, identity) if a.number != attempt.number]
     started, wall = time.monotonic(), time.time()
     device = choose_device(settings)
+    settings = fitted(settings, spec, _device_gib(device))
     try:
         with (
             open_tracker(spec, settings, attempt, identity, tags) as tracker,
@@ -118,12 +132,15 @@ def attempted(
             yield own
             assert own.outcome is not None
             result = _publish_files(spec_dict(spec), own.outcome, identity, store)
+            for name, content in own.outcome.beside.items():
+                store.publish_file(kind, identity, name, content)
             tracker.summary(result)
         run = {
             **own.outcome.run,
             **provenance.machine(device.type, settings.threads),
             **code,
             "libraries": provenance.library_versions(),
+            **({"micro_batch_size": settings.micro_batch_size} if settings.micro_batch_size else {}),
             "attempt": attempt.number,
             "job": attempt.owner().get("job"),
             "started": wall,

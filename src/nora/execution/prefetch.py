@@ -4,6 +4,7 @@ What the lock pins already is brought by its commit and compared: a colleague's 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,16 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nora import tasks
-from nora.config.pins import DOWNLOADS, how_to_unlock, model_hashes, picture_hashes
+from nora.config.pins import DOWNLOADS, MODEL_FILES, PIPELINE_FILES, how_to_unlock, model_hashes, picture_hashes
 from nora.errors import RunFailed, UserError
 from nora.files import sha256_bytes, sha256_file, write_atomic
 from nora.kinds import DreamboothSpec, FinetuneSpec, Spec
 
 LOCK = Path("conf") / "revisions.lock"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_PART_FILES = ("*.json", "merges.txt", "model.safetensors", "diffusion_pytorch_model.safetensors")
-_PIPELINE = ("model_index.json", *(f"{part}/{name}" for part in _PARTS for name in _PART_FILES))
 
 
 Pinned = Mapping[str, Any] | None
@@ -67,15 +64,39 @@ def _explain(error: Exception, what: str) -> Exception:
         return UserError(f"{what}: gated; {how_to_unlock(what)}")
     if name == "RepositoryNotFoundError":
         return UserError(f"{what}: no such repository on the Hub, or it is private and HF_TOKEN is not set")
-    return RunFailed(f"{what}: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+    url = getattr(getattr(error, "response", None), "url", None)  # which of its files, where the Hub answered
+    said = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return RunFailed(f"{what}: {name}: {said}{f' ({url})' if url else ''}")
 
 
 def _fetched(repo: str, patterns: Sequence[str], pinned: Pinned) -> dict[str, Any]:
     from huggingface_hub import HfApi, snapshot_download
 
-    commit = HfApi().model_info(repo, revision=_commit(pinned)).sha
-    folder = snapshot_download(repo, revision=commit, allow_patterns=list(patterns))
-    return {"commit": commit, "files": model_hashes(Path(folder), repo, ".")}
+    info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
+    twice = any(file.rfilename.endswith(".safetensors") for file in info.siblings or ())
+    wanted = [pattern for pattern in patterns if not (twice and pattern == "*.bin")]  # the same weights again
+    folder = snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
+    files = model_hashes(Path(folder), repo, ".")
+    _check_content(Path(folder), repo, files, info.siblings or ())
+    return {"commit": info.sha, "files": files}
+
+
+def _check_content(folder: Path, repo: str, files: Mapping[str, str], siblings: Iterable[Any]) -> None:
+    """RunFailed where a file is not what the Hub says of its commit (its SHA-256, or git's blob id): the download
+    compares sizes alone. What is wrong is removed, so that the next try brings it again."""
+    for said in siblings:
+        given = files.get(said.rfilename)
+        path = folder / said.rfilename
+        if given is None:
+            continue
+        expected = said.lfs.sha256 if said.lfs else said.blob_id
+        if not said.lfs:
+            data = path.read_bytes()
+            given = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        if expected is not None and given != expected:
+            path.resolve().unlink()
+            path.unlink()
+            raise RunFailed(f"{repo}: {said.rfilename} came as {given}, the Hub says {expected}; removed, repeat")
 
 
 def _pictures_entry(repo: str, pinned: Pinned = None) -> dict[str, Any]:
@@ -153,8 +174,8 @@ def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[st
     lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     found = wanted(specs)
     items: list[tuple[str, str, Callable[[Pinned], dict[str, Any]]]] = []
-    items += [("models", repo, partial(_fetched, repo, _WEIGHTS)) for repo in sorted(found.models)]
-    items += [("models", repo, partial(_fetched, repo, _PIPELINE)) for repo in sorted(found.pipelines)]
+    items += [("models", repo, partial(_fetched, repo, MODEL_FILES)) for repo in sorted(found.models)]
+    items += [("models", repo, partial(_fetched, repo, PIPELINE_FILES)) for repo in sorted(found.pipelines)]
     items += [
         (
             "tasks",

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args, get_type_hints
 
 from nora.config.compose import compose_config
 from nora.config.pins import Pins, unpinned
@@ -37,6 +37,8 @@ from nora.kinds.dreambooth import Spec as DreamboothSpec
 from nora.kinds.factorize import Spec as FactorizeSpec
 from nora.kinds.few_shot import Spec as FewShotSpec
 from nora.kinds.instruct import Spec as InstructSpec
+from nora.kinds.parts.cost import DEVICE_GIB, Fit
+from nora.kinds.parts.cost import fit as fit_batch
 from nora.kinds.parts.known import check_known, moves_base
 
 if TYPE_CHECKING:
@@ -191,6 +193,16 @@ def check_exec(spec: Spec, settings: ExecSpec) -> None:
                 f"exec.{name}: given {getattr(settings, name)}, required null: {spec.protocol.name} preconditions "
                 "every part of a batch, so a split would change the result"
             )
+
+
+def fit(spec: Spec, device_gib: float = DEVICE_GIB) -> Fit:
+    """How a run fits a device of so much memory; a batch is divided where that changes no more than rounding."""
+    module: Any = of(spec)
+    neutral = getattr(module, "neutral_exec", None)
+    whole = neutral is not None and "micro_batch_size" in neutral(spec)
+    if whole or not isinstance(spec, FinetuneSpec):
+        return fit_batch(lambda part: module.cost(spec), None, device_gib)
+    return fit_batch(lambda part: module.cost(spec, part), spec.protocol.batch_size, device_gib)
 
 
 def check_inputs(spec: Spec, checkout: Path) -> None:

@@ -90,8 +90,8 @@ def check_base(model: ModelSpec, checkout: Path) -> None:
         gguf_file(model, checkout)
 
 
-def cost(spec: Spec) -> Cost:
-    """From the tokens of the task's rows."""
+def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
+    """From the tokens of the task's rows; memory with this part of a batch at once (null: all of it)."""
     task, rows, epochs = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol.epochs
     tokens = task.TOKENS * task.OPTIONS
     return training_cost(
@@ -100,7 +100,7 @@ def cost(spec: Spec) -> Cost:
         spec.protocol.precision,
         trained=rows.num_train * tokens * epochs,
         scored=(rows.num_dev * epochs + rows.num_test) * tokens,
-        kept=spec.protocol.batch_size * (task.TOKENS * min(task.OPTIONS, 4)) * 1.5,
+        kept=(micro_batch_size or spec.protocol.batch_size) * (task.TOKENS * min(task.OPTIONS, 4)) * 1.5,
         source="estimate: 4N FLOP per trained token at 20 % of an H100",
     )
 
@@ -162,6 +162,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     from nora.adapters import lora_layers
     from nora.adapters.spectrum import moved_singular_values
     from nora.kinds.parts import bases
+    from nora.kinds.parts.kept import KeptAdapter
     from nora.kinds.parts.recipe import Prepared, TrainingRun, loop_settings, seed_dropout
     from nora.kinds.parts.sizing import measure, training_table
     from nora.training.loop import BankedObjective, Diverged
@@ -178,6 +179,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
     adapted = bases.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
     model = adapted.model
+    kept = KeptAdapter(spec, model, spec.method) if context.settings.keep_adapter else None
     share = protocol.share_prompt
     objective: BankedObjective
     if task.LOSS == "classification":
@@ -229,7 +231,8 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         }
         if "spectrum" in spec.measure and spec.method.adapter == "lora":
             metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
-        return run.outcome(metrics, run.text_files(predictions, run.adapter_bytes()), since=started)
+        files = run.text_files(predictions, run.adapter_bytes())
+        return run.outcome(metrics, files, since=started, beside=kept.files() if kept else None)
 
     return Prepared(
         run,

@@ -122,8 +122,9 @@ def neutral_exec(spec: Spec) -> tuple[str, ...]:
     return ("micro_batch_size", "data_parallel") if each else ()
 
 
-def cost(spec: Spec) -> Cost:
-    """From the tokens of the task's texts and the answers that are generated."""
+def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
+    """From the tokens of the task's texts and the answers that are generated; memory with this part of a batch at once
+    (null: all of it)."""
     task, rows, protocol = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol
     steps = protocol.epochs * -(-rows.num_train // protocol.batch_size)
     evaluations = steps // protocol.eval_every if protocol.eval_every else protocol.epochs
@@ -135,7 +136,7 @@ def cost(spec: Spec) -> Cost:
         spec.protocol.precision,
         trained=rows.num_train * task.TEXT_TOKENS * protocol.epochs,
         scored=evaluations * rows.num_dev * task.TEXT_TOKENS,
-        kept=protocol.batch_size * task.TEXT_TOKENS * 1.5,
+        kept=(micro_batch_size or protocol.batch_size) * task.TEXT_TOKENS * 1.5,
         seconds=answers / _DECODED_AT_ONCE * task.ANSWER_TOKENS * _DECODING_SECONDS,
         source="estimate: 4N FLOP per trained token at 20 % of an H100, 30 ms per decoding step of 32 answers",
     )
@@ -211,14 +212,17 @@ def _tested(
     base: Base,
     decoding: Decoding,
     sizes: Sizes,
+    typed_tokens: int | None,
     between: Callable[[], None],
 ) -> tuple[dict[str, Json], list[dict[str, Json]]]:
     """Per set: accuracy, rows, answers no pattern matches; and one prediction per row with its raw text."""
-    from nora.kinds.parts.sizing import answering_table, explain_out_of_memory
+    from nora.kinds.parts.sizing import answering_table, explain_out_of_memory, tokens_at_once
     from nora.training.batches import encode_text
     from nora.training.generation import answer
-    from nora.training.objectives import mean_loss
+    from nora.training.objectives import free_memory, mean_loss
 
+    if typed_tokens is None and model.device.type == "cuda":
+        decoding = dataclasses.replace(decoding, max_tokens=tokens_at_once(sizes, free_memory(model.device)))
     prompts = [row.question for row in rows]
     with explain_out_of_memory("generating answers", answering_table(sizes, tried=decoding.max_tokens)):
         texts = answer(model, prompts, base.tokenizer, decoding, pad_id=base.pad_id, between=between)
@@ -272,6 +276,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
 
     from nora.adapters import lora_layers
     from nora.kinds.parts import bases
+    from nora.kinds.parts.kept import KeptAdapter
     from nora.kinds.parts.recipe import Prepared, TrainingRun, seed_dropout
     from nora.kinds.parts.rows import load_instruct_rows
     from nora.kinds.parts.sizing import measure, training_table
@@ -295,6 +300,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
     adapted = bases.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
     model = adapted.model
+    keeper = KeptAdapter(spec, model, method) if context.settings.keep_adapter else None
     settings = _loop_settings(protocol, len(training), context)
     run = TrainingRun(context, model, method, settings, adapted.proof, seed=spec.seed, num_examples=len(training))
     common: dict[str, Json] = {
@@ -324,6 +330,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
             backend=protocol.eval_backend,
         ),
         sizes=sizes,
+        typed_tokens=context.settings.generate_tokens,
         between=run.stop_if_asked,
     )
     if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
@@ -335,7 +342,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         return run.diverged(error, {**common, **_loss_scaling(state), "epochs": state.dev_log})
 
     def finish() -> Outcome:
-        adapter = run.adapter_bytes()
+        adapter, beside = run.adapter_bytes(), keeper.files() if keeper else None
         best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
         kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
         if protocol.merge:
@@ -353,7 +360,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
             "dev": {**kept, **scored_dev},
             "test": test,
         }
-        return run.outcome(metrics, run.text_files(predictions, adapter), since=started)
+        return run.outcome(metrics, run.text_files(predictions, adapter), since=started, beside=beside)
 
     return Prepared(
         run,

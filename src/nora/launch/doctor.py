@@ -121,5 +121,6 @@ def examine(checkout: Path, results: Path) -> list[Finding]:
 
 def report(findings: list[Finding]) -> str:
     """One line per finding."""
+    width = max(15, *(len(f.what) for f in findings))
     signs = {"good": "ok  ", "note": "note", "bad": "BAD "}
-    return "\n".join(f"{signs[f.verdict]}  {f.what:15} {f.said}" for f in findings)
+    return "\n".join(f"{signs[f.verdict]}  {f.what:{width}} {f.said}" for f in findings)

@@ -11,12 +11,14 @@ from pathlib import Path
 from nora.errors import UserError
 from nora.files import Json
 from nora.kinds import AnySpec
+from nora.kinds.parts.cost import DEVICE_GIB, Fit
 from nora.kinds.parts.known import check_known
+from nora.launch.profile import load_profile
 from nora.launch.queue import Queue, with_queue
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.cell import Cell
-from nora.tables.estimate import estimate, measured_hours, memory_gib
+from nora.tables.estimate import estimate, fit_of, measured_hours
 from nora.tables.target import AnyTarget
 from nora.workspace import Workspace
 
@@ -34,8 +36,15 @@ class PlannedCell:
     reason: str
     hours: float | None
     cost_source: str
+    device_gib: float = DEVICE_GIB
+
+    @property
+    def fit(self) -> Fit:
+        """How the run fits the device it is planned for."""
+        return fit_of(self.cell, self.device_gib)
 
     def to_dict(self) -> dict[str, Json]:
+        fit = self.fit
         return {
             "table": self.cell.table,
             "scale": self.cell.scale,
@@ -49,14 +58,21 @@ class PlannedCell:
             "reason": self.reason,
             "hours": self.hours,
             "cost_source": self.cost_source,
-            "memory_gib": memory_gib(self.cell)[0],
-            "memory_source": memory_gib(self.cell)[1],
+            "memory_gib": fit.memory_gib,
+            "memory_source": fit.source,
+            "micro_batch_size": fit.micro_batch_size,
+            "device_gib": self.device_gib,
+            "fits": fit.fits,
             "overrides": list(self.cell.overrides),
         }
 
 
 def plan(
-    cells: Sequence[Cell[AnySpec]], store: Store, snapshot: Snapshot, queue: Queue | None = None
+    cells: Sequence[Cell[AnySpec]],
+    store: Store,
+    snapshot: Snapshot,
+    queue: Queue | None = None,
+    device_gib: float = DEVICE_GIB,
 ) -> list[PlannedCell]:
     """The state of every cell, in their order; with ``queue`` what SLURM holds is part of it."""
     measured = measured_hours(snapshot.values())
@@ -64,12 +80,12 @@ def plan(
     for cell in cells:
         hours, source = estimate(cell, measured)
         if cell.waits_for is not None:
-            planned.append(PlannedCell(cell, State.WAITS, f"for {cell.waits_for}", hours, source))
+            planned.append(PlannedCell(cell, State.WAITS, f"for {cell.waits_for}", hours, source, device_gib))
             continue
         found = snapshot.state(cell.id, cell.spec)
         if queue is not None and cell.id is not None and cell.spec is not None:
             found = with_queue(found, store, cell.spec.kind, cell.id, queue)
-        planned.append(PlannedCell(cell, found.state, found.reason, hours, source))
+        planned.append(PlannedCell(cell, found.state, found.reason, hours, source, device_gib))
     return planned
 
 
@@ -89,7 +105,14 @@ def check_cells(planned: Sequence[PlannedCell], checkout: Path) -> None:
 def current_plan(target: AnyTarget, workspace: Workspace, queue: Queue | None = None) -> list[PlannedCell]:
     """The plan of a target from the queue and the records as they are now."""
     snapshot = take_snapshot(workspace.store)
-    return plan(target.cells(snapshot), workspace.store, snapshot, queue)
+    return plan(target.cells(snapshot), workspace.store, snapshot, queue, device_memory(workspace))
+
+
+def device_memory(workspace: Workspace) -> float:
+    """GiB of the device that runs are planned for: the profile's with exec=slurm, else an 80 GB one's."""
+    if workspace.settings.name != "slurm":
+        return DEVICE_GIB
+    return load_profile(workspace.checkout, workspace.settings).gpu.memory_gib or DEVICE_GIB
 
 
 def counts(planned: Sequence[PlannedCell]) -> dict[State, int]:

@@ -30,6 +30,8 @@ class Gpu:
 
     spelling: Literal["gpus_per_node", "gres"]
     type: str | None = None
+    memory_gib: Positive | None = None
+    """What a run may be planned for; null: 80."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -7,19 +7,23 @@ from statistics import mean
 
 from nora import kinds
 from nora.kinds import AnySpec
+from nora.kinds.parts.cost import DEVICE_GIB, Fit
 from nora.store.record import Record
 from nora.tables.cell import Cell
 
 Measured = Mapping[tuple[str, str, str], float]
 
 
+def fit_of(cell: Cell[AnySpec], device_gib: float = DEVICE_GIB) -> Fit:
+    """How one run of the cell fits a device; the largest if the cell waits."""
+    spec = cell.spec or cell.like
+    return Fit(None, None, "unknown", True) if spec is None else kinds.fit(spec, device_gib)
+
+
 def memory_gib(cell: Cell[AnySpec]) -> tuple[float | None, str]:
     """Peak device memory of one run in GiB and where the figure comes from; the most if the cell waits."""
-    spec = cell.spec or cell.like
-    if spec is None:
-        return None, "unknown"
-    cost = kinds.of(spec).cost(spec)
-    return cost.memory_gib, cost.memory_source
+    fit = fit_of(cell)
+    return fit.memory_gib, fit.source
 
 
 def measured_hours(records: Iterable[Record]) -> Measured:

@@ -19,6 +19,20 @@ from nora.training.batches import Batch, EncodedExample, EncodedText, collate, p
 CHUNK_LOGITS = 2**24  # logits at a time: 64 MiB in float32
 
 
+def _logits_at_once(device: torch.device) -> int:
+    """``CHUNK_LOGITS``; on a GPU a sixteenth of its free memory where that is more (in 64 MiB a head of 256,000 words
+    has 65 rows and reads its weight for each). Rows do not see each other, so the chunk changes rounding at most."""
+    if device.type != "cuda":
+        return CHUNK_LOGITS
+    return max(CHUNK_LOGITS, free_memory(device) // 16 // 4)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that nobody uses, what torch keeps in its own cache among them."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk: int) -> Tensor:
@@ -52,7 +66,7 @@ def token_losses(
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("given a head that requires gradients, required a frozen one")
-    size = chunk or max(1, CHUNK_LOGITS // len(weight))
+    size = chunk or max(1, _logits_at_once(weight.device) // len(weight))
     losses: Tensor = _TokenLosses.apply(hidden, weight, targets, bias, size)
     return losses
 

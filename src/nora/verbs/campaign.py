@@ -25,6 +25,7 @@ from nora.launch.plan import (
     check_cells,
     counts,
     current_plan,
+    device_memory,
     eta_hours,
     progress,
 )
@@ -32,7 +33,6 @@ from nora.launch.plan import plan as plan_of
 from nora.launch.queue import Queue, logs_text, read_queue, why_text
 from nora.launch.submission import FOLDER
 from nora.store.states import State, take_snapshot
-from nora.tables.estimate import memory_gib
 from nora.tables.target import AnyTarget
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
 from nora.workspace import Workspace, open_workspace
@@ -56,6 +56,29 @@ def _head(target: AnyTarget, planned: Sequence[PlannedCell]) -> str:
     return f"{target.headline}: {len(planned)} cells: {tally}"
 
 
+def memory_lines(rest: Sequence[PlannedCell]) -> list[str]:
+    """The largest run, batches that are computed in parts, and runs that do not fit with what would hold them."""
+    fits = [(p, p.fit) for p in rest]
+    known = [(fit.memory_gib, fit.source) for _, fit in fits if fit.memory_gib is not None]
+    lines = []
+    if known:
+        largest, source = max(known)
+        lines.append(f"  memory: up to {largest:.0f} GiB a run ({source})")
+    parts = sorted({(p.device_gib, fit.micro_batch_size) for p, fit in fits if fit.micro_batch_size and fit.fits})
+    lines += [
+        f"  batches in parts of {part}, gradients summed: so they fit {device:g} GiB (exec.micro_batch_size={part})"
+        for device, part in parts
+    ]
+    large = [(fit.memory_gib, p.device_gib) for p, fit in fits if not fit.fits and fit.memory_gib is not None]
+    if large:
+        most, device = max(large)
+        lines.append(
+            f"  DOES NOT FIT {device:g} GiB: {len(large)} runs, the largest {most:.0f} GiB with one example at a time; "
+            f"a device of {most / 0.9:.0f} GiB would hold it, or a base in 16 bits (model.dtype=bfloat16)"
+        )
+    return lines
+
+
 def plan_text(target: AnyTarget, planned: Sequence[PlannedCell]) -> str:
     """State, reason and cost: cell by cell for a small plan, summed by row and stage for a large one."""
     lines = [_head(target, planned)]
@@ -63,16 +86,13 @@ def plan_text(target: AnyTarget, planned: Sequence[PlannedCell]) -> str:
     lines.append(f"still to run: {len(rest)} cells, {_hours(rest)} on one device" if rest else "nothing to run")
     sources = sorted({p.cost_source for p in rest if p.hours is not None})
     lines += [f"  cost: {source}" for source in sources]
-    memory = [(gib, source) for gib, source in (memory_gib(p.cell) for p in rest) if gib is not None]
-    if memory:
-        largest, source = max(memory)
-        lines.append(f"  memory: up to {largest:.0f} GiB a run ({source})")
+    lines += memory_lines(rest)
     if len(rest) <= _LISTED:
         for p in rest:
             settings = " ".join(f"{k.split('.')[-1]}={v}" for k, v in p.cell.settings.items())
             lines.append(
                 f"  {p.cell.id or '-' * 16}  {p.state:8} {p.cell.row:10} {p.cell.column:8} seed {p.cell.seed}  "
-                f"{settings}  {p.reason}".rstrip()
+                f"{settings}  {p.reason}{'' if p.fit.fits else f'  does not fit {p.device_gib:g} GiB'}".rstrip()
             )
         return "\n".join(lines)
     width = max(len(p.cell.row) for p in planned)
@@ -132,7 +152,10 @@ def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, li
     for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(workspace)
-    return {target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue) for target in targets}
+    return {
+        target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue, device_memory(workspace))
+        for target in targets
+    }
 
 
 def _banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[list[str]]:

@@ -16,7 +16,7 @@ from nora.errors import UserError, one_of
 from nora.execution import provenance
 from nora.files import write_atomic
 from nora.store.states import take_snapshot
-from nora.verbs.words import dry_run_flag, in_store, json_flag, on_targets, read_targets
+from nora.verbs.words import complete, dry_run_flag, json_flag, on_targets, read_targets
 from nora.workspace import find_checkout, open_workspace
 
 
@@ -54,14 +54,26 @@ def sync_wandb(words: Sequence[str], dry_run: bool) -> int:
 
 
 @click.command()
-@in_store
+@click.argument("words", nargs=-1, metavar="[TARGET…] [key=value …]", shell_complete=complete)
 @json_flag
 def doctor(words: Sequence[str], as_json: bool) -> int:
-    """What this machine has: libraries, disk, Hub, SLURM, W&B."""
+    """What this machine has: libraries, disk, Hub, SLURM, W&B; of a TARGET, everything its runs will read: files,
+    tokenizers, all rows, pictures; memory and hours against the profile. Exit code 1 if anything would stop a run."""
     from nora.launch.doctor import examine, report
 
-    workspace = open_workspace(words)
+    targeted = any(not word.startswith("exec") for word in words)
+    targets, workspace = read_targets(words) if targeted else ([], open_workspace(words))
     findings = examine(workspace.checkout, workspace.store.root)
+    if targets:
+        from nora.launch.plan import device_memory, plan
+        from nora.launch.readiness import check_runs
+
+        snapshot = take_snapshot(workspace.store)
+        device = device_memory(workspace)
+        planned = [
+            p for target in targets for p in plan(target.cells(snapshot), workspace.store, snapshot, None, device)
+        ]
+        findings += check_runs(planned, workspace)
     print(json.dumps([vars(f) for f in findings], indent=1) if as_json else report(findings))
     return 1 if any(f.verdict == "bad" for f in findings) else 0
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load
 from torch import nn
@@ -29,7 +28,7 @@ from nora.adapters import (
     snapshot_weights,
 )
 from nora.adapters.prefix import drawn_tokens, token_keys_values
-from nora.config.pins import check_files, check_model_files, not_here
+from nora.config.pins import MODEL_FILES, check_files, check_model_files, fetched_folder
 from nora.config.schema import MethodSpec, ModelSpec, validate
 from nora.errors import RunFailed, UserError
 from nora.files import Json, canonical_json
@@ -110,14 +109,14 @@ def _load_base(spec: ModelSpec, checkout: Path, device: torch.device) -> Base:
         tokenizer = AutoTokenizer.from_pretrained(borrowed)
         model = random_model(spec.architecture or {}, seed=_RANDOM_WEIGHTS_SEED).to(dtype)
     else:
-        folder = _folder(spec, checkout)
+        folder = model_folder(spec, checkout)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.requires_grad_(False)
     return Base(model.to(device).eval(), tokenizer)
 
 
-def _folder(spec: ModelSpec, checkout: Path) -> Path:
+def model_folder(spec: ModelSpec, checkout: Path) -> Path:
     """The folder of a pretrained base, every file that is loaded from it compared with its hash."""
     if spec.source in ("gguf", "package"):
         return dequantised(spec, checkout)
@@ -125,11 +124,7 @@ def _folder(spec: ModelSpec, checkout: Path) -> Path:
         folder = checkout / str(spec.repo)
         check_model_files(folder, spec.files or {}, checkout)
         return folder
-    repo, revision = str(spec.repo), str(spec.revision)
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except OSError as error:
-        raise RunFailed(not_here(repo, revision, error)) from error
+    folder = fetched_folder(str(spec.repo), str(spec.revision), spec.files or MODEL_FILES)
     check_files(folder, spec.files or {})
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 # Parameters that every token passes through, from the models' own configs (tied heads counted once).
@@ -30,6 +31,32 @@ class Cost(NamedTuple):
     hours_source: str = "unknown: no like run has a record yet"
     memory_gib: float | None = None
     memory_source: str = "unknown"
+
+
+DEVICE_GIB = 80.0
+"""An H100 or A100, where no profile says otherwise."""
+_FILLED = 0.9  # of a device's memory, at most: an estimate is no promise, and the allocator leaves gaps
+
+
+class Fit(NamedTuple):
+    """How a run fits a device: the part of a batch computed at once (None: all of it), its GiB by the estimate, where
+    that figure comes from, and whether that is little enough."""
+
+    micro_batch_size: int | None
+    memory_gib: float | None
+    source: str
+    fits: bool
+
+
+def fit(cost: Callable[[int | None], Cost], batch_size: int | None, device_gib: float) -> Fit:
+    """The whole batch where it fits, else the largest of a half, a quarter, … that does; ``cost`` by that part,
+    ``batch_size`` None where it may not be divided."""
+    part, found = None, cost(None)
+    while found.memory_gib is not None and found.memory_gib > _FILLED * device_gib and (part or batch_size or 1) > 1:
+        part = (part or batch_size or 1) // 2
+        found = cost(part)
+    enough = found.memory_gib is None or found.memory_gib <= _FILLED * device_gib
+    return Fit(part, found.memory_gib, found.memory_source, enough)
 
 
 def kept_bytes(family: str, precision: str) -> int:

@@ -35,7 +35,7 @@ from nora.adapters import (
     save_diffusers_lora,
     snapshot_weights,
 )
-from nora.config.pins import check_model_files, not_here
+from nora.config.pins import PIPELINE_FILES, check_files, check_model_files, fetched_folder
 from nora.config.schema import MethodSpec, ModelSpec
 from nora.errors import RunFailed
 from nora.files import Json
@@ -98,7 +98,8 @@ def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Pipe
             folder = checkout / str(spec.repo)
             check_model_files(folder, spec.files or {}, checkout)
         else:
-            folder = Path(_snapshot(str(spec.repo), str(spec.revision)))
+            folder = fetched_folder(str(spec.repo), str(spec.revision), spec.files or PIPELINE_FILES)
+            check_files(folder, spec.files or {})
         pipeline = StableDiffusionPipeline.from_pretrained(folder, **plain)
         pipeline.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     kind = pipeline.scheduler.config["prediction_type"]
@@ -108,15 +109,6 @@ def load_pipeline(spec: ModelSpec, checkout: Path, device: torch.device) -> Pipe
         nn.Module.to(model, device, dtype)  # diffusers' own would warn of every cast
         model.requires_grad_(False).eval()
     return pipeline
-
-
-def _snapshot(repo: str, revision: str) -> str:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(repo, revision=revision, local_files_only=True)
-    except OSError as error:  # LocalEntryNotFoundError is one
-        raise RunFailed(not_here(repo, revision, error)) from error
 
 
 def _random_pipeline(spec: ModelSpec, checkout: Path, plain: dict[str, Json]) -> Pipeline:

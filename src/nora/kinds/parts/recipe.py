@@ -110,6 +110,8 @@ class Outcome:
     metrics: dict[str, Json]
     proof: Mapping[str, Json]
     files: dict[str, OutputFile] = field(default_factory=dict)
+    beside: dict[str, bytes] = field(default_factory=dict)
+    """Name below the run's folder → content, of what exec asks to keep and no result names."""
     diverged: dict[str, Json] | None = None
     run: dict[str, Json] = field(default_factory=dict)
 
@@ -298,10 +300,16 @@ class TrainingRun:
         """The trained parameters as they are now."""
         return save({name: p.detach().contiguous().cpu() for name, p in self.state.parameters.items()})
 
-    def outcome(self, metrics: dict[str, Json], files: dict[str, OutputFile], since: float) -> Outcome:
+    def outcome(
+        self,
+        metrics: dict[str, Json],
+        files: dict[str, OutputFile],
+        since: float,
+        beside: dict[str, bytes] | None = None,
+    ) -> Outcome:
         """What the run found out."""
         self.timing["seconds"] = time.monotonic() - since
-        return Outcome(metrics=metrics, proof=self._proof.to_dict(), files=files, run=self.timing)
+        return Outcome(metrics, self._proof.to_dict(), files, run=self.timing, beside=beside or {})
 
     def text_files(self, predictions: Sequence[Mapping[str, Json]], adapter: bytes) -> dict[str, OutputFile]:
         """The two files of a run on text."""

@@ -47,6 +47,14 @@ def measure(model: nn.Module, *, longest: int, precision: str) -> Sizes:
     )
 
 
+_FOR_ANSWERS = 0.25  # of the free memory: a beam search copies what it keeps, and a first pass has activations
+
+
+def tokens_at_once(sizes: Sizes, free: int) -> int:
+    """Tokens generated from at once, beams and new ones counted, by a GPU's free bytes."""
+    return max(8, int(_FOR_ANSWERS * free) // sizes.per_cached_token)
+
+
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}" if size >= 2**30 / 10 else f"{size / 2**30:.1e}"
 

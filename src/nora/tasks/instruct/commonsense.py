@@ -29,7 +29,7 @@ METRIC = "mean_accuracy"
 READS_PROMPT = True
 """The extraction looks at prompt and answer together, after the last marker."""
 DEV_IS_SCORED = False
-TEXT_TOKENS, ANSWER_TOKENS = 110, 8
+TEXT_TOKENS, ANSWER_TOKENS = 144, 8
 """Rough means of the real rows: tokens of a training text, tokens an answer takes."""
 NUM_TEST_ROWS = 22_419
 SETS = {

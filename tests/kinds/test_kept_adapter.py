@@ -1,0 +1,108 @@
+"""``exec.keep_adapter=true``: what `nora run` leaves is read by stock PEFT as the model that was scored."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel, get_peft_model
+
+from nora import cli, tasks
+from nora.kinds import FinetuneSpec, compose_run
+from nora.kinds.parts import kept
+from nora.kinds.parts.bases import load_base, lora_config, write_merged
+from nora.kinds.parts.rows import few_shot_rows
+from nora.store.record import Record
+from nora.store.runs import Store
+from nora.training.scoring import Assessor, Split
+
+METHODS = ("lora", "lora_p", "pissa", "olora", "nora", "nora_plus", "prefix")
+CPU = torch.device("cpu")
+
+
+def _kept(words: list[str], checkout: Path, store: Path) -> tuple[FinetuneSpec, Record, Path]:
+    """What `nora run` has left: the spec, the record and the folder of the adapter."""
+    words = ["scale=smoke", *words, "exec.device=cpu", "exec.progress=false"]
+    assert cli.main(["run", *words, "exec.keep_adapter=true", f"exec.results={store}"]) == 0
+    spec, _, _ = compose_run(checkout, words)
+    assert isinstance(spec, FinetuneSpec)
+    (path,) = store.glob("runs/finetune/*/record.json")
+    record = Store(store).read("finetune", path.parent.name)
+    assert record is not None
+    return spec, record, path.parent / kept.FOLDER
+
+
+def _predictions(folder: Path, record: Record) -> list[dict[str, Any]]:
+    file = folder.parent / record.result["files"]["predictions"]["name"]
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stock_peft_scores_as_the_run_did(method: str, checkout: Path, tmp_path: Path) -> None:
+    spec, record, folder = _kept(["task=cb", "protocol.lr=0.03", f"method={method}"], checkout, tmp_path / "store")
+    assert record.result["files"].keys() == {"predictions", "adapter"}, "what exec keeps is not in the result"
+    base = load_base(spec.model, checkout, CPU)
+    task = tasks.load("superglue", "cb")
+    test = Split.encode(
+        [task.build(row) for row in few_shot_rows(spec.task, task, checkout, seed=0).test], base.tokenizer,
+        max_length=spec.model.max_length, bos=spec.model.bos_token_id,
+    )  # fmt: skip
+    assessor = Assessor(task, base.tokenizer, base.pad_id, True, spec.model.max_length)
+
+    def scores(model: Any) -> torch.Tensor:
+        return torch.tensor([row["scores"] for row in assessor.measure(model.eval(), test)[1]])
+
+    untouched = scores(base.model)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder))
+    said = torch.tensor([row["scores"] for row in _predictions(folder, record)])
+    torch.testing.assert_close(scores(loaded), said, rtol=0, atol=2e-5)
+    assert (untouched - said).abs().max() > 1e-3, "the adapter does something"
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base_name = spec.model.repo or spec.model.name
+    assert config["base_model_name_or_path"] == base_name and config["revision"] is None
+    assert config["inference_mode"] is True and str(tmp_path) not in json.dumps(config)
+    assert config.get("init_lora_weights", True) is True, "nothing is repeated at loading"
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.to_dict()["library_name"] == "peft" and f"nora show {record.id}" in card.text
+    assert ("position_ids" in card.text) == (method == "prefix")
+    assert ("plain LoRA of the untouched one" in card.text) == (method in ("pissa", "olora"))
+
+
+@pytest.mark.parametrize(
+    "words", [["method=nora"], ["method=pissa"], ["method=pissa", "model.dtype=bfloat16"]], ids=" ".join
+)
+def test_an_instruct_run_whose_adapter_was_merged_is_left_unmerged(
+    words: list[str], checkout: Path, tmp_path: Path
+) -> None:
+    """Beside the model that is made again from the record's own tensors, start and all."""
+    words = ["task=commonsense", "model=llama_smoke", "protocol=llm_adapters", "task.num_test=1", *words]
+    spec, record, folder = _kept(words, checkout, tmp_path / "store")
+    assert spec.protocol.merge  # type: ignore[union-attr]
+    write_merged(record, Store(tmp_path / "store"), checkout, tmp_path / "merged")
+    base = load_base(spec.model, checkout, CPU)
+    merged = PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder)).merge_and_unload().state_dict()
+    expected = type(base.model).from_pretrained(tmp_path / "merged", dtype=base.model.dtype).state_dict()
+    untouched = base.model.state_dict()
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(expected[name], untouched[name]) for name in expected)
+    assert ("repeats the start" in (folder / "README.md").read_text()) == (spec.model.dtype == "bfloat16")
+
+
+def test_a_base_of_the_hub_is_named_with_its_commit(checkout: Path) -> None:
+    spec, _, _ = compose_run(checkout, ["scale=paper", "task=cb", f"model.revision={'a' * 40}"])
+    assert isinstance(spec, FinetuneSpec)
+    base = load_base(compose_run(checkout, ["scale=smoke", "task=cb"])[0].model, checkout, CPU)  # type: ignore[union-attr]
+    model = get_peft_model(base.model, lora_config(spec.method, spec.model.targets))
+    keeper = kept.KeptAdapter(spec, model, spec.method)
+    files = keeper.files()
+    config = json.loads(files["adapter/adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("facebook/opt-1.3b", "a" * 40)
+    assert ModelCard(files["adapter/README.md"].decode()).data.to_dict()["base_model"] == "facebook/opt-1.3b"
+    assert keeper.files() == files, "the same bytes each time"
