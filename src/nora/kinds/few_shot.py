@@ -142,14 +142,17 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         raise RunFailed(str(error)) from None
 
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
-    adapted = bases.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
-    model = adapted.model
     share = protocol.share_prompt
     objective: Objective
     if task.LOSS == "classification":
         objective = ClassificationObjective(training.encoded, training.gold, base.pad_id, share)
     else:
         objective = OptionLMObjective(training.encoded, training.gold, base.pad_id)
+    adapted = bases.add_adapter(
+        base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids},
+        rows=bases.rows_of(objective),
+    )  # fmt: skip
+    model = adapted.model
 
     shared = share if protocol.share_when_scoring is None else protocol.share_when_scoring
     half = protocol.precision == "bf16" and spec.model.dtype == "float32"  # a base in 16 bits is scored as it is
@@ -169,9 +172,11 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         "truncated_tokens": sum(e.truncated for split in (training, dev, test) for e in split.encoded),
         "majority_accuracy": majority_accuracy(training.examples, test.examples),
     }
-    if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
-        common["zero_shot"] = assessor.measure(model, test)[0]
+    if "zero_shot" in spec.measure:
+        with bases.untouched(model, spec.method):
+            common["zero_shot"] = assessor.measure(model, test)[0]
     run.resume(since=started)
+    run.timing |= adapted.cost
     run.timing["base_moved"] = bases.moves_base(spec.method)
     longest = max(sum(len(ids) for ids in example.sequences) for example in training.encoded)
     sizes = measure(model, longest=longest, precision=protocol.precision)

@@ -285,7 +285,9 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
 
     method, quirks = trained_method(spec.method, protocol.sketch)
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
-    adapted = bases.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
+    objective = InstructObjective(training, base.pad_id)
+    rows_seen = bases.rows_of(objective)
+    adapted = bases.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe, rows=rows_seen)
     model = adapted.model
     settings = _loop_settings(protocol, len(training), context)
     run = TrainingRun(context, model, method, settings, adapted.proof, seed=spec.seed, num_examples=len(training))
@@ -318,15 +320,17 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         sizes=sizes,
         between=run.stop_if_asked,
     )
-    if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
-        common["zero_shot"], _ = tested(rows=rows.test)
+    if "zero_shot" in spec.measure:
+        with bases.untouched(model, method):
+            common["zero_shot"], _ = tested(rows=rows.test)
     run.resume(since=started)
+    run.timing |= adapted.cost
     state = run.state
     try:
         with explain_out_of_memory("training", training_table(sizes, protocol.batch_size, settings.micro_batch_size)):
             train(
                 model,
-                InstructObjective(training, base.pad_id),
+                objective,
                 settings,
                 state,
                 before_step=lambda step: seed_dropout(spec.seed, step, context.replicas),

@@ -1,0 +1,129 @@
+"""Which starts, variants and optimisers there are, and what each file says of itself, without importing it (or torch).
+
+A choice is a file: of ``nora/adapters/inits``, ``variants`` or ``optimizers``; for inits also an entry point of the
+group ``nora.inits`` and the files of ``inits/`` in a folder given by ``--config-dir``. What a plan must know of it are
+literals of its module (``OPTIONS = {…}``, ``MOVES_BASE = False``), read from its text.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+_ADAPTERS = Path(__file__).parent / "adapters"
+FOLDER = "NORA_CONFIG_DIR"
+"""The environment variable that hands ``--config-dir`` on to the processes that a launch starts."""
+
+
+_LENT: dict[str, ModuleType] = {}
+
+
+@contextmanager
+def lent(name: str, module: ModuleType) -> Iterator[None]:
+    """An init under a name for a block, wherever its module comes from (``nora.testing``)."""
+    _LENT[name] = module
+    try:
+        yield
+    finally:
+        del _LENT[name]
+
+
+def _package(axis: str) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((_ADAPTERS / axis).glob("*.py")) if not path.stem.startswith("_")}
+
+
+@cache
+def _entry_points() -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group="nora.inits")}
+
+
+def _foreign() -> dict[str, Path]:
+    """The inits of other packages and of the folder of ``--config-dir``."""
+    found = {}
+    for name, module in _entry_points().items():
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            found[name] = Path(spec.origin)
+    if folder := os.environ.get(FOLDER):
+        found |= {path.stem: path for path in sorted(Path(folder, "inits").glob("*.py")) if path.stem[0] != "_"}
+    found |= {name: Path(str(module.__file__)) for name, module in _LENT.items()}
+    return found
+
+
+def files(axis: str) -> dict[str, Path]:
+    """Name → file of an axis ("inits", "variants", "optimizers"); no foreign file hides one of the package."""
+    return {**(_foreign() if axis == "inits" else {}), **_package(axis)}
+
+
+def names(axis: str) -> list[str]:
+    """The choices there are."""
+    return sorted(files(axis))
+
+
+@cache
+def _literals(path: Path, changed: int) -> Mapping[str, object]:
+    del changed  # part of the key
+    found: dict[str, object] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                try:
+                    found[ast.unparse(target)] = ast.literal_eval(node.value)
+                except ValueError:
+                    continue
+        elif isinstance(node, ast.FunctionDef):
+            found[node.name] = True
+    return found
+
+
+def said(axis: str, name: str) -> Mapping[str, object]:
+    """The literals of a choice's module, and True under the name of each of its functions; {} where it is not here."""
+    path = files(axis).get(name)
+    return {} if path is None else _literals(path, path.stat().st_mtime_ns)
+
+
+def options(name: str, axis: str = "inits") -> dict[str, object]:
+    """A choice's own settings with their defaults: its schema."""
+    own = said(axis, name).get("OPTIONS", {})
+    return dict(own) if isinstance(own, dict) else {}
+
+
+def source(name: str) -> str | None:
+    """SHA-256 of the file of an init that is not this package's (what its runs depend on); None for ours."""
+    path = None if name in _package("inits") else _foreign().get(name)
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(axis: str, name: str) -> ModuleType:
+    """The module of a choice; ValueError for a name that is not there."""
+    if axis == "inits" and name in _LENT:
+        return _LENT[name]
+    if name in _package(axis):
+        return importlib.import_module(f"nora.adapters.{axis}.{name}")
+    path = files(axis).get(name)
+    if path is None:
+        raise ValueError(f"{axis[:-1]}: given {name!r}, required one of {', '.join(names(axis))}")
+    if name in _entry_points() and not os.environ.get(FOLDER):
+        return importlib.import_module(_entry_points()[name])
+    return _from_file(path)
+
+
+def _from_file(path: Path) -> ModuleType:
+    key = f"nora_start_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, path)
+        assert spec is not None and spec.loader is not None  # a .py file has both
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[key] = module
+    return sys.modules[key]
