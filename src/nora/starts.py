@@ -47,6 +47,12 @@ def _entry_points() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group="nora.inits")}
 
 
+def own_folder() -> Path | None:
+    """The folder of ``--config-dir``: groups of choices as ``conf/`` has them (``method/mine.yaml``), and ``inits/``."""
+    given = os.environ.get(FOLDER)
+    return Path(given) if given else None
+
+
 def _foreign() -> dict[str, Path]:
     """The inits of other packages and of the folder of ``--config-dir``."""
     found = {}
@@ -54,8 +60,8 @@ def _foreign() -> dict[str, Path]:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:
             found[name] = Path(spec.origin)
-    if folder := os.environ.get(FOLDER):
-        found |= {path.stem: path for path in sorted(Path(folder, "inits").glob("*.py")) if path.stem[0] != "_"}
+    if folder := own_folder():
+        found |= {path.stem: path for path in sorted((folder / "inits").glob("*.py")) if path.stem[0] != "_"}
     found |= {name: Path(str(module.__file__)) for name, module in _LENT.items()}
     return found
 
@@ -113,9 +119,10 @@ def load(axis: str, name: str) -> ModuleType:
     path = files(axis).get(name)
     if path is None:
         raise ValueError(f"{axis[:-1]}: given {name!r}, required one of {', '.join(names(axis))}")
-    if name in _entry_points() and not os.environ.get(FOLDER):
-        return importlib.import_module(_entry_points()[name])
-    return _from_file(path)
+    folder = own_folder()
+    if folder is not None and path.parent == folder / "inits":
+        return _from_file(path)
+    return importlib.import_module(_entry_points()[name])
 
 
 def _from_file(path: Path) -> ModuleType:

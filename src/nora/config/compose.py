@@ -18,6 +18,7 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nora import starts
 from nora.config import limits
 from nora.errors import UserError, nearest
 from nora.files import Json
@@ -26,9 +27,21 @@ OWN_STORE = "exec.results=results/mine"
 """The word `nora run` adds where no place for its records is typed; no message repeats it."""
 
 
+def folders(conf: Path) -> list[Path]:
+    """Where configs are: ``conf/``, and the folder of ``--config-dir``."""
+    own = starts.own_folder()
+    return [conf] if own is None else [conf, own]
+
+
 def choices(conf: Path, group: str) -> list[str]:
     """The files of one config group."""
-    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    return sorted({path.stem for folder in folders(conf) for path in (folder / group).glob("*.yaml")})
+
+
+def config_file(conf: Path, group: str, name: str) -> Path:
+    """The file of one choice: of ``conf/``, or else of the folder of ``--config-dir``."""
+    paths = [folder / group / f"{name}.yaml" for folder in folders(conf)]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _is_group(conf: Path, key: str) -> bool:
@@ -69,7 +82,12 @@ def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Json]:
     """The composed, resolved config as plain data. Raises UserError; draws on no other state, so that what was asked
     before (targets share most of their cells) is only copied, as long as no file has changed."""
     files = tuple(
-        sorted((entry.path, entry.stat().st_mtime_ns) for entry in _entries(conf) if entry.name.endswith(".yaml"))
+        sorted(
+            (entry.path, entry.stat().st_mtime_ns)
+            for folder in folders(conf)
+            for entry in _entries(folder)
+            if entry.name.endswith(".yaml")
+        )
     )
     return copy.deepcopy(_compose(conf, tuple(overrides), files))
 
@@ -81,6 +99,12 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield from _entries(entry.path)
         else:
             yield entry
+
+
+def search_path() -> list[str]:
+    """Hydra's own word for the folder of ``--config-dir``."""
+    own = starts.own_folder()
+    return [] if own is None else [f"hydra.searchpath=['file://{own}']"]
 
 
 def _missing(node: Json, path: str = "") -> Iterator[str]:
@@ -98,7 +122,8 @@ def _missing(node: Json, path: str = "") -> Iterator[str]:
 @lru_cache(maxsize=1024)
 def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> dict[str, Json]:
     del files  # part of the key
-    limits.check_folder(conf)
+    for folder in folders(conf):
+        limits.check_folder(folder)
     limits.check_overrides(overrides)
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
@@ -111,7 +136,7 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            config = compose("config", _permit_new_keys(conf, overrides))
+            config = compose("config", [*search_path(), *_permit_new_keys(conf, overrides)])
         plain: Json = OmegaConf.to_container(config, resolve=False)
         limits.check_interpolations(plain)
         missing = sorted(_missing(plain))
