@@ -149,13 +149,16 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+_FOLDER = frozenset(("--config-dir", "-cd"))
+
+
 def _take_folder(arguments: Sequence[str]) -> list[str]:
     """The words without ``--config-dir FOLDER``, which every verb takes: it is handed on by the environment, so that
     the processes of a launch have it too. UserError for a folder that is not there."""
     rest, given = [], None
     words = iter(arguments)
     for word in words:
-        if word in ("--config-dir", "-cd"):
+        if word in _FOLDER:
             given = next(words, "")
         elif word.startswith("--config-dir="):
             given = word.removeprefix("--config-dir=")
@@ -171,19 +174,12 @@ def _take_folder(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    before = os.environ.get(starts.FOLDER)
-    try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
-    finally:
-        os.environ.pop(starts.FOLDER, None)
-        if before is not None:
-            os.environ[starts.FOLDER] = before
-
-
-def _main(arguments: Sequence[str]) -> int:
+    words, before = list(sys.argv[1:] if arguments is None else arguments), os.environ.get(starts.FOLDER)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        code = nora.main(_take_folder(arguments), prog_name="nora", standalone_mode=False)
+        if not _FOLDER.isdisjoint(word.split("=")[0] for word in words):
+            words = _take_folder(words)
+        code = nora.main(words, prog_name="nora", standalone_mode=False)
         return int(code or 0)
     except click.ClickException as error:
         print(f"nora: {error.format_message()}", file=sys.stderr)
@@ -211,6 +207,10 @@ def _main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    finally:
+        os.environ.pop(starts.FOLDER, None)
+        if before is not None:
+            os.environ[starts.FOLDER] = before
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _ADAPTERS = Path(__file__).parent / "adapters"
 FOLDER = "NORA_CONFIG_DIR"
-"""The environment variable that hands ``--config-dir`` on to the processes that a launch starts."""
+"""The environment variable that hands ``--config-dir`` on to the processes that a launch starts: a folder of choices as
+``conf/`` has them (``method/mine.yaml``), and of ``inits/``."""
 
 
 _LENT: dict[str, ModuleType] = {}
@@ -38,37 +40,31 @@ def lent(name: str, module: ModuleType) -> Iterator[None]:
         del _LENT[name]
 
 
+@cache
 def _package(axis: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((_ADAPTERS / axis).glob("*.py")) if not path.stem.startswith("_")}
 
 
 @cache
-def _entry_points() -> dict[str, str]:
-    return {point.name: point.value for point in entry_points(group="nora.inits")}
-
-
-def own_folder() -> Path | None:
-    """The folder of ``--config-dir``: groups of choices as ``conf/`` has them (``method/mine.yaml``), and ``inits/``."""
-    given = os.environ.get(FOLDER)
-    return Path(given) if given else None
-
-
-def _foreign() -> dict[str, Path]:
-    """The inits of other packages and of the folder of ``--config-dir``."""
+def _entry_points() -> dict[str, tuple[str, Path]]:
+    """Name → module and its file, of the inits of other packages."""
     found = {}
-    for name, module in _entry_points().items():
-        spec = importlib.util.find_spec(module)
+    for point in entry_points(group="nora.inits"):
+        spec = importlib.util.find_spec(point.value)
         if spec is not None and spec.origin is not None:
-            found[name] = Path(spec.origin)
-    if folder := own_folder():
-        found |= {path.stem: path for path in sorted((folder / "inits").glob("*.py")) if path.stem[0] != "_"}
-    found |= {name: Path(str(module.__file__)) for name, module in _LENT.items()}
+            found[point.name] = point.value, Path(spec.origin)
     return found
 
 
 def files(axis: str) -> dict[str, Path]:
     """Name → file of an axis ("inits", "variants", "optimizers"); no foreign file hides one of the package."""
-    return {**(_foreign() if axis == "inits" else {}), **_package(axis)}
+    found: dict[str, Path] = {}
+    if axis == "inits":
+        found |= {name: path for name, (_, path) in _entry_points().items()}
+        if folder := os.environ.get(FOLDER):
+            found |= {path.stem: path for path in sorted(Path(folder, "inits").glob("*.py")) if path.stem[0] != "_"}
+        found |= {name: Path(str(module.__file__)) for name, module in _LENT.items()}
+    return {**found, **_package(axis)}
 
 
 def names(axis: str) -> list[str]:
@@ -77,9 +73,11 @@ def names(axis: str) -> list[str]:
 
 
 @cache
-def _literals(path: Path, changed: int) -> Mapping[str, object]:
+def _literals(path: Path, changed: int) -> Mapping[str, Any]:
     del changed  # part of the key
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {"OPTIONS": {}}
+    if _ADAPTERS not in path.parents:
+        found["SOURCE"] = hashlib.sha256(path.read_bytes()).hexdigest()
     for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -92,22 +90,11 @@ def _literals(path: Path, changed: int) -> Mapping[str, object]:
     return found
 
 
-def said(axis: str, name: str) -> Mapping[str, object]:
-    """The literals of a choice's module, and True under the name of each of its functions; {} where it is not here."""
-    path = files(axis).get(name)
-    return {} if path is None else _literals(path, path.stat().st_mtime_ns)
-
-
-def options(name: str, axis: str = "inits") -> dict[str, object]:
-    """A choice's own settings with their defaults: its schema."""
-    own = said(axis, name).get("OPTIONS", {})
-    return dict(own) if isinstance(own, dict) else {}
-
-
-def source(name: str) -> str | None:
-    """SHA-256 of the file of an init that is not this package's (what its runs depend on); None for ours."""
-    path = None if name in _package("inits") else _foreign().get(name)
-    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+def said(axis: str, name: str | None) -> Mapping[str, Any]:
+    """The literals of a choice's module, True under the name of each of its functions, and for one that is not this
+    package's the SHA-256 of its file as ``SOURCE``: what its runs depend on. No ``OPTIONS`` where it is not here."""
+    path = files(axis).get(name or "")
+    return {"OPTIONS": {}} if path is None else _literals(path, path.stat().st_mtime_ns)
 
 
 def load(axis: str, name: str) -> ModuleType:
@@ -119,10 +106,8 @@ def load(axis: str, name: str) -> ModuleType:
     path = files(axis).get(name)
     if path is None:
         raise ValueError(f"{axis[:-1]}: given {name!r}, required one of {', '.join(names(axis))}")
-    folder = own_folder()
-    if folder is not None and path.parent == folder / "inits":
-        return _from_file(path)
-    return importlib.import_module(_entry_points()[name])
+    module, origin = _entry_points().get(name, ("", None))
+    return importlib.import_module(module) if path == origin else _from_file(path)
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -216,3 +216,26 @@ def test_an_interrupted_run_comes_to_the_same_result(name: str, checkout: Path, 
         execute(spec, settings, checkout=checkout, store=Store(tmp_path / "cut"), stop_requested=lambda: next(asked))
     resumed, _ = execute(spec, settings, checkout=checkout, store=Store(tmp_path / "cut"))
     assert resumed.run["resumed_at_step"] and resumed.result == whole.result
+
+
+def test_sharpness_is_recorded_and_changes_nothing_else(run: Callable[..., Any]) -> None:
+    plain, _ = run("method=nora")
+    record, _ = run("method=nora", "measure=[sharpness]")
+    found = record.metrics["sharpness"]
+    assert found["value"] > 0 and 0 < found["products"] <= 30 and found["rows"] == 16
+    assert record.metrics["test"] == plain.metrics["test"] and record.metrics["dev"] == plain.metrics["dev"]
+
+
+def test_sharpness_of_a_picture_model(run: Callable[..., Any]) -> None:
+    words = ["kind=dreambooth", "protocol.steps=1", "protocol.pictures=1", "protocol.picture_steps=1"]
+    found = [run(*words, f"method={name}", "measure=[sharpness]", task="dog")[0] for name in ("lora", "eva")]
+    values = [record.metrics["sharpness"]["value"] for record in found]
+    assert min(values) > 0 and values[0] != values[1]
+    assert all(record.result["proof"]["passed"] for record in found)
+
+
+@pytest.mark.parametrize("name", [n for n in starts.names("inits") if n != "kaiming"])
+def test_every_start_is_had_on_pictures_too(name: str, run: Callable[..., Any]) -> None:
+    words = ["kind=dreambooth", "protocol.steps=1", "protocol.pictures=1", "protocol.picture_steps=1", "method.rank=4"]
+    record, _ = run(*words, "method=lora", f"method.init={name}", task="dog")
+    assert record.status == "done" and record.result["proof"]["passed"]

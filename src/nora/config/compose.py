@@ -29,19 +29,13 @@ OWN_STORE = "exec.results=results/mine"
 
 def folders(conf: Path) -> list[Path]:
     """Where configs are: ``conf/``, and the folder of ``--config-dir``."""
-    own = starts.own_folder()
-    return [conf] if own is None else [conf, own]
+    own = os.environ.get(starts.FOLDER)
+    return [conf, Path(own)] if own else [conf]
 
 
 def choices(conf: Path, group: str) -> list[str]:
     """The files of one config group."""
     return sorted({path.stem for folder in folders(conf) for path in (folder / group).glob("*.yaml")})
-
-
-def config_file(conf: Path, group: str, name: str) -> Path:
-    """The file of one choice: of ``conf/``, or else of the folder of ``--config-dir``."""
-    paths = [folder / group / f"{name}.yaml" for folder in folders(conf)]
-    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _is_group(conf: Path, key: str) -> bool:
@@ -103,8 +97,8 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
 
 def search_path() -> list[str]:
     """Hydra's own word for the folder of ``--config-dir``."""
-    own = starts.own_folder()
-    return [] if own is None else [f"hydra.searchpath=['file://{own}']"]
+    own = os.environ.get(starts.FOLDER)
+    return [f"hydra.searchpath=['file://{own}']"] if own else []
 
 
 def _missing(node: Json, path: str = "") -> Iterator[str]:

@@ -66,11 +66,11 @@ class MethodSpec:
 
     @model_validator(mode="after")
     def _fields_fit_the_method(self) -> MethodSpec:
-        lora, own = self.adapter == "lora", starts.options(self.init) if self.adapter == "lora" else {}
-        takes = starts.options(self.optimizer, "optimizers") if self.optimizer else {}
+        lora = self.adapter == "lora"
+        said = starts.said("inits", self.init if lora else None)
+        own: dict[str, Json] = said["OPTIONS"]
+        takes = starts.said("optimizers", self.optimizer)["OPTIONS"]
         scaled = self.preconditioner is not None
-        data = lora and "DATA" in starts.said("inits", self.init)
-        one_sided = lora and starts.said("inits", self.init).get("ONE_SIDED") is True
         because = f"init={self.init}"
         groups = [
             (_LORA_ONLY, lora, f"adapter={self.adapter}"),
@@ -81,7 +81,7 @@ class MethodSpec:
             (("damping",), scaled or "damping" in takes, "preconditioner=null"),
             (("num_virtual_tokens",), self.adapter == "prefix", f"adapter={self.adapter}"),
             (("lr_ratio",), "lr_ratio" in takes, f"optimizer={self.optimizer}"),
-            (("init_rows",), data, because),
+            (("init_rows",), "DATA" in said, because),
         ]
         problems = []
         for keys, wanted, reason in groups:
@@ -101,9 +101,10 @@ class MethodSpec:
             fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
             if not fits:
                 problems.append(f"{key}: given {value!r}, required a {type(default).__name__} with {because}")
-        if self.match is not None and not one_sided:
+        if self.match is not None and not said.get("ONE_SIDED"):
             problems.append(f"match=frobenius has no meaning with init={self.init}: it has not one factor to scale")
-        problems += self._parts_that_exclude_each_other(lora, scaled)
+        if self.variant is not None or self.optimizer is not None:
+            problems += self._parts_that_exclude_each_other(lora, scaled)
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -150,12 +150,13 @@ def whole_method(given: Mapping[str, Json]) -> dict[str, Json]:
     that is a name for other keys replaced by them."""
     method = {key: value for key, value in given.items() if value is not None}
     init, optimizer = method.get("init"), method.get("optimizer")
-    if method.get("adapter") != "lora" or not isinstance(init, str) or init not in starts.names("inits"):
+    said = starts.said("inits", init) if isinstance(init, str) else {}
+    if method.get("adapter") != "lora" or "factors" not in said:
         return method
     known = {field.name for field in fields(MethodSpec)}
     typed = method.pop("options", None) or {}
     options = {} if not isinstance(typed, Mapping) else dict(typed)
-    for key, default in starts.options(init).items():
+    for key, default in said["OPTIONS"].items():
         if key in known:
             if key not in given:  # a typed null is no default
                 method[key] = default
@@ -165,16 +166,15 @@ def whole_method(given: Mapping[str, Json]) -> dict[str, Json]:
         method.pop("xi", None)
     if options:
         method["options"] = options
-    if "DATA" in starts.said("inits", init):
+    if "DATA" in said:
         method.setdefault("init_rows", DATA_ROWS)
-    if (source := starts.source(init)) is not None:
-        method["source"] = source
+    if "SOURCE" in said:
+        method["source"] = said["SOURCE"]
     if isinstance(optimizer, str):
-        said = starts.said("optimizers", optimizer)
-        if isinstance(keys := said.get("KEYS"), dict):
-            method = {**keys, **{key: value for key, value in method.items() if key != "optimizer"}}
-        for key, default in starts.options(optimizer, "optimizers").items():
-            method.setdefault(key, default)
+        step = starts.said("optimizers", optimizer)
+        if "KEYS" in step:
+            method = {**step["KEYS"], **{key: value for key, value in method.items() if key != "optimizer"}}
+        method = {**step["OPTIONS"], **method}
     return method
 
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -130,7 +130,7 @@ class Spec:
     method: MethodSpec
     protocol: DreamboothProtocol
     seed: Seed
-    measure: list[Literal["fidelity"]]
+    measure: list[Literal["fidelity", "sharpness"]]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
@@ -307,6 +307,14 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         context, adapted.unet, spec.method, settings, adapted.proof, seed=spec.seed, num_examples=len(pictures)
     )
     common: dict[str, Json] = {"trainable_parameters": run.num_trained, "pictures": len(pictures)}
+    if "sharpness" in spec.measure:
+        everyone = list(range(len(pictures)))
+
+        def at_fixed_draws(unet: Any) -> Any:
+            objective.begin(2 * protocol.steps)  # a step whose noise no training and no start sees
+            return objective.loss(unet, everyone) / len(everyone)
+
+        common["sharpness"] = bases.measure_sharpness(adapted.unet, at_fixed_draws, spec.seed, rows=len(everyone))
     run.resume(since=started)
     run.timing |= adapted.cost
 

@@ -52,7 +52,7 @@ class Spec:
     method: MethodSpec
     protocol: FewShotProtocol
     seed: Seed
-    measure: list[Literal["spectrum", "zero_shot"]]
+    measure: list[Literal["spectrum", "zero_shot", "sharpness"]]
 
 
 def label(spec: FinetuneSpec) -> Label:
@@ -175,6 +175,11 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     if "zero_shot" in spec.measure:
         with bases.untouched(model, spec.method):
             common["zero_shot"] = assessor.measure(model, test)[0]
+    if "sharpness" in spec.measure:
+        rows = bases.rows_of(objective).stream(bases.SHARPNESS_ROWS, spec.seed, "sharpness rows")
+        common["sharpness"] = bases.measure_sharpness(
+            model, lambda m: objective.loss(m, rows) / objective.count(rows), spec.seed, rows=len(rows)
+        )
     run.resume(since=started)
     run.timing |= adapted.cost
     run.timing["base_moved"] = bases.moves_base(spec.method)

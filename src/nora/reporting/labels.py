@@ -15,6 +15,21 @@ METHODS = {
     "nora": "NoRA",
     "nora_plus": "NoRA+",
     "prefix": "Prefix",
+    "gaussian": "Gaussian",
+    "orthogonal": "Orthogonal",
+    "init_b": "Init[B]",
+    "pissa_niter": "PiSSA, power iterations",
+    "milora": "MiLoRA",
+    "nystrom_gradient": "NoRA of the gradient",
+    "eva": "EVA",
+    "corda": "CorDA",
+    "lora_ga": "LoRA-GA",
+    "lora_one": "LoRA-One",
+    "dora": "DoRA",
+    "rslora": "rsLoRA",
+    "lora_fa": "LoRA-FA",
+    "lora_plus": "LoRA+",
+    "riemannian": "Riemannian",
 }
 SUBJECTS = {"cat_toy": "cat toy", "duck_toy": "rubber duck"}
 MODELS = {

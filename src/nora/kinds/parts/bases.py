@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -41,6 +42,7 @@ from nora.store.record import Record
 from nora.store.runs import Store
 from nora.training.generation import save_merged
 from nora.training.loop import Objective, trainable_parameters
+from nora.training.sharpness import sharpness
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
 transformers_logging.disable_progress_bar()
@@ -267,11 +269,24 @@ class TrainingRows:
     loss: Callable[[Any, int], torch.Tensor]
     """(model, index of a row) → its mean loss."""
 
-    def stream(self, count: int, seed: int) -> list[int]:
-        """``count`` different rows in the order of the start's own stream; a set with fewer is gone through again."""
-        draw = streams.generator(seed, "init rows")
+    def stream(self, count: int, seed: int, name: str = "init rows") -> list[int]:
+        """``count`` different rows in the order of a stream of their own; a set with fewer is gone through again."""
+        draw = streams.generator(seed, name)
         rounds = [torch.randperm(self.num_rows, generator=draw).tolist() for _ in range(-(-count // self.num_rows))]
         return [index for one in rounds for index in one][:count]
+
+
+SHARPNESS_ROWS = 16
+
+
+def measure_sharpness(
+    model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], seed: int, *, rows: int
+) -> dict[str, Json]:
+    """What ``measure=[sharpness]`` records of the untrained adapter; every method of a seed has the same rows."""
+    found = sharpness(
+        model, loss, list(trainable_parameters(model).values()), generator=streams.generator(seed, "sharpness")
+    )
+    return {"value": found.value, "products": found.products, "residual": found.residual, "rows": rows}
 
 
 def rows_of(objective: Objective, before: Callable[[int], None] = lambda index: None) -> TrainingRows:
