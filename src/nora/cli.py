@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from nora import __version__
+from nora import __version__, starts
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 
 _RUN_HELP = """\
@@ -21,6 +23,7 @@ nora run [-m] key=value …      one run; with -m a Hydra multirun over every ke
   nora run -m method=lora,nora seed=0,1
   nora run method=nora_plus method.xi=0.2 protocol.lr=1e-3 --cfg job --resolve
 
+With --config-dir FOLDER (of any verb) its method/mine.yaml, table/mine.yaml, … and inits/mine.py count too.
 Groups: scale model task method protocol exec (their choices are the files of conf/GROUP/).
 Often typed: method.rank method.alpha method.xi method.side method.damping protocol.lr protocol.batch_size
 protocol.epochs seed exec.device exec.threads exec.results exec.wandb.
@@ -146,11 +149,37 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+_FOLDER = frozenset(("--config-dir", "-cd"))
+
+
+def _take_folder(arguments: Sequence[str]) -> list[str]:
+    """The words without ``--config-dir FOLDER``, which every verb takes: it is handed on by the environment, so that
+    the processes of a launch have it too. UserError for a folder that is not there."""
+    rest, given = [], None
+    words = iter(arguments)
+    for word in words:
+        if word in _FOLDER:
+            given = next(words, "")
+        elif word.startswith("--config-dir="):
+            given = word.removeprefix("--config-dir=")
+        else:
+            rest.append(word)
+    if given is not None:
+        folder = Path(given).expanduser().resolve()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir: given {given!r}, required a folder (method/mine.yaml, inits/mine.py)")
+        os.environ[starts.FOLDER] = str(folder)
+    return rest
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    words, before = list(sys.argv[1:] if arguments is None else arguments), os.environ.get(starts.FOLDER)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        code = nora.main(None if arguments is None else list(arguments), prog_name="nora", standalone_mode=False)
+        if not _FOLDER.isdisjoint(word.split("=")[0] for word in words):
+            words = _take_folder(words)
+        code = nora.main(words, prog_name="nora", standalone_mode=False)
         return int(code or 0)
     except click.ClickException as error:
         print(f"nora: {error.format_message()}", file=sys.stderr)
@@ -178,6 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    finally:
+        os.environ.pop(starts.FOLDER, None)
+        if before is not None:
+            os.environ[starts.FOLDER] = before
 
 
 if __name__ == "__main__":

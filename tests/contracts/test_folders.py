@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nora import starts as registry
 from nora import tasks
 from nora.adapters import inits
 from nora.factorization import starts
@@ -174,3 +175,12 @@ def test_no_tracked_file_is_large_and_the_tree_is_small() -> None:
     assert len(sizes) > 100
     assert [p for p, size in sizes.items() if size > 10_000_000] == []
     assert sum(sizes.values()) <= 60_000_000
+
+
+def test_readmes_list_of_methods_is_made_from_the_folders() -> None:
+    import list_methods
+
+    text = list_methods.README.read_text(encoding="utf-8")
+    assert list_methods.written(text) == text, "python tools/list_methods.py"
+    for axis in ("inits", "variants", "optimizers"):
+        assert all(f"- `{name}`: " in text for name in registry.names(axis))

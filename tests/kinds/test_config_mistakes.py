@@ -18,7 +18,7 @@ RUNS = [
     (TEXT, ["method=lora", "method.rank=64"], "rank: given 64, required at most 32"),
     (SENSE, ["method=pissa", "method.rank=33"], "rank: given 33, required at most 32"),
     (PICTURES, ["method=nora", "method.rank=65"], "rank: given 65, required at most 16, the smaller side of to_"),
-    (TEXT, ["method=lora", "method.init=kaimign"], "method.init: given kaimign, allowed gaussian, kaiming"),
+    (TEXT, ["method=lora", "method.init=kaimign"], "method.init: given kaimign, allowed corda, eva"),
     (TEXT, ["method=lora", "method.alpha=1e300"], "method.alpha: given 1e+300"),
     (TEXT, ["method=nora", "method.xi=1e300"], "method.xi: given 1e+300"),
     (TEXT, ["method=prefix", "method.num_virtual_tokens=5000"], "required fewer than the model's 1024 positions"),

@@ -69,7 +69,7 @@ def _record(spec: Any, identity: str, alone: float, error: bool) -> Record:
 
 def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
     target = load_target(checkout, "deployment", ["scale=mini"])
-    assert len({c.id for c in target.cells({})}) == 14
+    assert len({c.id for c in target.cells({})}) == 28
     target = load_target(checkout, "deployment", ["seed=0"])
     chosen = {c.row: c for c in target.cells({})}
     records = {
@@ -83,7 +83,7 @@ def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
     document = build_artefact(target, records)
     text = to_markdown(document)  # type: ignore[arg-type]
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert "4 of 7 runs are not there: 4 missing" in text
+    assert "11 of 14 runs are not there: 11 missing" in text
     main = text.split("## Merge")[0]
     assert main.count("nothing") == 2 and main.count("conversion to rank 2r") == 4 and main.count("does not load") == 6
     assert "missing" in rows["Gaussian"]

@@ -29,7 +29,7 @@ from nora.execution.execute import execute
 from nora.files import canonical_json, sha256_file
 from nora.kinds import DreamboothSpec, compose_run, dreambooth, read_spec, title
 from nora.kinds.dreambooth import load_pictures, picture_paths
-from nora.kinds.parts import pipelines
+from nora.kinds.parts import bases, pipelines
 from nora.kinds.parts.recipe import Update
 from nora.store.record import Record
 from nora.store.runs import Store
@@ -239,8 +239,6 @@ def test_stable_diffusion_1_4_trains_797184_parameters() -> None:
     """The true shape on the meta device; the count of the paper's 0.8 M."""
     from diffusers import UNet2DConditionModel
 
-    from nora.kinds.parts import bases
-
     model = yaml.safe_load((ROOT / "conf/model/sd14.yaml").read_text())
     spec, _, _ = compose_run(ROOT, ["kind=dreambooth", "scale=paper"])
     with torch.device("meta"):
@@ -265,7 +263,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_record(dream: Dream, monk
 
 
 def test_a_failed_proof_stops_the_run(dream: Dream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines, "initialize_", lambda unet, init, **options: Start(init))
+    monkeypatch.setattr(bases, "initialize_", lambda unet, init, **options: Start(init))
     with pytest.raises(RunFailed, match="the init proof failed: .*differ from nystrom"):
         dream("method=nora")
 

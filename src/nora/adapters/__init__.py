@@ -21,4 +21,5 @@ from nora.adapters.prefix import prove_prefix as prove_prefix
 from nora.adapters.proof import InitReport as InitReport
 from nora.adapters.proof import ModuleProof as ModuleProof
 from nora.adapters.proof import prove_init as prove_init
+from nora.adapters.start import start_ as start_
 from nora.adapters.surroundings import evaluating as evaluating

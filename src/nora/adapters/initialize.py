@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from inspect import signature
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
 from nora import streams
 from nora.adapters import inits
+from nora.adapters.data import Loss, Statistics, Stream, check_matrix
 from nora.adapters.inits import Factors
 from nora.adapters.layers import AdapterLayer, lora_layers
-from nora.adapters.moved import moved_base
+from nora.adapters.moved import adapter_configs, moved_base
 from nora.adapters.surroundings import full_precision
 
 Option = float | str | bool
@@ -27,14 +31,39 @@ class Start:
     init: str
     seed: int = 0
     options: Mapping[str, Option] = field(default_factory=dict)
+    statistics: Statistics | None = field(default=None, repr=False, compare=False)
+    """What a data-driven start took from its training rows."""
+    size_of: str | None = None
+    """The start whose expected ‖A‖ the non-zero factor was scaled to ("kaiming", "gaussian"); None: its own size."""
 
 
 def expected_factors(layer: AdapterLayer, weight: torch.Tensor, start: Start) -> Factors:
     """The init's formula on ``weight`` [out, in], from the seed and the module's canonical name, in float32."""
     draw = streams.generator(start.seed, "init", layer.name)
-    formula = inits.load(start.init).factors
-    made: Factors = formula(weight, layer.rank, scaling=layer.scaling, generator=draw, **start.options)
-    return made
+    module = inits.load(start.init)
+    given: dict[str, Any] = {"scaling": layer.scaling, "generator": draw, **start.options}
+    if hasattr(module, "statistics"):
+        if start.statistics is None:
+            raise ValueError(f"{start.init}: starts from training rows; call start_(model, {start.init!r}, batches=…)")
+        given["data"] = start.statistics[layer.name]
+    made: Factors = module.factors(weight, layer.rank, **given)
+    return made if start.size_of is None else _resized(made, expected_size(start.size_of, layer), layer)
+
+
+def expected_size(baseline: str, layer: AdapterLayer) -> float:
+    """√E‖A‖² of a random start: Kaiming √(r/3), gaussian √(in/r). ValueError for another baseline."""
+    sizes = {"kaiming": (layer.rank / 3) ** 0.5, "gaussian": (layer.A.flatten(1).shape[1] / layer.rank) ** 0.5}
+    if baseline not in sizes:
+        raise ValueError(f"size_of: given {baseline!r}, required one of {', '.join(sizes)}")
+    return sizes[baseline]
+
+
+def _resized(made: Factors, size: float, layer: AdapterLayer) -> Factors:
+    """The non-zero factor at Frobenius norm ``size``."""
+    norms = [float(torch.linalg.norm(factor)) for factor in made]
+    if min(norms) > 0 or max(norms) == 0:
+        raise ValueError(f"{layer.name}: given a start with two factors (or none) to match in size, required one")
+    return Factors(*(factor * (size / max(norms)) for factor in made))
 
 
 def _check_options(start: Start) -> None:
@@ -103,30 +132,83 @@ def check_untied(layers: list[AdapterLayer]) -> None:
                 )
 
 
-@torch.no_grad()
 def initialize_(
-    model: nn.Module, init: str, *, seed: int = 0, adapter_name: str = "default", **options: Option
+    model: nn.Module,
+    init: str,
+    *,
+    seed: int = 0,
+    adapter_name: str = "default",
+    batches: Sequence[Any] | None = None,
+    loss: Loss | None = None,
+    size_of: str | None = None,
+    **options: Option,
 ) -> Start:
     """Starts every LoRA layer of ``adapter_name`` by the named init; returns what ``prove_init`` needs to repeat it.
 
-    Where PEFT itself moves the base (PiSSA, OLoRA) it has already written the factors at construction and nothing is
-    written. The base weight is not touched here. All checks come before the first write: a ValueError leaves the model
-    as it was.
+    Where PEFT itself moved the base at construction (``init_lora_weights="pissa"``, …) it has already written the
+    factors and nothing is written. Other starts with ``MOVES_BASE`` take s B A off the base here. A data-driven start
+    (EVA, CorDA, LoRA-GA, LoRA-One, ``nystrom_gradient``) needs ``batches`` of training rows, each given to
+    ``loss(model, batch)``, a scalar; left out, ``model(**batch).loss``. ``size_of`` ("kaiming", "gaussian") gives the
+    one non-zero factor of a start the expected size of that start's A. All checks come before the first write: a
+    ValueError leaves the model as it was.
     """
     module = inits.load(init)
-    start = Start(init, seed, {**module.OPTIONS, **options})
+    start = Start(init, seed, {**module.OPTIONS, **options}, size_of=size_of)
     _check_options(start)
     layers = lora_layers(model, adapter_name)
-    check_unmoved(model, layers, own_start=module.MOVES_BASE)
+    config = adapter_configs(model).get(adapter_name)
+    named = getattr(module, "NAMED", module.PEFT_INIT)
+    named = named.format(**start.options) if isinstance(named, str) else named
+    made_already = module.MOVES_BASE and getattr(config, "init_lora_weights", True) == named
+    check_unmoved(model, layers, own_start=made_already)
     for layer in layers:
         check_weight(layer)
+        if (module.MOVES_BASE and not made_already) or hasattr(module, "make"):
+            check_matrix(layer)
+        _check_rank(layer, module)
     check_untied(layers)
-    if not module.MOVES_BASE:
-        with full_precision():
-            made = [_usable_factors(layer, start) for layer in layers]
+    if hasattr(module, "statistics"):
+        if batches is None:
+            raise ValueError(f"batches: given none, required batches of training rows with {init}")
+        stream = Stream(model, layers, loss or (lambda model, batch: model(**batch).loss), batches)
+        ranks = {layer.name: layer.rank for layer in layers}
+        takes = {key: value for key, value in start.options.items() if key in signature(module.statistics).parameters}
+        start = replace(start, statistics=module.statistics(stream, ranks, **takes))
+    if not made_already:
+        with torch.no_grad():
+            _write(module, layers, start)
+        if module.MOVES_BASE and config is not None:
+            # What says, at saving, that the base is no longer the pretrained one.
+            config.init_lora_weights = named  # type: ignore[attr-defined]
+    return start
+
+
+def _check_rank(layer: AdapterLayer, module: ModuleType) -> None:
+    least, times = min(layer.B.shape[0], layer.A.flatten(1).shape[1]), getattr(module, "TIMES_RANK", 0)
+    if getattr(module, "EVEN_RANK", False) and layer.rank % 2:
+        raise ValueError(f"{layer.name}: rank: given {layer.rank}, required an even one with this start")
+    if times * layer.rank > least:
+        raise ValueError(
+            f"{layer.name}: rank: given {layer.rank}, required at most {least // times}: "
+            f"it takes {times}r singular vectors"
+        )
+
+
+def _write(module: ModuleType, layers: Sequence[AdapterLayer], start: Start) -> None:
+    with full_precision():
+        if hasattr(module, "make"):
+            for layer in layers:
+                data = None if start.statistics is None else start.statistics[layer.name]
+                with streams.seeded(start.seed, "init", layer.name):
+                    module.make(layer, data, **start.options)
+            return
+        made = [_usable_factors(layer, start) for layer in layers]
         for layer, factors in zip(layers, made, strict=True):
             write_factors(layer, factors)
-    return start
+            if module.MOVES_BASE:
+                W = layer.weight
+                rest = (W.to(torch.float32) - layer.scaling * factors.B.float() @ factors.A.float()).to(W.dtype)
+                layer.held_weight.data = rest.T.contiguous() if layer.module.fan_in_fan_out else rest
 
 
 def write_factors(layer: AdapterLayer, factors: Factors) -> None:

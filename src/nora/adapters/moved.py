@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 
+from nora import starts
 from nora.adapters.layers import AdapterLayer, adapter_layers, canonical_name, wrapper_prefix
 
 # Prefixes of ``init_lora_weights`` with which PEFT subtracts s B₀ A₀ from the base weight.
 _SUBTRACTING = ("pissa", "olora", "corda", "lora_ga")
 _MOVING = (*_SUBTRACTING, "loftq")  # LoftQ leaves the quantised weight
+
+
+def _of_ours(config: LoraConfig) -> bool:
+    """A start of this package or a user's, which PEFT does not know, that took s B₀ A₀ off the base."""
+    return bool(starts.said("inits", str(config.init_lora_weights)).get("MOVES_BASE", False))
 
 
 def _has_kasa(config: LoraConfig) -> bool:
@@ -24,13 +30,14 @@ def _has_kasa(config: LoraConfig) -> bool:
 def moves_base(config: PeftConfig) -> bool:
     """Whether this start made PEFT change the frozen weights."""
     return isinstance(config, LoraConfig) and (
-        _has_kasa(config) or str(config.init_lora_weights).lower().startswith(_MOVING)
+        _has_kasa(config) or str(config.init_lora_weights).lower().startswith(_MOVING) or _of_ours(config)
     )
 
 
 def subtracts_start(config: LoraConfig) -> bool:
     """Whether a moved base is W - s B₀ A₀ and nothing else, so that the start's factors give W back."""
-    return not _has_kasa(config) and str(config.init_lora_weights).lower().startswith(_SUBTRACTING)
+    known = str(config.init_lora_weights).lower().startswith(_SUBTRACTING)
+    return not _has_kasa(config) and (known or _of_ours(config))
 
 
 def start_name(config: PeftConfig) -> str:

@@ -6,8 +6,9 @@ weight that is replaced afterwards. Nothing there notices. Here every run measur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from nora.adapters.surroundings import evaluating, full_precision, without_adapt
 
 _EXACT_WIDTH = 1024  # up to here ‖Wᵀ W‖ is computed; a larger Gram matrix would cost far more than the init it proves
 _PROBES = 64
+_APART = 1e-3
 TOLERANCE = 1e-5  # relative difference between the factors read and the factors recomputed
 _HALF = (torch.float16, torch.bfloat16)
 NYSTROM = Start("nystrom")
@@ -39,7 +41,8 @@ class ModuleProof:
     base_relative_difference: float
     """‖W in the layer - W it should be‖ / ‖W pretrained‖ (0 where no pretrained copy was given)."""
     rho: float | None
-    """in · ‖A Wᵀ‖² / (‖A‖² ‖W‖²): 1 for an A that knows nothing of W (side B: out · ‖Bᵀ W‖² / (‖B‖² ‖W‖²)).
+    """in · ‖A Wᵀ‖² / (‖A‖² ‖W‖²): 1 for an A that knows nothing of W (side B: out · ‖Bᵀ W‖² / (‖B‖² ‖W‖²)). For a
+    data-driven start W is what it is made from: the gradient, or a root of the covariance of the layer's inputs.
     None, as ``rho_sketch``, in the report of ``nystrom_init_``: they cost more than the start itself."""
     rho_sketch: float | None
     """What a Gaussian sketch of this W has in expectation: in · ‖Wᵀ W‖² / ‖W‖⁴ (about 2 for a Gaussian square W).
@@ -66,15 +69,29 @@ class InitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """What a record keeps: everything but the settings, which the record's own spec holds."""
-        found = asdict(self)
-        del found["start"]
-        return {"init": self.init, **found}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "start"}
+        return {"init": self.init, **found, "modules": tuple(asdict(module) for module in self.modules)}
 
 
 def _align_signs(read: Tensor, expected: Tensor) -> Tensor:
     """Rows of ``expected`` times ±1 so that each points as ``read`` does (singular vectors have no sign)."""
     sign = torch.sign((read * expected).sum(dim=1, keepdim=True))
     return torch.where(sign == 0, torch.ones_like(sign), sign)
+
+
+def _aligned(read: Factors, expected: Factors) -> Factors:
+    """``expected`` up to what a singular value decomposition leaves open: the sign of each triplet, and the rotation
+    among those whose values do not stand apart (by less than 0.1 %)."""
+    sign = _align_signs(read.A, expected.A)
+    signed = Factors(expected.A * sign, expected.B * sign.T)
+    sizes = torch.linalg.norm(expected.A, dim=1) * torch.linalg.norm(expected.B, dim=0)
+    near = (sizes[:, None] - sizes).abs() <= _APART * torch.maximum(sizes[:, None], sizes)
+    if not bool((near & ~torch.eye(len(near), dtype=torch.bool, device=near.device)).any()):
+        return signed
+    overlap = read.A.double() @ expected.A.double().T + read.B.double().T @ expected.B.double()
+    U, _, Vh = torch.linalg.svd(torch.where(near, overlap, 0.0))  # the nearest rotation, block by block
+    Q = (U @ Vh).float()
+    return Factors(Q @ expected.A, expected.B @ Q.T)
 
 
 def _gram_norm_squared(W: Tensor) -> float:
@@ -130,8 +147,7 @@ def measure_layer(layer: AdapterLayer, start: Start, pretrained: Tensor | Finger
     W = pretrained.to(held.device, torch.float32) if isinstance(pretrained, Tensor) else restored
     expected = expected_factors(layer, W, start)
     if moves:
-        sign = _align_signs(A_read, expected.A)
-        expected = Factors(expected.A * sign, expected.B * sign.T)
+        expected = _aligned(Factors(A_read, B_read), expected)
     difference, reference = _distance(layer, expected)
 
     norm_W = torch.linalg.norm(W).item()
@@ -141,26 +157,41 @@ def measure_layer(layer: AdapterLayer, start: Start, pretrained: Tensor | Finger
         should_hold = W - layer.scaling * B_read @ A_read if moves else W
         base_difference = relative(torch.linalg.norm(held - should_hold).item(), norm_W)
 
-    out_features, in_features = W.shape
-    if torch.any(A_read):
-        rho = relative(
-            in_features * torch.linalg.norm(A_read @ W.T).item() ** 2, torch.linalg.norm(A_read).item() ** 2 * norm_W**2
-        )
-        width = in_features
-    else:
-        rho = relative(
-            out_features * torch.linalg.norm(B_read.T @ W).item() ** 2,
-            torch.linalg.norm(B_read).item() ** 2 * norm_W**2,
-        )
-        width = out_features
+    rho, rho_sketch = _signature(Factors(A_read, B_read), _made_from(layer, W, start))
     return ModuleProof(
         name=layer.name,
         relative_difference=relative(difference, reference),
         base_relative_difference=base_difference,
         rho=rho,
-        rho_sketch=relative(width * _gram_norm_squared(W), norm_W**4),
+        rho_sketch=rho_sketch,
         scale_ratio=_scale_ratio(layer),
     )
+
+
+def _made_from(layer: AdapterLayer, W: Tensor, start: Start) -> Tensor:
+    """The matrix a start is made from, with ``in`` columns: the weight, the gradient, or a root of the inputs'
+    covariance."""
+    data = {} if start.statistics is None else start.statistics[layer.name]
+    if "gradient" in data:
+        return data["gradient"].to(W.device, torch.float32)
+    if "covariance" in data:
+        values, vectors = torch.linalg.eigh(data["covariance"].to(W.device, torch.float64))
+        return (values.clamp_min(0).sqrt()[:, None] * vectors.T).float()
+    return W
+
+
+def _signature(read: Factors, M: Tensor) -> tuple[float, float]:
+    """ρ of the factors and of a Gaussian sketch, as ``ModuleProof`` says, of the matrix M a start is made from."""
+    rows, columns = M.shape
+    norm = torch.linalg.norm(M).item()
+    if torch.any(read.A):
+        product, factor, width = torch.linalg.norm(read.A @ M.T), torch.linalg.norm(read.A), columns
+    elif len(read.B) == rows:
+        product, factor, width = torch.linalg.norm(read.B.T @ M), torch.linalg.norm(read.B), rows
+    else:
+        return 1.0, 1.0
+    rho = relative(width * product.item() ** 2, factor.item() ** 2 * norm**2)
+    return rho, relative(width * _gram_norm_squared(M), norm**4)
 
 
 def _measure_factors(layer: AdapterLayer, start: Start) -> ModuleProof:
@@ -189,8 +220,13 @@ def _why_dead(layer: AdapterLayer) -> str | None:
 def _problems(layer: AdapterLayer, start: Start, proof: ModuleProof, *, ready: bool = True) -> list[str]:
     """What this layer's measurement does not allow; ``ready``: the adapter must be one that training can move."""
     found = []
-    moves_base, held = inits.load(start.init).MOVES_BASE, layer.held_weight.dtype
-    allowed = _tolerance(layer, moves_base=moves_base)
+    module, held = inits.load(start.init), layer.held_weight.dtype
+    moves_base = module.MOVES_BASE
+    allowed = max(_tolerance(layer, moves_base=moves_base), getattr(module, "TOLERANCE", 0.0))
+    if hasattr(module, "why_not"):
+        data = {} if start.statistics is None else {"data": start.statistics[layer.name]}
+        reason = module.why_not(_read(layer), layer.weight, **data, **start.options)
+        found += [] if reason is None else [f"{layer.name}: {start.init}: {reason}"]
     if not proof.relative_difference <= allowed:
         found.append(
             f"{layer.name}: the factors the forward pass reads differ from {start.init} of the pretrained weight "
@@ -220,13 +256,13 @@ def _first_tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _output_tolerance(layers: Sequence[AdapterLayer], moves_base: bool) -> float:
+def _output_tolerance(layers: Sequence[AdapterLayer], moves_base: bool, *, rounds: bool) -> float:
     """How far the output may be off, relative: not at all, but where the arithmetic of the adapter itself rounds."""
     # A DoRA layer scales its output by magnitude / ‖W‖: 1 at the start, which half precision does not keep to the bit.
     # A start that moves a half-precision base is rounded twice: the base that is left, and the factors taken from it.
     roundings = [(layer.held_weight.dtype, 2 * moves_base + layer.module.use_dora[layer.adapter]) for layer in layers]
     squares = [times * torch.finfo(dtype).eps ** 2 for dtype, times in roundings if dtype in _HALF]
-    return max(TOLERANCE if moves_base else 0.0, sum(squares) ** 0.5)  # independent roundings
+    return max(TOLERANCE if rounds else 0.0, sum(squares) ** 0.5)  # independent roundings
 
 
 @torch.no_grad()
@@ -287,7 +323,11 @@ def prove_init(
             problems += _problems(layer, start, modules[-1])
         if inputs is not None:
             difference = output_difference(model, inputs, base_output)
-            allowed = _output_tolerance(layers, moves_base)
+            moved_first = getattr(inits.load(start.init), "CHANGES_OUTPUT", False)
+            rounds = moves_base or getattr(inits.load(start.init), "ROUNDS", False)
+            allowed = math.inf if moved_first else _output_tolerance(layers, moves_base, rounds=rounds)
+            if moved_first and difference == 0.0:
+                problems.append(f"the output is the base model's, and {start.init} is itself a step away from it")
             if not difference <= allowed:
                 problems.append(f"the output differs from the base model's by {difference:.2e} (allowed {allowed:.0e})")
     return InitReport(start, not problems, tuple(problems), tuple(modules), difference)

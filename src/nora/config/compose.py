@@ -18,6 +18,7 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nora import starts
 from nora.config import limits
 from nora.errors import UserError, nearest
 from nora.files import Json
@@ -26,9 +27,15 @@ OWN_STORE = "exec.results=results/mine"
 """The word `nora run` adds where no place for its records is typed; no message repeats it."""
 
 
+def folders(conf: Path) -> list[Path]:
+    """Where configs are: ``conf/``, and the folder of ``--config-dir``."""
+    own = os.environ.get(starts.FOLDER)
+    return [conf, Path(own)] if own else [conf]
+
+
 def choices(conf: Path, group: str) -> list[str]:
     """The files of one config group."""
-    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    return sorted({path.stem for folder in folders(conf) for path in (folder / group).glob("*.yaml")})
 
 
 def _is_group(conf: Path, key: str) -> bool:
@@ -69,7 +76,12 @@ def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Json]:
     """The composed, resolved config as plain data. Raises UserError; draws on no other state, so that what was asked
     before (targets share most of their cells) is only copied, as long as no file has changed."""
     files = tuple(
-        sorted((entry.path, entry.stat().st_mtime_ns) for entry in _entries(conf) if entry.name.endswith(".yaml"))
+        sorted(
+            (entry.path, entry.stat().st_mtime_ns)
+            for folder in folders(conf)
+            for entry in _entries(folder)
+            if entry.name.endswith(".yaml")
+        )
     )
     return copy.deepcopy(_compose(conf, tuple(overrides), files))
 
@@ -81,6 +93,12 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield from _entries(entry.path)
         else:
             yield entry
+
+
+def search_path() -> list[str]:
+    """Hydra's own word for the folder of ``--config-dir``."""
+    own = os.environ.get(starts.FOLDER)
+    return [f"hydra.searchpath=['file://{own}']"] if own else []
 
 
 def _missing(node: Json, path: str = "") -> Iterator[str]:
@@ -98,7 +116,8 @@ def _missing(node: Json, path: str = "") -> Iterator[str]:
 @lru_cache(maxsize=1024)
 def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> dict[str, Json]:
     del files  # part of the key
-    limits.check_folder(conf)
+    for folder in folders(conf):
+        limits.check_folder(folder)
     limits.check_overrides(overrides)
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
@@ -111,7 +130,7 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            config = compose("config", _permit_new_keys(conf, overrides))
+            config = compose("config", [*search_path(), *_permit_new_keys(conf, overrides)])
         plain: Json = OmegaConf.to_container(config, resolve=False)
         limits.check_interpolations(plain)
         missing = sorted(_missing(plain))

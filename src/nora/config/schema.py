@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args, get_ori
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from nora import starts
 from nora.errors import UserError, nearest
 from nora.files import Json
 
@@ -29,13 +30,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 _LORA_ONLY = ("rank", "alpha", "dropout")
-_NYSTROM_ONLY = ("xi", "side", "divide_by_scaling")
-_PRECONDITIONER_ONLY = ("normalize", "damping")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MethodSpec:
-    """An adapter and how it starts and steps."""
+    """An adapter and how it starts and steps: a start (``init``), a variant and an optimiser, each a file of its
+    folder in ``nora/adapters``."""
 
     name: Name
     adapter: Literal["lora", "prefix"]
@@ -50,26 +50,88 @@ class MethodSpec:
     normalize: Literal["frobenius", "none"] | None = None
     damping: NonNegative | None = None
     num_virtual_tokens: Count | None = None
+    variant: Name | None = None
+    """null: LoRA itself."""
+    optimizer: Name | None = None
+    """null: AdamW, on what ``preconditioner`` makes of the gradients."""
+    lr_ratio: Positive | None = None
+    options: dict[str, Json] | None = None
+    """What the init's ``OPTIONS`` have beside the fields above; typed as keys of the method."""
+    init_rows: Count | None = None
+    """Training rows that a data-driven start looks at."""
+    match: Literal["frobenius"] | None = None
+    """The start's one non-zero factor has the expected Frobenius norm of the ordinary start's A (in place of ξ)."""
+    source: str | None = None
+    """SHA-256 of the file of an init that is not this package's."""
 
     @model_validator(mode="after")
     def _fields_fit_the_method(self) -> MethodSpec:
-        groups = {
-            _LORA_ONLY: (self.adapter == "lora", f"adapter={self.adapter}"),
-            _NYSTROM_ONLY: (self.init == "nystrom", f"init={self.init}"),
-            _PRECONDITIONER_ONLY: (self.preconditioner is not None, "preconditioner=null"),
-            ("num_virtual_tokens",): (self.adapter == "prefix", f"adapter={self.adapter}"),
-        }
+        lora = self.adapter == "lora"
+        said = starts.said("inits", self.init if lora else None)
+        own: dict[str, Json] = said["OPTIONS"]
+        takes = starts.said("optimizers", self.optimizer)["OPTIONS"]
+        scaled = self.preconditioner is not None
+        because = f"init={self.init}"
+        groups = [
+            (_LORA_ONLY, lora, f"adapter={self.adapter}"),
+            (("xi",), "xi" in own and self.match is None, because if self.match is None else "match=frobenius"),
+            (("side",), "side" in own, because),
+            (("divide_by_scaling",), "divide_by_scaling" in own, because),
+            (("normalize",), scaled, "preconditioner=null"),
+            (("damping",), scaled or "damping" in takes, "preconditioner=null"),
+            (("num_virtual_tokens",), self.adapter == "prefix", f"adapter={self.adapter}"),
+            (("lr_ratio",), "lr_ratio" in takes, f"optimizer={self.optimizer}"),
+            (("init_rows",), "DATA" in said, because),
+        ]
         problems = []
-        for keys, (wanted, because) in groups.items():
+        for keys, wanted, reason in groups:
             for key in keys:
                 given = getattr(self, key) is not None
                 if given and not wanted:
-                    problems.append(f"{key} has no meaning with {because}")
+                    problems.append(f"{key} has no meaning with {reason}")
                 elif wanted and not given:
-                    problems.append(f"{key} is required with {because}")
+                    problems.append(f"{key} is required with {reason}")
+        fields_of_its_own = set(own) - {"xi", "side", "divide_by_scaling"}
+        if self.options is not None and lora and own and set(self.options) != fields_of_its_own:
+            problems.append(
+                f"options: given {', '.join(self.options)}, required {', '.join(sorted(fields_of_its_own))}"
+            )
+        for key, value in (self.options or {}).items():
+            default = own.get(key, value)
+            fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+            if not fits:
+                problems.append(f"{key}: given {value!r}, required a {type(default).__name__} with {because}")
+        if self.match is not None and not said.get("ONE_SIDED"):
+            problems.append(f"match=frobenius has no meaning with init={self.init}: it has not one factor to scale")
+        if self.variant is not None or self.optimizer is not None:
+            problems += self._parts_that_exclude_each_other(lora, scaled)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _parts_that_exclude_each_other(self, lora: bool, scaled: bool) -> list[str]:
+        problems = []
+        variant = starts.said("variants", self.variant) if self.variant else {}
+        for axis, name in (("variants", self.variant), ("optimizers", self.optimizer)):
+            allowed = starts.names(axis)
+            if name is not None and name not in allowed:
+                problems.append(f"{axis[:-1]}: given {name}, allowed {', '.join(allowed)}{nearest(name, allowed)}")
+            elif name is not None and not lora:
+                problems.append(f"{axis[:-1]} has no meaning with adapter={self.adapter}")
+        if self.optimizer is not None and (scaled or "OPTIMIZER" in variant):
+            other = "preconditioner=scaled_gd" if scaled else f"variant={self.variant}, which has its own"
+            problems.append(f"optimizer={self.optimizer} cannot be had with {other}")
+        if self.optimizer == "lora_fa":
+            problems.append("optimizer=lora_fa: it steps A-frozen adapters alone, use variant=lora_fa")
+        if "FREEZES" in variant:
+            zero_A = self.init == "init_b" or self.side == "B"
+            if scaled:
+                problems.append(f"variant={self.variant} freezes A, and preconditioner=scaled_gd needs both factors")
+            if zero_A:
+                problems.append(
+                    f"variant={self.variant} freezes A, which this start leaves at zero: nothing could move"
+                )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

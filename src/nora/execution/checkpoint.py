@@ -33,6 +33,9 @@ def _copy_tensors(state: LoopState) -> dict[str, torch.Tensor]:
     for name, parameter in state.parameters.items():
         moments = state.optimizer.state.get(parameter, {})
         tensors |= {f"adam/{key}/{name}": value for key, value in moments.items()}
+    for layer, moments in state.optimizer.state.items():
+        if isinstance(layer, str):  # PEFT's LoRA-FA keeps them by the layer's name
+            tensors |= {f"named/{key}/{layer}": torch.as_tensor(value) for key, value in moments.items()}
     return {key: value.to("cpu", copy=True).contiguous() for key, value in tensors.items()}
 
 
@@ -142,6 +145,12 @@ def restore_checkpoint(path: Path, state: LoopState) -> None:
             }
         if f"best/{name}" in tensors:
             state.best[name] = tensors[f"best/{name}"].to(parameter.device)
+    device = next(iter(state.parameters.values())).device
+    for key, value in tensors.items():
+        if key.startswith("named/"):
+            _, moment, name = key.split("/", 2)
+            kept: Any = state.optimizer.state
+            kept[name][moment] = int(value) if moment == "step" else value.to(device)
     state.step = scalars["step"]
     state.epoch_loss = scalars["epoch_loss"]
     state.steps_since = scalars["steps_since"]

@@ -25,9 +25,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args, get_type_hints
 
+from nora import starts
 from nora.config.compose import compose_config
 from nora.config.pins import Pins, unpinned
-from nora.config.schema import ExecSpec, unknown_key, validate
+from nora.config.schema import ExecSpec, MethodSpec, unknown_key, validate
 from nora.config.spec import spec_dict
 from nora.errors import UserError, nearest, one_of
 from nora.files import canonical_json
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from nora.store.record import Record
 
 __all__ = ["DeploymentSpec", "DreamboothSpec", "FactorizeSpec", "FewShotSpec", "InstructSpec"]
+DATA_ROWS = 16
+"""Training rows a data-driven start looks at where ``method.init_rows`` is not typed."""
 FinetuneSpec = FewShotSpec | InstructSpec
 AnySpec = FewShotSpec | InstructSpec | FactorizeSpec | DeploymentSpec | DreamboothSpec
 Spec = AnySpec
@@ -139,7 +142,43 @@ def build_spec(config: Mapping[str, Json], pins: Pins) -> Spec:
         value = part.get(key) if isinstance(part, Mapping) else None
         if value is not None and not isinstance(value, str):
             raise UserError(f"{group}.{key}: given {value!r}, input should be a valid string")
-    return read_spec(pins.apply({key: config[key] for key in wanted}))
+    made = {key: config[key] for key in wanted}
+    if isinstance(made.get("method"), Mapping):
+        made["method"] = whole_method(made["method"])
+    return read_spec(pins.apply(made))
+
+
+def whole_method(given: Mapping[str, Json]) -> dict[str, Json]:
+    """The method as its spec has it: the init's options and the optimiser's filled in from their files, an optimiser
+    that is a name for other keys replaced by them."""
+    method = {key: value for key, value in given.items() if value is not None}
+    init, optimizer = method.get("init"), method.get("optimizer")
+    said = starts.said("inits", init) if isinstance(init, str) else {}
+    if method.get("adapter") != "lora" or "factors" not in said:
+        return method
+    known = {field.name for field in fields(MethodSpec)}
+    typed = method.pop("options", None) or {}
+    options = {} if not isinstance(typed, Mapping) else dict(typed)
+    for key, default in said["OPTIONS"].items():
+        if key in known:
+            if key not in given:  # a typed null is no default
+                method[key] = default
+        else:
+            options[key] = method.pop(key, options.get(key, default))
+    if "match" in method:
+        method.pop("xi", None)
+    if options:
+        method["options"] = options
+    if "DATA" in said:
+        method.setdefault("init_rows", DATA_ROWS)
+    if "SOURCE" in said:
+        method["source"] = said["SOURCE"]
+    if isinstance(optimizer, str):
+        step = starts.said("optimizers", optimizer)
+        if "KEYS" in step:
+            method = {**step["KEYS"], **{key: value for key, value in method.items() if key != "optimizer"}}
+        method = {**step["OPTIONS"], **method}
+    return method
 
 
 def compose_run(checkout: Path, overrides: Sequence[str]) -> tuple[Spec, ExecSpec, str]:
@@ -172,6 +211,8 @@ def bank_key(spec: Spec) -> str | None:
     method, protocol = spec.method, spec_dict(spec)["protocol"]
     if protocol["precision"] == "fp16" or protocol.get("precondition") == "micro_batch":
         return None  # the loss's scale, and what a part of a batch does to its gradients, are each run's own
+    if method.variant is not None or method.optimizer is not None:
+        return None  # no plain W x + s B A x, or no AdamW
     if moves_base(method.init) and spec.model.dtype != "float32":
         return None  # what is left of the base is rounded to 16 bits: no pair beside it gives that rounding
     shape = {key: getattr(method, key) for key in ("adapter", "rank", "dropout", "num_virtual_tokens")}

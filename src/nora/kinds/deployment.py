@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 class DeployedAdapter:
     """The adapter that is deployed: a start by PEFT's or our name, and its size."""
 
-    init: Literal["kaiming", "gaussian", "orthogonal", "nystrom", "pissa", "pissa_niter_4", "olora"]
+    init: Literal[
+        "kaiming", "gaussian", "orthogonal", "nystrom", "pissa", "pissa_niter_4", "olora", "init_b", "milora",
+        "nystrom_gradient", "eva", "corda", "lora_ga", "lora_one",
+    ]  # fmt: skip
     rank: Count
     alpha: Count
     xi: Positive

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from nora import starts
 from nora.config.pins import SUFFIXES, not_here, pictures_in
 from nora.config.schema import (
     STRICT,
@@ -128,7 +130,7 @@ class Spec:
     method: MethodSpec
     protocol: DreamboothProtocol
     seed: Seed
-    measure: list[Literal["fidelity"]]
+    measure: list[Literal["fidelity", "sharpness"]]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
@@ -137,6 +139,10 @@ class Spec:
             problems.append(f"model={self.model.name}: given family {self.model.family}, required stable_diffusion")
         if self.method.adapter != "lora":
             problems.append(f"method={self.method.name}: given adapter={self.method.adapter}, required lora")
+        if self.method.variant == "lora_fa":
+            problems.append("method.variant=lora_fa: given kind=dreambooth, required a text model (PEFT's optimiser)")
+        if self.method.variant == "dora" and starts.said("inits", self.method.init).get("MOVES_BASE"):
+            problems.append(f"method.variant=dora with init={self.method.init}: no file that diffusers loads holds it")
         if "fidelity" in self.measure and not self.protocol.encoders:
             problems.append("measure=[fidelity]: protocol.encoders is required")
         if problems:
@@ -276,7 +282,7 @@ def make_objective(spec: Spec, pipeline: Pipeline, pictures: list[Image]) -> Noi
 
 def execute(spec: Spec, context: RunContext) -> Outcome:
     """Trains one run and draws its pictures; returns the losses, the init proof, the pictures and the adapter."""
-    from nora.kinds.parts import pipelines
+    from nora.kinds.parts import bases, pipelines
     from nora.kinds.parts.recipe import OutputFile, TrainingRun, float32_products
     from nora.training.diffusion.pictures import draw_pictures, strip, to_jpeg
     from nora.training.loop import Diverged, train
@@ -288,7 +294,12 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     objective = make_objective(spec, pipeline, pictures)
     probe = pipelines.probe_inputs(pipeline, objective.text, objective.latents.resolution)
     try:
-        adapted = pipelines.add_adapter(pipeline.unet, spec.method, spec.model.targets, seed=spec.seed, probe=probe)
+        # Each look of the start at a picture has its own crop, noise and timestep: of steps that no training takes.
+        looks = itertools.count(protocol.steps)
+        rows = bases.rows_of(objective, lambda picture: objective.begin(next(looks)))
+        adapted = pipelines.add_adapter(
+            pipeline.unet, spec.method, spec.model.targets, seed=spec.seed, probe=probe, rows=rows
+        )
     except ValueError as error:
         raise RunFailed(str(error)) from None
     settings = training_settings(protocol, len(pictures), micro_batch_size=context.settings.micro_batch_size)
@@ -296,7 +307,16 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
         context, adapted.unet, spec.method, settings, adapted.proof, seed=spec.seed, num_examples=len(pictures)
     )
     common: dict[str, Json] = {"trainable_parameters": run.num_trained, "pictures": len(pictures)}
+    if "sharpness" in spec.measure:
+        everyone = list(range(len(pictures)))
+
+        def at_fixed_draws(unet: Any) -> Any:
+            objective.begin(2 * protocol.steps)  # a step whose noise no training and no start sees
+            return objective.loss(unet, everyone) / len(everyone)
+
+        common["sharpness"] = bases.measure_sharpness(adapted.unet, at_fixed_draws, spec.seed, rows=len(everyone))
     run.resume(since=started)
+    run.timing |= adapted.cost
 
     def draw(seeds: range) -> list[Image]:
         return draw_pictures(

@@ -56,7 +56,7 @@ class Spec:
     method: MethodSpec
     protocol: FewShotProtocol
     seed: Seed
-    measure: list[Literal["spectrum", "zero_shot"]]
+    measure: list[Literal["spectrum", "zero_shot", "sharpness"]]
 
 
 def label(spec: FinetuneSpec) -> Label:
@@ -177,16 +177,18 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     )
     training, dev, test = _splits(spec, task, base.tokenizer, context)
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
-    adapted = bases.add_adapter(base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids})
-    model = adapted.model
-    kept = KeptAdapter(spec, model, spec.method) if context.settings.keep_adapter else None
     share = protocol.share_prompt
     objective: BankedObjective
     if task.LOSS == "classification":
         objective = ClassificationObjective(training.encoded, training.gold, base.pad_id, share)
     else:
         objective = OptionLMObjective(training.encoded, training.gold, base.pad_id)
-
+    adapted = bases.add_adapter(
+        base, spec.method, spec.model.targets, seed=spec.seed, probe={"input_ids": probe_ids},
+        rows=bases.rows_of(objective),
+    )  # fmt: skip
+    model = adapted.model
+    kept = KeptAdapter(spec, model, spec.method) if context.settings.keep_adapter else None
     shared = share if protocol.share_when_scoring is None else protocol.share_when_scoring
     half = protocol.precision == "bf16" and spec.model.dtype == "float32"  # a base in 16 bits is scored as it is
     assessor = Assessor(task, base.tokenizer, base.pad_id, shared, spec.model.max_length, bf16=half)
@@ -205,12 +207,20 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         "truncated_tokens": sum(e.truncated for split in (training, dev, test) for e in split.encoded),
         "majority_accuracy": majority_accuracy(training.examples, test.examples),
     }
-    if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
+    if "zero_shot" in spec.measure:
         key = canonical_json([asdict(spec.model), asdict(spec.task), spec.seed, shared, half])
         moved = bases.moves_base(spec.method)  # such a base gives the same answers to rounding, the others to the bit
-        keep = context.keep_base and not moved
-        common["zero_shot"] = _once("zero shot", key, lambda: assessor.measure(model, test)[0], keep=keep)
+        with bases.untouched(model, spec.method):
+            common["zero_shot"] = _once(
+                "zero shot", key, lambda: assessor.measure(model, test)[0], keep=context.keep_base and not moved
+            )
+    if "sharpness" in spec.measure:
+        rows = bases.rows_of(objective).stream(bases.SHARPNESS_ROWS, spec.seed, "sharpness rows")
+        common["sharpness"] = bases.measure_sharpness(
+            model, lambda m: objective.loss(m, rows) / objective.count(rows), spec.seed, rows=len(rows)
+        )
     run.resume(since=started)
+    run.timing |= adapted.cost
     run.timing["base_moved"] = bases.moves_base(spec.method)
     longest = max(sum(len(ids) for ids in example.sequences) for example in training.encoded)
     sizes = measure(model, longest=longest, precision=protocol.precision)

@@ -298,7 +298,9 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
 
     method, quirks = trained_method(spec.method, protocol.sketch)
     probe = {"input_ids": torch.tensor([training[0].ids], device=context.device)}
-    adapted = bases.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe)
+    objective = InstructObjective(training, base.pad_id)
+    rows_seen = bases.rows_of(objective)
+    adapted = bases.add_adapter(base, method, spec.model.targets, seed=spec.seed, probe=probe, rows=rows_seen)
     model = adapted.model
     keeper = KeptAdapter(spec, model, method) if context.settings.keep_adapter else None
     settings = _loop_settings(protocol, len(training), context)
@@ -333,9 +335,11 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         typed_tokens=context.settings.generate_tokens,
         between=run.stop_if_asked,
     )
-    if "zero_shot" in spec.measure:  # the proof has just shown that the untrained adapter changes nothing
-        common["zero_shot"], _ = tested(rows=rows.test)
+    if "zero_shot" in spec.measure:
+        with bases.untouched(model, method):
+            common["zero_shot"], _ = tested(rows=rows.test)
     run.resume(since=started)
+    run.timing |= adapted.cost
     state = run.state
 
     def ended(error: Diverged) -> Outcome:
@@ -365,7 +369,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     return Prepared(
         run,
         model,
-        InstructObjective(training, base.pad_id),
+        objective,
         seed_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
         evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
         memory=training_table(sizes, protocol.batch_size, settings.micro_batch_size),

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import yaml
 
 from nora.config import limits
-from nora.config.compose import choices
+from nora.config.compose import choices, folders
 from nora.errors import one_of
 from nora.files import Json
 from nora.kinds import AnySpec
@@ -97,12 +97,13 @@ def _parse(path: Path, changed: int) -> Json:
 
 def read_table(checkout: Path, name: str) -> tuple[dict[str, Json], str]:
     """The file's content; with ``cells_of: other`` that table's content under this one's title and layout."""
-    content = read_yaml(checkout / "conf" / "table" / f"{name}.yaml")
+    files = {path.stem: path for folder in reversed(folders(checkout / "conf")) for path in folder.glob("table/*.yaml")}
+    content = read_yaml(files.get(name, checkout / "conf" / "table" / f"{name}.yaml"))
     source = content.pop("cells_of", None)
     if source is None:
         return content, name
     one_of(f"conf/table/{name}.yaml: cells_of", source, names(checkout))
-    return {**read_yaml(checkout / "conf" / "table" / f"{source}.yaml"), **content}, source
+    return {**read_yaml(files[source]), **content}, source
 
 
 def pick(axis: str, given: str, allowed: Sequence[Picked]) -> tuple[Picked, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -60,7 +60,10 @@ class TableFile:
     below_rule: list[str]
     seeds: dict[str, list[int]]
     measure: dict[str, list[str]]
-    search: Search
+    search: Search = Field(default_factory=lambda: Search(first="lora", reuse=[], grid={}))
+    budget: Annotated[int, Field(ge=1, le=20)] | None = None
+    """Trials of every method in place of a search of its own: that many learning rates, half a decade apart, the middle
+    of them (in logarithm) the scale's own."""
     axis: Literal["task", "model", "protocol"] = "task"
     """What the columns are: tasks, base models, or protocols."""
     fixed: list[str] = Field(default_factory=list)
@@ -265,6 +268,11 @@ class Table(Target[FinetuneSpec]):
         ]
 
 
+def equal_rates(centre: float, budget: int) -> list[Json]:
+    """``budget`` learning rates, √10 apart, whose geometric mean is ``centre``; three digits."""
+    return [float(f"{centre * 10 ** ((i - (budget - 1) / 2) / 2):.3g}") for i in range(budget)]
+
+
 def _narrowed(search: Search, typed: Settings) -> Search:
     """The search with a typed value in place of the values of every grid that has its key: a method without the
     setting (ξ of LoRA) keeps its own."""
@@ -290,6 +298,10 @@ def load_table(
     except OmegaConfBaseException as error:
         raise UserError(f"conf/table/{name}.yaml: {str(error).splitlines()[0]}") from None
     file = validate(plain["table"], TableFile, prefix=f"conf/table/{name}.yaml: ")
+    if file.budget is not None:
+        rates = equal_rates(float(raw["scale"]["lr"]), file.budget)
+        grid = {method: {"protocol.lr": rates} for method in (*file.rows, *file.below_rule)}
+        file = replace(file, search=replace(file.search, grid=grid))
     if scale not in file.seeds:
         raise UserError(f"scale: given {scale}, allowed for {name}: {', '.join(file.seeds)}")
     methods = [*file.rows, *file.below_rule]

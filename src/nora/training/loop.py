@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -150,17 +150,19 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_state(
-    model: nn.Module, settings: LoopSettings, *, num_examples: int, preconditioner: Preconditioner | None
+    model: nn.Module,
+    settings: LoopSettings,
+    *,
+    num_examples: int,
+    preconditioner: Preconditioner | None,
+    make: Callable[..., torch.optim.Optimizer] | None = None,
 ) -> LoopState:
-    """A fresh optimiser (AdamW) and schedule over the trainable parameters."""
+    """A fresh optimiser (AdamW, or what ``make(model, …)`` gives) and schedule over the trainable parameters."""
     parameters = trainable_parameters(model)
-    optimizer = torch.optim.AdamW(
-        parameters.values(),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    given: dict[str, Any] = {
+        "lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay
+    }  # fmt: skip
+    optimizer = torch.optim.AdamW(parameters.values(), **given) if make is None else make(model, **given)
     scheduler = get_scheduler(
         settings.schedule,
         optimizer,

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nora import kinds
-from nora.config.compose import expand_sweep, first_line
+from nora.config.compose import expand_sweep, first_line, search_path
 from nora.config.pins import Pins
 from nora.config.schema import ExecSpec, validate
 from nora.config.spec import run_id
@@ -218,7 +218,10 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
         kinds.compose_run(checkout, own)
     task = job_of_many if multirun else job
-    with listening(), _as_hydra_reads([*overrides, *flags]):  # overrides stand together there, wherever flags do
+    with (
+        listening(),
+        _as_hydra_reads([*overrides, *search_path(), *flags]),
+    ):  # overrides stand together there, wherever flags do
         try:
             hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(task)()
         except (HydraException, OmegaConfBaseException) as error:

@@ -2,23 +2,40 @@
 
 Each file is a module with
 
-- ``PEFT_INIT``: what PEFT's ``LoraConfig.init_lora_weights`` is set to;
-- ``MOVES_BASE``: whether PEFT changes the frozen weight (PiSSA, OLoRA) or leaves it alone;
-- ``OPTIONS``: the names of its own settings, with their defaults;
+- ``PEFT_INIT``: what PEFT's ``LoraConfig.init_lora_weights`` is set to when the adapter is made;
+- ``MOVES_BASE``: whether the start takes s B A off the frozen weight, so that the output stays;
+- ``OPTIONS``: its own settings with their defaults, a literal: the schema of what a config may say;
 - ``factors(weight, rank, *, scaling, generator, **options) -> Factors``: the formula, a pure function of the
-  pretrained weight [out, in]. Where the base does not move, our factors are written over PEFT's; where it moves,
-  PEFT made them and the formula only proves them.
+  pretrained weight [out, in]. Our factors are written over PEFT's;
+
+and, where it needs them,
+
+- ``make(layer, data, **options)``: PEFT's own function for this start, which writes the factors and moves the base. The
+  formula then only proves them. It is called with torch's global generator at the layer's own stream;
+- ``statistics(stream, rank, **options)``: what it needs of training rows: layer name → tensors by name.
+  ``factors`` is then given them as ``data``;
+- ``why_not(factors, weight, data, **options)``: what more is wrong with factors that are what ``factors`` says; None if
+  nothing is;
+- ``EVEN_RANK = True``: an odd rank has no such start; ``TIMES_RANK``: the singular vectors it takes, over the rank;
+- ``TOLERANCE``: how far PEFT's factors may be off the formula, relative, where its arithmetic is coarser than 1e-5;
+- ``CHANGES_OUTPUT = True``: the start is itself a step, the output is not the base's (LoRA-One); ``ROUNDS = True``:
+  s B A is zero but for rounding (orthogonal);
+- ``ONE_SIDED = True``: one factor is zero and the other may be of any size (``method.match``).
+
+A file of another package (entry point ``nora.inits``) or of a folder (``--config-dir``) is the same.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from nora import starts
 
 
 class Factors(NamedTuple):
@@ -38,13 +55,19 @@ def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
     return torch.zeros(rows, columns, dtype=torch.float32, device=device)
 
 
+@contextmanager
+def globally(generator: torch.Generator) -> Iterator[None]:
+    """torch's global generator at the beginning of ``generator``'s stream: for functions that take no generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        yield
+
+
 def names() -> list[str]:
-    """The inits there are: the file names of this folder."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    """The inits there are."""
+    return starts.names("inits")
 
 
 def load(name: str) -> ModuleType:
-    """The module of one init; ValueError for a name that is not a file of this folder."""
-    if name not in names():
-        raise ValueError(f"init: given {name!r}, required one of {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    """The module of one init; ValueError for a name that is not there."""
+    return starts.load("inits", name)

@@ -9,6 +9,7 @@ from nora.adapters.inits import Factors, standard_normal, zeros
 
 PEFT_INIT = "gaussian"
 MOVES_BASE = False
+ONE_SIDED = True
 OPTIONS: dict[str, object] = {}
 
 

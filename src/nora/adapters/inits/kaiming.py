@@ -9,6 +9,7 @@ from nora.adapters.inits import Factors, zeros
 
 PEFT_INIT = True
 MOVES_BASE = False
+ONE_SIDED = True
 OPTIONS: dict[str, object] = {}
 
 

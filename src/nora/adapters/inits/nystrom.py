@@ -10,6 +10,7 @@ from nora.adapters.layers import left_product, right_product
 
 PEFT_INIT = True
 MOVES_BASE = False
+ONE_SIDED = True
 OPTIONS = {"xi": 0.1, "side": "A", "divide_by_scaling": True}
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nora.adapters.inits import Factors
+from nora.adapters.layers import AdapterLayer
 
 PEFT_INIT = "olora"
 MOVES_BASE = True
@@ -17,3 +18,9 @@ def factors(weight: Tensor, rank: int, *, scaling: float, generator: torch.Gener
     del scaling, generator
     Q, R = torch.linalg.qr(weight.to(torch.float32))
     return Factors(R[:rank].contiguous(), Q[:, :rank].contiguous())
+
+
+def make(layer: AdapterLayer, data: None) -> None:
+    """PEFT's, on an adapter that it made with another start."""
+    del data
+    layer.module.olora_init(layer.adapter)

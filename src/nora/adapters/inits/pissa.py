@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nora.adapters.inits import Factors
+from nora.adapters.layers import AdapterLayer
 
 PEFT_INIT = "pissa"
 MOVES_BASE = True
@@ -18,3 +19,9 @@ def factors(weight: Tensor, rank: int, *, scaling: float, generator: torch.Gener
     U, S, Vh = torch.linalg.svd(weight.to(torch.float32), full_matrices=False)
     root = (S[:rank] / scaling).sqrt()
     return Factors(root[:, None] * Vh[:rank], U[:, :rank] * root)
+
+
+def make(layer: AdapterLayer, data: None) -> None:
+    """PEFT's, on an adapter that it made with another start."""
+    del data
+    layer.module.pissa_init(layer.adapter, "pissa")

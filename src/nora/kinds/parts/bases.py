@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import resource
+import time
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from nora import streams
+from nora import starts, streams
 from nora.adapters import (
     InitReport,
     initialize_,
@@ -28,6 +31,7 @@ from nora.adapters import (
     snapshot_weights,
 )
 from nora.adapters.prefix import drawn_tokens, token_keys_values
+from nora.adapters.surroundings import without_adapters
 from nora.config.pins import MODEL_FILES, check_files, check_model_files, fetched_folder
 from nora.config.schema import MethodSpec, ModelSpec, validate
 from nora.errors import RunFailed, UserError
@@ -36,7 +40,8 @@ from nora.kinds.parts.gguf import dequantised
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.training.generation import save_merged
-from nora.training.loop import trainable_parameters
+from nora.training.loop import Objective, trainable_parameters
+from nora.training.sharpness import sharpness
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
 transformers_logging.disable_progress_bar()
@@ -139,16 +144,24 @@ class Adapted:
     """Weights [out, in] of the adapted modules before any adapter touched them ({} for prefix tuning)."""
     subtracted: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None
     """A and B that the start took out of each layer's weight (PiSSA, OLoRA); None if it left the base alone."""
+    cost: dict[str, Json] = field(default_factory=dict)
+    """What the start took: seconds, bytes on top of the most held before, the training rows it looked at."""
 
 
 def add_adapter(
-    base: Base, method: MethodSpec, targets: list[str], *, seed: int, probe: Mapping[str, torch.Tensor]
+    base: Base,
+    method: MethodSpec,
+    targets: list[str],
+    *,
+    seed: int,
+    probe: Mapping[str, torch.Tensor],
+    rows: TrainingRows | None = None,
 ) -> Adapted:
     """Wraps the base, starts the adapter from its own streams and proves the start on ``probe`` inputs.
 
     Raises RunFailed where the proof fails: a run whose init is not what it says must not train.
     """
-    adapted = (_add_prefix if method.adapter == "prefix" else _add_lora)(base, method, targets, seed, probe)
+    adapted = (_add_prefix if method.adapter == "prefix" else _add_lora)(base, method, targets, seed, probe, rows)
     if not adapted.proof.passed:
         raise RunFailed("the init proof failed: " + "; ".join(adapted.proof.problems[:3]))
     return adapted
@@ -170,6 +183,7 @@ def lora_config(method: MethodSpec, targets: list[str]) -> LoraConfig:
         lora_dropout=method.dropout,
         target_modules=targets,
         init_lora_weights=inits.load(method.init).PEFT_INIT,
+        **(starts.load("variants", method.variant).PEFT if method.variant else {}),
     )
 
 
@@ -185,14 +199,27 @@ def moves_base(method: MethodSpec) -> bool:
     return method.adapter == "lora" and bool(inits.load(method.init).MOVES_BASE)
 
 
+def untouched(model: PeftModel, method: MethodSpec) -> AbstractContextManager[None]:
+    """The pretrained model's outputs. The proof has just shown that an untrained adapter changes nothing, except where
+    its start is itself a step; such a start leaves the base alone, and the adapter is off inside."""
+    steps = method.adapter == "lora" and hasattr(inits.load(method.init), "CHANGES_OUTPUT")
+    return without_adapters(model) if steps else nullcontext()
+
+
 def init_options(method: MethodSpec) -> dict[str, Json]:
     """The settings that the method's init knows."""
-    options = inits.load(method.init).OPTIONS
-    return {key: value for key in options if (value := getattr(method, key)) is not None}
+    known = {f.name for f in fields(method)} & set(inits.load(method.init).OPTIONS)
+    own = {key: value for key in sorted(known) if (value := getattr(method, key)) is not None}
+    return {**own, **(method.options or {})}
 
 
 def _add_lora(
-    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
+    base: Base,
+    method: MethodSpec,
+    targets: list[str],
+    seed: int,
+    probe: Mapping[str, torch.Tensor],
+    rows: TrainingRows | None,
 ) -> Adapted:
     pretrained = snapshot_weights(base.model, set(targets))
     check_targets(pretrained, targets, type(base.model).__name__)
@@ -204,16 +231,102 @@ def _add_lora(
             m for name, m in base.model.named_modules() if f".{name}".endswith(tuple(f".{t}" for t in targets))
         )
     model = get_peft_model(base.model, lora_config(method, targets))
-    start = initialize_(model, method.init, seed=seed, **init_options(method))
-    proof = prove_init(model, start, inputs=probe, pretrained=pretrained, base_output=base_output)
+    proof, cost = started(model, method, seed, probe, pretrained, base_output, rows, baseline="kaiming")
     pairs = {x.name: (x.A.detach().clone(), x.B.detach().clone()) for x in lora_layers(model)} if moves else None
-    return Adapted(model, proof, pretrained, pairs)
+    return Adapted(model, proof, pretrained, pairs, cost)
+
+
+def started(
+    model: Any,
+    method: MethodSpec,
+    seed: int,
+    probe: Mapping[str, Json],
+    pretrained: Mapping[str, torch.Tensor],
+    base_output: torch.Tensor,
+    rows: TrainingRows | None,
+    *,
+    baseline: str,
+) -> tuple[InitReport, dict[str, Json]]:
+    """Starts the method's adapter and proves the start; what the start cost. RunFailed where it cannot be had.
+
+    ``baseline``: the start whose A the method's is made as large as where ``match`` says so.
+    """
+    began, memory = time.monotonic(), _peak_bytes()
+    data: dict[str, Any] = {}
+    if method.init_rows is not None:
+        if rows is None:
+            raise RunFailed(f"{method.init}: starts from training rows, and there are none here")
+        data = {"batches": rows.stream(method.init_rows, seed), "loss": rows.loss}
+    try:
+        start = initialize_(
+            model, method.init, seed=seed, size_of=baseline if method.match else None, **data, **init_options(method)
+        )
+    except ValueError as error:
+        raise RunFailed(str(error)) from None
+    cost: dict[str, Json] = {"start_seconds": time.monotonic() - began, "start_bytes": _peak_bytes() - memory}
+    if "batches" in data:
+        cost["start_rows"] = data["batches"]
+    if method.variant is not None:
+        freezes = getattr(starts.load("variants", method.variant), "FREEZES", None)
+        for layer in lora_layers(model) if freezes == "A" else ():
+            layer.parameter_A.requires_grad_(False)
+    return prove_init(model, start, inputs=probe, pretrained=pretrained, base_output=base_output), cost
+
+
+def _peak_bytes() -> int:
+    """The most memory this process has held: of the device where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The training rows that a data-driven start may look at, and their loss: never dev, never test."""
+
+    num_rows: int
+    loss: Callable[[Any, int], torch.Tensor]
+    """(model, index of a row) → its mean loss."""
+
+    def stream(self, count: int, seed: int, name: str = "init rows") -> list[int]:
+        """``count`` different rows in the order of a stream of their own; a set with fewer is gone through again."""
+        draw = streams.generator(seed, name)
+        rounds = [torch.randperm(self.num_rows, generator=draw).tolist() for _ in range(-(-count // self.num_rows))]
+        return [index for one in rounds for index in one][:count]
+
+
+SHARPNESS_ROWS = 16
+
+
+def measure_sharpness(
+    model: nn.Module, loss: Callable[[nn.Module], torch.Tensor], seed: int, *, rows: int
+) -> dict[str, Json]:
+    """What ``measure=[sharpness]`` records of the untrained adapter; every method of a seed has the same rows."""
+    found = sharpness(
+        model, loss, list(trainable_parameters(model).values()), generator=streams.generator(seed, "sharpness")
+    )
+    return {"value": found.value, "products": found.products, "residual": found.residual, "rows": rows}
+
+
+def rows_of(objective: Objective, before: Callable[[int], None] = lambda index: None) -> TrainingRows:
+    """The rows of a run's objective, one at a time, so that none is padded; ``before`` is called with the row."""
+
+    def loss(model: Any, index: int) -> torch.Tensor:
+        before(index)
+        return objective.loss(model, [index]) / max(1, objective.count([index]))
+
+    return TrainingRows(objective.num_examples, loss)
 
 
 def _add_prefix(
-    base: Base, method: MethodSpec, targets: list[str], seed: int, probe: Mapping[str, torch.Tensor]
+    base: Base,
+    method: MethodSpec,
+    targets: list[str],
+    seed: int,
+    probe: Mapping[str, torch.Tensor],
+    rows: TrainingRows | None,
 ) -> Adapted:
-    del probe
+    del probe, rows
     tokens = drawn_tokens(base.model.config.vocab_size, method.num_virtual_tokens or 0, seed=seed)
     keys_values = token_keys_values(base.model, tokens)
     model = get_peft_model(base.model, peft_config(method, targets))
@@ -241,6 +354,15 @@ def write_merged(record: Record, store: Store, checkout: Path, folder: Path) -> 
     model: ModelSpec = validate(record.spec["model"], ModelSpec)
     declared: MethodSpec = validate(record.spec["method"], MethodSpec)
     method, _ = trained_method(declared, record.spec["protocol"].get("sketch", "applied"))
+    if method.init_rows is not None:
+        if moves_base(method):
+            raise UserError(
+                f"{record.id}: {method.init} moved the base by what it took from training rows; merge it there"
+            )
+        # The base is untouched, and every trained factor is put in below: any start of these shapes will do.
+        method = replace(
+            method, init="kaiming", init_rows=None, options=None, xi=None, side=None, divide_by_scaling=None, match=None
+        )
     base = load_base(model, checkout, torch.device("cpu"))
     probe = {"input_ids": torch.tensor([base.tokenizer("probe")["input_ids"]])}
     adapted = add_adapter(base, method, model.targets, seed=record.spec["seed"], probe=probe)

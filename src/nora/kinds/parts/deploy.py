@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from nora.kinds.deployment import Spec
 
 
-def started(host: Host, spec: Spec, init: str) -> Model:
-    """A fresh base with an adapter started by ``init``, ours or PEFT's."""
-    ours = init in inits.names()
+_ROWS = 4  # looks at the host's data that a data-driven start takes
+
+
+def _is_ours(init: str) -> bool:
+    """Whether it is made here, layer by layer; PEFT makes the orthogonal one at construction, as it always did."""
+    return init in inits.names() and init != "orthogonal"
+
+
+def started(host: Host, spec: Spec, init: str) -> tuple[Model, Start | None]:
+    """A fresh base with an adapter started by ``init``, ours (and then what repeats it) or PEFT's."""
+    ours = _is_ours(init)
     config = LoraConfig(
         r=spec.adapter.rank,
         lora_alpha=spec.adapter.alpha,
@@ -29,18 +37,21 @@ def started(host: Host, spec: Spec, init: str) -> Model:
     )
     with streams.seeded(spec.seed, f"peft {init}"):
         model = host.adapted(config)
-    if ours:
-        initialize_(model, init, seed=spec.seed, **_options(spec, init))
-    return model
+    if not ours:
+        return model, None
+    looks = list(range(_ROWS))
+    return model, initialize_(
+        model, init, seed=spec.seed, batches=looks, loss=lambda m, step: host.loss(m, step), **_options(spec, init)
+    )
 
 
 def _options(spec: Spec, init: str) -> dict[str, Json]:
-    return {"xi": spec.adapter.xi} if init == "nystrom" else {}
+    return {"xi": spec.adapter.xi} if init.startswith("nystrom") else {}
 
 
 def train_adapter(host: Host, spec: Spec, init: str) -> Trained:
     """A started adapter after the protocol's steps, with its output, losses and factors at the start."""
-    model = started(host, spec, init)
+    model, _ = started(host, spec, init)
     start_difference = difference(host.output(model), host.output(host.base()))
     start = factors_at_start(model)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -77,7 +88,10 @@ def measure(host: Host, spec: Spec, folder: Path) -> dict[str, Json]:
         for label, saved in (("stock", ours_saved), ("portable", portable)):
             try:
                 alone = host.load({"a": saved}, active="a")
-            except RuntimeError as error:  # what stock diffusers does with a start it repeats on empty tensors
+            except (
+                RuntimeError,
+                ValueError,
+            ) as error:  # what stock diffusers does with a start it repeats on empty tensors
                 result[label] = {"error": str(error).splitlines()[0]}
                 continue
             pair = host.load({"a": saved, "b": plain_saved}, active="a")
@@ -103,9 +117,8 @@ def _bytes(folder: Path) -> int:
 def prove_text_start(host: TextHost, spec: Spec) -> dict[str, Json]:
     """The init proof for the starts of ours; for PEFT's other starts only that the output is the base's."""
     init = spec.adapter.init
-    model, base_output = started(host, spec, init), host.output(host.base())
-    if init in inits.names():
-        start = Start(init, spec.seed, _options(spec, init))
+    (model, start), base_output = started(host, spec, init), host.output(host.base())
+    if start is not None:
         report = prove_init(model, start, inputs=host.inputs, pretrained=host.weights, base_output=base_output)
         return report.to_dict()
     relative = difference(host.output(model), base_output) / float(base_output.abs().max())

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nora import tasks
+from nora import starts, tasks
 from nora.config.schema import MethodSpec, ModelSpec, TaskSpec
 from nora.errors import UserError, nearest
 from nora.files import Json
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _HUGE = 1e30  # far beyond any use, and still a float32 after a few products
 _FEW_SHOT = "mezo"
 """The one protocol that scores candidates; the others read generated answers."""
-_INITS = Path(__file__).resolve().parents[2] / "adapters" / "inits"
 
 
 def check_known(spec: AnySpec, checkout: Path) -> None:
@@ -34,7 +33,7 @@ def check_known(spec: AnySpec, checkout: Path) -> None:
         problems += _of_model(model, checkout)
         shape = {} if problems else _shape(model, checkout)
         problems += _of_vocabulary(model, shape)
-        problems += _of_targets(model, getattr(method, "rank", None), shape)
+        problems += _of_targets(model, getattr(method, "rank", None), shape, _times(method))
         if isinstance(method, MethodSpec):
             problems += _of_method(method, shape)
     if isinstance(model, ModelSpec) and isinstance(task, TaskSpec):
@@ -128,7 +127,7 @@ def _of_length(model: ModelSpec, task: TaskSpec, new_tokens: int | None) -> Iter
         yield f"model.max_length: given {model.max_length}, required at least {least} ({new_tokens or 1} of the answer)"
 
 
-def _of_targets(model: ModelSpec, rank: int | None, shape: Mapping[str, Json]) -> Iterator[str]:
+def _of_targets(model: ModelSpec, rank: int | None, shape: Mapping[str, Json], times: int = 1) -> Iterator[str]:
     if not model.targets:
         yield "model.targets: given [], required the names of the layers to adapt"
     known = _modules(shape)
@@ -140,21 +139,28 @@ def _of_targets(model: ModelSpec, rank: int | None, shape: Mapping[str, Json]) -
         elif "model_type" in shape and name not in ("lm_head", "embed_tokens", "project_in", "project_out"):
             yield f"model.targets: given {target}, {model.name} has {', '.join(known)}{nearest(name, list(known))}"
     smallest = min(least, key=lambda target: least[target], default="")
-    if rank is not None and rank > least.get(smallest, rank):
-        yield f"rank: given {rank}, required at most {least[smallest]}, the smaller side of {smallest} in {model.name}"
+    if rank is not None and times * rank > least.get(smallest, times * rank):
+        side = "the smaller side" if times == 1 else f"1/{times} of the smaller side"
+        yield f"rank: given {rank}, required at most {least[smallest] // times}, {side} of {smallest} in {model.name}"
 
 
-@cache
+def _times(method: object) -> int:
+    """How many directions of a weight the method's start takes, over its rank."""
+    times = starts.said("inits", getattr(method, "init", "")).get("TIMES_RANK", 1)
+    return times if isinstance(times, int) else 1
+
+
 def moves_base(init: str) -> bool:
     """Whether an init takes its pair out of the frozen weight, as its file says; False if there is no such file."""
-    path = _INITS / f"{init}.py"
-    return path.is_file() and "\nMOVES_BASE = True\n" in path.read_text(encoding="utf-8")
+    return bool(starts.said("inits", init).get("MOVES_BASE", False))
 
 
 def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
-    inits = sorted(path.stem for path in _INITS.glob("*.py") if not path.stem.startswith("_"))
+    inits = starts.names("inits")
     if method.adapter == "lora" and method.init not in inits:
         yield f"method.init: given {method.init}, allowed {', '.join(inits)}{nearest(method.init, inits)}"
+    if starts.said("inits", method.init).get("EVEN_RANK") and (method.rank or 0) % 2:
+        yield f"method.rank: given {method.rank}, required an even one with init={method.init}"
     for key in ("alpha", "xi"):
         value = getattr(method, key)
         if value is not None and value > _HUGE:

@@ -29,9 +29,7 @@ from nora import streams
 from nora.adapters import (
     InitReport,
     factors_at_start,
-    initialize_,
     inits,
-    prove_init,
     save_diffusers_lora,
     snapshot_weights,
 )
@@ -161,10 +159,18 @@ class AdaptedUnet:
     pretrained: Mapping[str, Tensor]
     at_start: Mapping[str, Tensor] | None
     """The adapter's tensors where the start moved the base (PiSSA, OLoRA): its file needs them."""
+    cost: Mapping[str, Json]
+    """What the start took."""
 
 
 def add_adapter(
-    unet: Pipeline, method: MethodSpec, targets: list[str], *, seed: int, probe: Mapping[str, Json]
+    unet: Pipeline,
+    method: MethodSpec,
+    targets: list[str],
+    *,
+    seed: int,
+    probe: Mapping[str, Json],
+    rows: bases.TrainingRows | None = None,
 ) -> AdaptedUnet:
     """Adds the method's LoRA to a UNet, starts it from its own streams and proves the start on ``probe`` inputs.
 
@@ -176,12 +182,11 @@ def add_adapter(
         base_output = unet(**probe).sample
     with streams.seeded(seed, "peft"):  # PEFT draws before our start overwrites it
         unet.add_adapter(bases.lora_config(method, targets))
-    start = initialize_(unet, method.init, seed=seed, **bases.init_options(method))
-    proof = prove_init(unet, start, inputs=probe, pretrained=pretrained, base_output=base_output)
+    proof, cost = bases.started(unet, method, seed, probe, pretrained, base_output, rows, baseline="gaussian")
     if not proof.passed:
         raise RunFailed("the init proof failed: " + "; ".join(proof.problems[:3]))
     moved = bool(inits.load(method.init).MOVES_BASE)
-    return AdaptedUnet(unet, proof, pretrained, factors_at_start(unet) if moved else None)
+    return AdaptedUnet(unet, proof, pretrained, factors_at_start(unet) if moved else None, cost)
 
 
 def adapter_bytes(unet: Pipeline, at_start: Mapping[str, Tensor] | None = None) -> bytes:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from nora import streams
+from nora import starts, streams
 from nora.adapters import Bank, InitReport, Preconditioner, lora_layers
 from nora.config.schema import ExecSpec, MethodSpec, TrainingProtocol
 from nora.errors import Interrupted
@@ -155,6 +155,16 @@ def make_preconditioner(method: MethodSpec, model: nn.Module) -> Preconditioner 
     return Preconditioner(lora_layers(model), damping=method.damping or 0.0, normalize=method.normalize or "none")
 
 
+def optimizer_of(method: MethodSpec) -> Callable[..., torch.optim.Optimizer] | None:
+    """What makes the method's optimiser where that is not the loop's AdamW, its own settings filled in."""
+    variant = None if method.variant is None else starts.load("variants", method.variant)
+    name = method.optimizer or getattr(variant, "OPTIMIZER", None)
+    if name is None:
+        return None
+    module = starts.load("optimizers", name)
+    return partial(module.make, **{key: getattr(method, key) for key in module.OPTIONS})
+
+
 def epoch_order(seed: int, num_examples: int, epoch: int) -> Tensor:
     """The epoch's permutation of the examples, from a stream of its own."""
     return torch.randperm(num_examples, generator=streams.generator(seed, "order", f"epoch {epoch}"))
@@ -220,7 +230,9 @@ class TrainingRun:
         self._proof = proof
         self.settings = settings
         preconditioner = make_preconditioner(method, model)
-        self.state = make_state(model, settings, num_examples=num_examples, preconditioner=preconditioner)
+        self.state = make_state(
+            model, settings, num_examples=num_examples, preconditioner=preconditioner, make=optimizer_of(method)
+        )
         self.timing: dict[str, Json] = {}
 
     @property

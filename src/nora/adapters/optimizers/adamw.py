@@ -1,0 +1,3 @@
+"""AdamW on the gradients as they are."""
+
+KEYS: dict[str, object] = {}
