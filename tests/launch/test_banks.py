@@ -74,6 +74,23 @@ def test_each_member_has_the_record_it_has_alone(checkout: Path, tmp_path: Path)
     }
 
 
+def test_every_start_is_a_member_and_every_other_step_is_not(checkout: Path, tmp_path: Path) -> None:
+    """All starts beside each other, data-driven and moved ones among them; a variant or optimiser is alone."""
+    methods = sorted(path.stem for path in (checkout / "conf" / "method").glob("*.yaml"))
+    made = [compose_run(checkout, [*WORDS, f"method={m}"]) for m in methods]
+    settings = made[0][1]
+    specs = [s for s, _, _ in made if s.method.variant is None and s.method.optimizer is None]  # type: ignore[union-attr]
+    specs = [spec for spec in specs if spec.method.adapter == "lora"]  # type: ignore[union-attr]
+    assert len(specs) > 12 and len({bank_key(spec) for spec in specs}) == 1
+    assert {bank_key(s) for s, _, _ in made if s.method.variant or s.method.optimizer} == {None}  # type: ignore[union-attr]
+    told = _bank(checkout, Store(tmp_path / "bank"), specs, settings)
+    for number, spec in enumerate(specs):
+        alone = execute(spec, settings, checkout=checkout, store=Store(tmp_path / "alone"))[0]
+        record = told[number]
+        assert isinstance(record, Record) and len(record.run["bank"]) == len(specs), spec
+        assert _losses(record) == pytest.approx(_losses(alone), rel=2e-5), spec
+
+
 def test_a_stopped_bank_goes_on_to_the_same_records(checkout: Path, tmp_path: Path) -> None:
     specs, settings = _specs(checkout)
     quiet = _bank(checkout, Store(tmp_path / "quiet"), specs, settings)
