@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup small demo test test-all lint rehearsal paper bench
+.PHONY: help setup small demo test test-all lint rehearsal paper bench bench-gpu
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+: *##|^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -42,5 +42,8 @@ rehearsal:       ## every kind of paper-scale run once through twins of the Hub;
 paper:           ## every artefact from the records present
 	$(BIN)/nora collate all
 
+bench-gpu:       ## what one GPU does with a search: five minutes, no download; without one it is refused
+	$(BIN)/nora bench gpu
+
 bench:           ## every benchmark, one after the other
-	for name in $$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p'); do $(BIN)/nora bench $$name || exit 1; done
+	for name in $$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -v '^gpu$$'); do $(BIN)/nora bench $$name || exit 1; done

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from nora.errors import UserError
 from nora.verbs.machine import load_program
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -28,6 +30,26 @@ def test_the_table_of_the_committed_figures_says_what_was_aimed_at_and_reached(n
     lines = load_program(FOLDER / f"{name}.py").table(committed["result"]).splitlines()
     verdicts = [line for line in lines if line.strip().startswith(("aim", "target"))]
     assert verdicts and all(": met, " in line or ": NOT met, " in line for line in verdicts)
+
+
+def test_the_measurement_of_a_card_is_rehearsed_without_one() -> None:
+    """Both ways of a search end with the same loss and gradient norm; without a card nothing is measured in full."""
+    module = load_program(FOLDER / "gpu.py")
+    result = module.run(quick=True)
+    for row in result["rows"]:
+        for key in ("loss", "grad_norm"):
+            assert row["bank"][key] == pytest.approx(
+                row["in turn"][key], rel=1e-3 if row["precision"] == "bf16" else 1e-4
+            )
+    assert "not measured: budget spent" in module.table(
+        {
+            **result,
+            "rows": [*result["rows"], {"members": 1, "tokens": 8, "precision": "bf16", "not measured": "budget spent"}],
+        }
+    )
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA device is visible"):
+            module.run(quick=False)
 
 
 @pytest.mark.slow

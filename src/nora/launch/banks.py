@@ -10,7 +10,7 @@ from nora.config.schema import ExecSpec
 from nora.kinds import AnySpec, FewShotSpec, InstructSpec
 from nora.tables.cell import Cell
 
-_BANK_TOKENS = {"cpu": 1024, "cuda": 8192}
+BANK_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens of one step beyond which more members cost what they cost one by one (``nora bench sweep``)."""
 
 
@@ -27,7 +27,7 @@ def in_banks(
     for group in alike.values():
         first, most = specs[group[0]], settings.bank or 1
         if settings.bank is None and len(group) > 1 and isinstance(first, FewShotSpec | InstructSpec):
-            most = _BANK_TOKENS["cuda" if on_gpu else "cpu"] // kinds.step_tokens(first)
+            most = BANK_TOKENS["cuda" if on_gpu else "cpu"] // kinds.step_tokens(first)
         size = max(1, min(most, -(-len(group) // processes)))
         parts = -(-len(group) // size)
         banks += [group[i::parts] for i in range(parts)]
