@@ -11,14 +11,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from nora.errors import UserError, one_of
-from nora.files import sha256_bytes, write_atomic
-from nora.kinds import AnySpec
+from nora.files import Json, sha256_bytes, write_atomic
 from nora.reporting import labels, layouts, ledger
 from nora.reporting.document import Document, explained, to_csv, to_markdown
 from nora.reporting.figures import Figure, figure_texts, write_figure
 from nora.reporting.latex import to_latex
 from nora.reporting.proofs import proofs
-from nora.reporting.report import Picture, Section, render_report
+from nora.reporting.report import Measurement, Picture, Section, render_report
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, take_snapshot
@@ -85,7 +84,7 @@ def _stat(paths: Iterable[Path], root: Path) -> list[tuple[str, int, int]]:
 def fingerprint(store: Store, checkout: Path) -> str:
     """What the artefacts depend on: sizes and times of records, confs and sources (contents are not read)."""
     inputs = [path for pattern in _INPUTS for path in checkout.glob(pattern)]
-    records = [*store.root.glob("runs/*/*/record.json"), *store.root.glob(LEDGER)]
+    records = [*store.root.glob("runs/*/*/record.json"), *store.root.glob(LEDGER), *store.root.glob("bench/*.json")]
     return sha256_bytes(json.dumps([_stat(inputs, checkout), _stat(records, store.root)]).encode())
 
 
@@ -156,7 +155,20 @@ def report_text(
     # Of a run that is in no table nothing may show: what one tries out must not change what is committed.
     listed = {cell.id for cell in cells}
     sections.append(Section(proofs({i: record for i, record in snapshot.items() if i in listed}), ()))
-    return render_report(sections, cells, snapshot)
+    return render_report(sections, cells, snapshot, measurements(results / "bench"))
+
+
+def measurements(folder: Path) -> list[Measurement]:
+    """What `nora bench` has kept in a folder, by name; a file without a table is none."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            body: Json = json.loads(path.read_text(encoding="utf-8"))
+            where = f"{body['cpu']}, {body['cpus']} CPUs, commit {body['commit'][:12]}{' and changes' * body['dirty']}"
+            found.append(Measurement(path.stem, where, body["table"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _picture(figure: Figure, png: bytes) -> Picture:

@@ -122,8 +122,22 @@ class Section:
         return self.content if isinstance(self.content, Document) else None
 
 
-def render_report(sections: Sequence[Section], cells: Sequence[Cell[AnySpec]], snapshot: Snapshot) -> str:
-    """The page's text; the same artefacts and records give the same bytes."""
+@dataclass(frozen=True)
+class Measurement:
+    """What a benchmark printed, and where."""
+
+    name: str
+    where: str
+    table: str
+
+
+def render_report(
+    sections: Sequence[Section],
+    cells: Sequence[Cell[AnySpec]],
+    snapshot: Snapshot,
+    measured: Sequence[Measurement] = (),
+) -> str:
+    """The page's text; the same artefacts, records and measurements give the same bytes."""
     runs = run_facts(cells, snapshot)
     index = RunIndex(runs)
     own = files("nora.reporting").joinpath("html")
@@ -133,6 +147,7 @@ def render_report(sections: Sequence[Section], cells: Sequence[Cell[AnySpec]], s
     environment.filters["rich"] = _rich
     return environment.from_string(own.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
         sections=sections,
+        measured=measured,
         contents=_contents(sections),
         scales=_scales(cells, runs),
         dirty=sum(bool(fact.get("dirty")) for fact in runs.values()),

@@ -116,13 +116,15 @@ def bench(name: str, quick: bool) -> int:
     module = load_program(folder / f"{name}.py")
     started = time.time()
     result = module.run(quick=quick)
-    print(module.table(result))
+    text = module.table(result)
+    print(text)
     if not quick:
         import torch
 
         body = {
             "benchmark": name,
             "result": result,
+            "table": text,
             "seconds": time.time() - started,
             **provenance.machine("cpu", torch.get_num_threads()),
             **provenance.code_version(checkout),
