@@ -12,6 +12,7 @@ from pkgutil import iter_modules
 
 from nora.errors import UserError, one_of
 from nora.files import Json, sha256_bytes, write_atomic
+from nora.kinds import AnySpec
 from nora.reporting import labels, layouts, ledger
 from nora.reporting.document import Document, explained, to_csv, to_markdown
 from nora.reporting.figures import Figure, figure_texts, write_figure
