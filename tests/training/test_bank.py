@@ -135,9 +135,15 @@ def furthest(one: Run, other: Run) -> float:
     return max(float(torch.linalg.norm(a - b) / torch.linalg.norm(b)) for a, b in pairs)
 
 
-@pytest.mark.parametrize("members", [1, 2, 7, 27])
+CASES = [(0.0, 0.0, None), (0.1, 0.05, None), (0.1, 0.0, 3)]
+"""Dropout of the base, of the adapter's input, and the part of a batch at once."""
+GRID = [(k, *case) for k in (1, 2, 7, 27) for case in CASES]
+SLOW = [(27, *CASES[0]), (27, *CASES[2])]
+
+
 @pytest.mark.parametrize(
-    ("model_dropout", "lora_dropout", "micro"), [(0.0, 0.0, None), (0.1, 0.05, None), (0.1, 0.0, 3)]
+    ("members", "model_dropout", "lora_dropout", "micro"),
+    [pytest.param(*one, marks=pytest.mark.slow) if one in SLOW else one for one in GRID],
 )
 def test_a_bank_gives_the_numbers_of_separate_runs(
     objectives: dict[str, Any], members: int, model_dropout: float, lora_dropout: float, micro: int | None
