@@ -142,7 +142,7 @@ def test_rows_of_the_hub_are_compared_with_the_lock(tmp_path: Path, monkeypatch:
 
 def test_files_of_a_fetched_model_are_compared_with_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Path(shutil.copytree(ROOT / "assets" / "opt_mini", tmp_path / "snapshot"))
-    monkeypatch.setattr(bases, "snapshot_download", lambda *given, **named: str(model))
+    monkeypatch.setattr(bases, "fetched_folder", lambda *given: model)
     files = {"model.safetensors": sha256_file(model / "model.safetensors")}
     spec = replace(_spec(["task=cb", "model=opt_1.3b"]).model, revision="e" * 40, files=files)
     bases.load_base(spec, ROOT, torch.device("cpu"))
