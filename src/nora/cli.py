@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from nora import __version__, starts
-from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError, one_of
 
 _RUN_HELP = """\
 nora run [-m] key=value …      one run; with -m a Hydra multirun over every key=a,b
@@ -50,9 +50,35 @@ _VERBS = {
     "doctor": ("machine", "what this machine has: libraries, disk, Hub, SLURM, W&B"),
     "pretrain": ("machine", "make a small base model (of text: from a folder)"),
     "bench": ("machine", "run benchmarks/NAME.py"),
+    "list": ("words", "methods, tasks, models, tables, … there are; the runs of a store"),
+    "help": ("", "all commands, or one of them"),
     "completion": ("", "a completion script for the shell: source <(nora completion bash)"),
 }
 """Verb → its file in nora/verbs and what the help says of it."""
+_EXAMPLES = {
+    "plan": "table2 task=cb,rte scale=paper",
+    "launch": "table2 task=cb exec.processes=2",
+    "retry": "table2",
+    "status": "table2 --watch",
+    "cancel": "table2 exec=slurm scale=paper",
+    "logs": "6d26a3ba",
+    "why": "6d26a3ba",
+    "collate": "all",
+    "verify": "table2",
+    "merge": "../colleague/results --dry-run",
+    "trace": "table2 NoRA+/CB",
+    "show": "6d26a3ba",
+    "diff": "6d26a3ba 8d460c7d",
+    "export": "--out export",
+    "prefetch": "table2 scale=paper",
+    "sync-wandb": "table2 scale=paper",
+    "doctor": "table2 scale=paper",
+    "pretrain": "opt_mini",
+    "bench": "step --quick",
+    "list": "runs nora_plus sst2",
+    "help": "plan",
+}
+"""Words after a verb that do something; an id may be any beginning of one that no other has."""
 
 
 class _Verbs(click.Group):
@@ -62,10 +88,13 @@ class _Verbs(click.Group):
         return list(_VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        file, _ = _VERBS.get(cmd_name, ("", ""))
-        if not file:
-            return super().get_command(ctx, cmd_name)
-        found: click.Command = getattr(import_module(f"nora.verbs.{file}"), cmd_name.replace("-", "_"))
+        one_of("COMMAND", cmd_name, list(_VERBS))
+        file, _ = _VERBS[cmd_name]
+        name = {"list": "list_"}.get(cmd_name, cmd_name.replace("-", "_"))
+        found = getattr(import_module(f"nora.verbs.{file}"), name) if file else super().get_command(ctx, cmd_name)
+        assert isinstance(found, click.Command)
+        if cmd_name in _EXAMPLES:
+            found.epilog = f"Example: nora {cmd_name} {_EXAMPLES[cmd_name]}"
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -82,14 +111,33 @@ def _complete_words(ctx: click.Context, parameter: click.Parameter, incomplete: 
     return complete(ctx, parameter, incomplete)
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_FIRST = """\
+What one does first:
+
+  nora list methods                       the starts, variants and optimisers there are (also: tasks models tables runs)
+  nora run method=nora task=cb seed=0     one run, on this machine, in a minute
+  nora plan table2                        what a table needs: states, hours, memory
+  nora launch table2                      exactly what is missing of it
+  nora collate table2                     its records → the table
+
+nora help: every command; nora COMMAND --help: one of them."""
+
+
+@click.group(
+    cls=_Verbs,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="nora", message="%(prog)s %(version)s")
-def nora() -> None:
+@click.pass_context
+def nora(ctx: click.Context) -> None:
     """NoRA and NoRA+ (arXiv 2410.18965): from a config to a run, from runs to the paper's tables.
 
     TARGET is a table of conf/table/, key=value narrows it (task=cb,rte method=nora seed=0 scale=mini search=chosen)
     or sets a field of every run. Exit codes: 0 done, 1 the work failed, 2 the input is wrong.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(_FIRST)
 
 
 @nora.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -129,6 +177,21 @@ def run(words: tuple[str, ...]) -> int:
     if replicas is None or replicas.rank == 0:
         print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     return 0 if record.status == "done" else 1
+
+
+@nora.command(name="help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(ctx: click.Context, command: str | None) -> int:
+    """All commands, or one of them: nora help [COMMAND]."""
+    top = ctx.find_root()
+    found = nora if command is None else nora.get_command(top, command)
+    assert found is not None
+    if command == "run":
+        click.echo(_RUN_HELP)
+    else:
+        click.echo(found.get_help(top if command is None else click.Context(found, info_name=command, parent=top)))
+    return 0
 
 
 @nora.command()

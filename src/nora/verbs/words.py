@@ -1,17 +1,23 @@
-"""What is typed after a verb: targets, what narrows them, where they are worked on; and what a shell may complete."""
+"""What is typed after a verb: targets, what narrows them, where; what a shell may complete, and ``nora list``."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
+from nora import kinds
 from nora.config.compose import choices
-from nora.errors import UserError
+from nora.errors import UserError, one_of
+from nora.files import Json
+from nora.store.states import take_snapshot
 from nora.tables.cell import names
 from nora.tables.target import AnyTarget, has_scale, load_targets
-from nora.workspace import Workspace, open_workspace
+from nora.workspace import Workspace, find_checkout, open_workspace
 
 _METAVAR = "TARGET… [key=value …]"
 _GROUPS = ("scale", "model", "task", "method", "protocol", "exec", "kind", "experiment")
@@ -24,8 +30,6 @@ _KEYS = (
 
 def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Targets, choices of the config groups and keys, as they are in the checkout now."""
-    from nora.workspace import find_checkout
-
     checkout = find_checkout()
     words = [*names(checkout), "all", *_KEYS]
     words += [f"{group}={choice}" for group in _GROUPS for choice in choices(checkout / "conf", group)]
@@ -50,3 +54,78 @@ def read_targets(words: Sequence[str]) -> tuple[list[AnyTarget], Workspace]:
     if not wanted:
         raise UserError("a TARGET is required, for example table2")
     return load_targets(workspace.checkout, wanted, [word for word in words if "=" in word]), workspace
+
+
+_LISTS = {
+    "methods": "method",
+    "tasks": "task",
+    "models": "model",
+    "protocols": "protocol",
+    "scales": "scale",
+    "tables": "table",
+}
+
+
+_TELLING = ("init", "variant", "optimizer", "preconditioner", "suite", "family", "repo", "epochs", "steps", "version")
+
+
+def _of_group(checkout: Path, group: str) -> list[dict[str, Json]]:
+    """The choices of a config group, each with the first comment of its file, or else what tells it from the others."""
+    found: list[dict[str, Json]] = []
+    for name in choices(checkout / "conf", group):
+        path = checkout / "conf" / group / f"{name}.yaml"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        notes = [line.lstrip("# ") for line in lines[:3] if line.startswith("#") and "@package" not in line]
+        pairs = dict(line.split(": ", 1) for line in lines if ": " in line and not line.startswith((" ", "#", "-")))
+        keys = [f"{key} {pairs[key].split('#')[0].strip()}" for key in _TELLING if key in pairs]
+        found.append({"name": name, "says": notes[0] if notes else ", ".join(keys)})
+    return found
+
+
+def _of_store(workspace: Workspace, wanted: Sequence[str]) -> list[dict[str, Json]]:
+    """The runs of a store whose id or title has every word that is asked for, the newest first."""
+    snapshot = take_snapshot(workspace.store)
+    found: list[dict[str, Json]] = []
+    for record in snapshot.values():
+        spec = kinds.spec_of(record)
+        title = kinds.title(spec)
+        if all(word.lower() in f"{record.id} {record.status} {title}".lower() for word in wanted):
+            done = record.status == "done"
+            said = kinds.of(spec).headline(record.result["metrics"]) if done else "diverged"
+            started = float(record.run.get("started", 0.0))
+            found.append({"id": record.id, "state": record.status, "run": title, "says": said, "started": started})
+    return sorted(found, key=lambda row: -row["started"])
+
+
+def _age(started: float) -> str:
+    hours = max(0.0, time.time() - started) / 3600
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+@click.command()
+@click.argument("what", metavar="[methods|tasks|models|protocols|scales|tables|runs]", required=False)
+@click.argument("words", nargs=-1, metavar="[WORD …] [exec.results=…]")
+@json_flag
+def list_(what: str | None, words: Sequence[str], as_json: bool) -> int:
+    """What there is: the choices of a group, the tables, or the runs of a store.
+
+    \b
+    nora list methods
+    nora list runs nora_plus sst2 exec.results=mine
+    """
+    allowed = [*_LISTS, "runs"]
+    if what is None:
+        print(f"nora list {'|'.join(allowed)}")
+        return 0
+    one_of("what", what, allowed)
+    if what == "runs":
+        workspace = open_workspace([word for word in words if "=" in word])
+        rows = _of_store(workspace, [word for word in words if "=" not in word])
+        lines = [f"{r['id']}  {r['state']:8} {_age(r['started']):>8}  {r['run']}: {r['says']}" for r in rows]
+    else:
+        checkout = find_checkout()
+        rows = _of_group(checkout, _LISTS[what])
+        width = max((len(row["name"]) for row in rows), default=0)
+        lines = [f"{row['name']:{width}}  {row['says']}".rstrip() for row in rows]
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
+    return 0
