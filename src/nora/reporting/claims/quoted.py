@@ -35,9 +35,8 @@ class Number:
     @property
     def macro(self) -> str:
         """Letters alone, as TeX wants it: table2.small.sst2 → noraTableTwoSmallSstTwo."""
-        spelt = "".join(
-            f" {_SIGNS[c]} " if c in _SIGNS else f" {_DIGITS[c]} " if c in _DIGITS else c for c in self.name
-        )
+        name = re.sub(r"(?<=\d)\.(?=\d)", " Point ", self.name)
+        spelt = "".join(f" {_SIGNS.get(c) or _DIGITS.get(c)} " if c in _SIGNS or c in _DIGITS else c for c in name)
         return "nora" + "".join(word[0].upper() + word[1:] for word in re.split(r"[^A-Za-z]+", spelt) if word)
 
 
@@ -108,6 +107,13 @@ def headline(judged: Sequence[Judged]) -> Block:
         for c in claims
     ]
     return Block("", ("claim", *SCALES.values()), tuple(lines))
+
+
+def readme_table(judged: Sequence[Judged]) -> str:
+    """The same table with the verdicts alone, as the README shows it."""
+    block = headline(judged)
+    lines = [replace(x, entries=tuple(Entry(e.text) for e in x.entries[1:])) for x in block.lines]
+    return "\n".join(grid_of(Block("", block.columns[1:], tuple(lines)))) + "\n"
 
 
 def _cell(judged: Judged | None, *, brief: bool) -> Entry:
