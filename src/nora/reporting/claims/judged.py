@@ -170,38 +170,19 @@ def claims_document(
     """Per claim its verdict at every scale, then the evidence behind each, and the methods' ranks."""
     claims = list({j.claim.id: j.claim for j in judged}.values())
     by = {(j.claim.id, j.scale): j for j in judged}
-    verdicts = [
-        Line(
-            claim.id,
-            (
-                Entry(claim.text),
-                Entry(claim.place),
-                *(_verdict_entry(by.get((claim.id, scale))) for scale in SCALES),
-            ),
-        )
-        for claim in claims
-    ]
-    evidence = [
-        Line(
-            j.name,
-            (
-                _verdict_entry(j),
-                Entry(effect_text(j.outcome), runs=j.outcome.runs),
-                Entry(j.outcome.n or "–"),
-                Entry(number(j.outcome.visible)),
-                Entry("–" if j.adjusted is None else f"{j.adjusted:.2g}"),
-                Entry("; ".join(_remarks(j)) or "–"),
-            ),
-        )
-        for j in judged
-    ]
+    sentences = [Line(c.id, (Entry(f"{c.text}. {c.place}"),)) for c in claims]
+    verdicts = [Line(c.id, tuple(_verdict_entry(by.get((c.id, scale))) for scale in SCALES)) for c in claims]
+    remarks = [Line(j.name, (Entry("; ".join(_remarks(j))),)) for j in judged if _remarks(j)]
     return Document(
         name="claims",
         title="The paper's claims, and what the records say",
         banner="",
         blocks=(
-            Block("Verdicts", ("sentence", "place", *SCALES.values()), tuple(verdicts)),
-            Block("Evidence", ("verdict", "effect [95 %]", "n", "visible", "p (Holm)", "remarks"), tuple(evidence)),
+            Block("Sentences", ("sentence, place",), tuple(sentences)),
+            Block("Verdicts", tuple(SCALES.values()), tuple(verdicts)),
+            _evidence("Evidence: trained models", [j for j in judged if j.scale != HERE]),
+            _evidence("Evidence: factorisation, cost, deployment", [j for j in judged if j.scale == HERE]),
+            Block("Remarks", ("remark",), tuple(remarks)),
             *ranks,
         ),
         notes=NOTES,
@@ -223,6 +204,23 @@ def claims_document(
         files=files,
         folder=".",
     )
+
+
+def _evidence(heading: str, judged: Sequence[Judged]) -> Block:
+    lines = [
+        Line(
+            j.name,
+            (
+                Entry(effect_text(j.outcome), runs=j.outcome.runs),
+                Entry(j.outcome.n),
+                Entry(number(j.outcome.visible)),
+                Entry("–" if j.adjusted is None else f"{j.adjusted:.2g}"),
+            ),
+        )
+        for j in judged
+        if j.outcome.verdict != NOT_RUN
+    ]
+    return Block(heading, ("effect [95 %]", "n", "visible", "p (Holm)"), tuple(lines))
 
 
 def _remarks(judged: Judged) -> list[str]:

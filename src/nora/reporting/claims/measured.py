@@ -141,9 +141,9 @@ def insensitive(
         return Outcome(DIFFERS, unit="", n=n, runs=runs, notes=(f"some never fall below {below:g}",))
     found = compare([max(own) / bases[seed] for seed, own in steps.items()])  # type: ignore[type-var, operator]
     verdict = HOLDS if found.high < 1 else DIFFERS if found.low > 1 else NOISE
-    note = f"{min(reached)} to {max(reached)} iterations to {below:g} over ξ and seeds"
+    note = f"against {against[1]}; {min(reached)} to {max(reached)} iterations to {below:g} over ξ and seeds"
     return Outcome(
-        verdict, found.effect, found.low, found.high, f"of the iterations of: {against[1]}", n, runs=runs, notes=(note,)
+        verdict, found.effect, found.low, found.high, "of the other start's iterations", n, runs=runs, notes=(note,)
     )
 
 
