@@ -57,7 +57,8 @@ def test_no_file_is_a_book_and_most_are_more_than_a_note() -> None:
     registries = {"tasks", "superglue", "instruct", "inits", "layouts"}
     rooms = [n for path, n in lengths.items() if path.parent.name not in registries]
     # the bank: its layers, loop, runs, members; kept adapters; what paper scale needs (readiness); paired statistics;
-    # the claims: what they are tried with, the trained ones, the measured ones, the judge, what is quoted, the room; what a plan can see
+    # the claims: what they are tried with, the trained ones, the measured ones, the judge, what is quoted, the
+    # room; what a plan can see
     rooms_since = 14
     assert median(rooms) >= 100 and len(FILES) <= 165 + rooms_since
 
