@@ -162,3 +162,27 @@ def test_the_readme_shows_the_table_of_the_findings(found: list[Judged], checkou
     page = (checkout / "README.md").read_text(encoding="utf-8")
     shown = page.split("<!-- findings -->\n")[1].split("<!-- /findings -->")[0]
     assert shown == quoted.readme_table(found), "copy `nora.reporting.claims.quoted.readme_table` between the marks"
+
+
+@pytest.mark.parametrize(
+    ("test", "given", "verdict"),
+    [
+        ("rate", {"panel": "sym_ep_scaledgd_small", "shape": "quadratic"}, DIFFERS),  # it is linear
+        ("rate", {"panel": "sym_ep_nystrom", "shape": "one step"}, DIFFERS),
+        ("tail", {"curves": "ξ = ", "ratio": 0.5, "within": 0.05, "first": 5, "floor": 1e-12}, DIFFERS),  # quadratic
+        ("insensitive", {"curves": "ξ = ", "below": 1e-10, "against": ["a", "ScaledGD, Nyström start"]}, DIFFERS),
+        ("needs_stopping", {"panels": ["sym_op_gd"]}, HOLDS),  # over its budget: the smallest error is not reached
+        ("deployed", {"inits": ["pissa"], "loads": True}, DIFFERS),
+        ("deployed", {"inits": ["nystrom"], "loads": False}, DIFFERS),
+        ("cheaper_start", {"ours": "SVD (PiSSA)", "others": ["nora"]}, DIFFERS),
+        ("ledger", {"row": "Lemma 10"}, DIFFERS),
+        ("ledger", {"row": "Lemma 0"}, NOT_RUN),
+    ],
+)
+def test_what_is_false_is_not_said_to_hold(
+    test: str, given: dict[str, object], verdict: str, snapshot: Snapshot, checkout: Path
+) -> None:
+    """Negative controls: each test of what is measured, asked what the same records deny."""
+    figure = {"figure": "fig1", "panel": "b"} if test in ("tail", "insensitive") else {}
+    outcome = judged.TESTS[test](Evidence(checkout, snapshot, checkout / "results"), "", **figure, **given)
+    assert outcome.verdict == verdict
