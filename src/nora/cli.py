@@ -45,6 +45,7 @@ _VERBS = {
     "diff": ("results", "what differs between two records: spec, metrics, files, run"),
     "export": ("results", "every record as CSV and Parquet, PEFT's comparison format, adapter cards"),
     "theory": ("results", "the ledger of every theorem: checked, and compared with the committed verdicts"),
+    "claims": ("results", "every sentence of the paper that can be checked: its verdict at each scale"),
     "prefetch": ("machine", "resolve a target's Hub names to commits, download, write conf/revisions.lock"),
     "sync-wandb": ("machine", "upload a target's journals and records to W&B; twice changes nothing"),
     "doctor": ("machine", "what this machine has: libraries, disk, Hub, SLURM, W&B"),

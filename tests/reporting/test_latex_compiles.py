@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = sorted((ROOT / "results" / "tables").glob("*.tex"))
+TABLES = sorted([*(ROOT / "results" / "tables").glob("*.tex"), ROOT / "results" / "claims.tex"])
 pytestmark = pytest.mark.skipif(
     shutil.which("pdflatex") is None, reason="NO LATEX TESTS: pdflatex is not installed (.ci/documents.sh)"
 )

@@ -43,7 +43,7 @@ def artefact_texts(artefact: Document | Figure, results: Path) -> list[tuple[Pat
     if isinstance(artefact, Figure):
         return [(results / "figures" / f"{artefact.name}.{suffix}", t) for suffix, t in figure_texts(artefact).items()]
     texts = (("md", to_markdown(artefact)), ("tex", to_latex(artefact)), ("csv", to_csv(artefact)))
-    return [*((results / "tables" / f"{artefact.name}.{suffix}", t) for suffix, t in texts), *artefact.files]
+    return [*((results / artefact.folder / f"{artefact.name}.{suffix}", t) for suffix, t in texts), *artefact.files]
 
 
 def write_artefact(artefact: Document | Figure, results: Path) -> list[Path]:
@@ -153,6 +153,7 @@ def report_text(
         document = ledger.ledger_document(ledger.read_rows(theory))
         place(document)
         sections.append(Section(document, ()))
+    sections = [*_claims(targets, snapshot, results, sections, place), *sections]
     # Of a run that is in no table nothing may show: what one tries out must not change what is committed.
     listed = {cell.id for cell in cells}
     sections.append(Section(proofs({i: record for i, record in snapshot.items() if i in listed}), ()))
@@ -170,6 +171,26 @@ def measurements(folder: Path) -> list[Measurement]:
         except (ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def _claims(
+    targets: Sequence[AnyTarget],
+    snapshot: Snapshot,
+    results: Path,
+    sections: Sequence[Section],
+    place: Callable[[Document | Figure], bytes],
+) -> list[Section]:
+    """The claims, FINDINGS.md and the numbers that may be quoted; [] unless every target a claim reads is there."""
+    from nora.reporting.claims import judged, quoted
+
+    known = {target.name for target in targets}
+    if not targets or not {*judged.targets_of(judged.read_claims(targets[0].checkout))} <= known:
+        return []
+    found, ranks = judged.evidence_of(targets[0].checkout, snapshot, results, targets)
+    documents = [section.content for section in sections if isinstance(section.content, Document)]
+    document = judged.claims_document(found, ranks, quoted.quoted_files(found, documents, results))
+    place(document)
+    return [Section(document, ())]
 
 
 def _picture(figure: Figure, png: bytes) -> Picture:

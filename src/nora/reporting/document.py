@@ -58,9 +58,12 @@ class Document:
     csv_rows: tuple[tuple[object, ...], ...] = field(default=())
     files: tuple[tuple[Path, str], ...] = ()
     """Further text files that follow from the same records."""
+    folder: str = "tables"
+    """Where its texts are kept below results/."""
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows, the first of them the heading, as a Markdown table."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -87,7 +90,7 @@ def to_markdown(document: Document) -> str:
             if line.rule_above:
                 rows.append(["—"] * (len(block.columns) + 1))
             rows.append([line.label, *(_entry(e) for e in line.entries)])
-        parts += [*_grid(rows), ""]
+        parts += [*grid(rows), ""]
     parts += [f"- {note}" for note in document.notes]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -196,12 +196,18 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     if as_json:
         print(json.dumps({name: _with_banks(cells, workspace) for name, cells in planned.items()}, indent=1))
         return 0
+    from nora.reporting.sensitivity import sensitivity_line
+
+    snapshot = take_snapshot(workspace.store)
     for target in targets:
         if sbatch:
             text = planned_scripts(target, planned[target.name], workspace)
             print(text or f"# {target.headline}: nothing to submit")
             continue
         print(plan_text(target, planned[target.name]))
+        line = sensitivity_line(target, snapshot)
+        if line:
+            print(line)
         for line in (layout_lines if on_cluster else bank_lines)(planned[target.name], workspace):
             print(line)
     return 0

@@ -1,4 +1,4 @@
-"""collate, verify, trace, show, diff, export, theory: what came out."""
+"""collate, verify, trace, show, diff, export, theory, claims: what came out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from nora.errors import UserError
+from nora.errors import UserError, one_of
 from nora.files import write_atomic
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store
@@ -233,6 +233,39 @@ def theory(also: Sequence[str], as_json: bool, only: Sequence[str]) -> int:
         write_atomic(results / LEDGER, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
         for path in write_artefact(ledger_document(body["rows"]), results):
             print(path, file=sys.stderr)
+    for problem in problems:
+        print(f"nora: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[ID …] [exec.results=…]")
+@json_flag
+def claims(words: Sequence[str], as_json: bool) -> int:
+    """The paper's sentences, each judged at every scale from the records; exit code 1 if a verdict is not the committed
+    one. ID: those claims alone, with the runs behind them."""
+    from nora.reporting.claims import judged as judgement
+    from nora.reporting.claims.quoted import findings
+    from nora.reporting.collation import write_artefact
+
+    workspace = open_workspace([word for word in words if "=" in word])
+    store, wanted = workspace.store, [word for word in words if "=" not in word]
+    known = judgement.read_claims(workspace.checkout)
+    for word in wanted:
+        one_of("ID", word, [claim.id for claim in known])
+    # All of them, whatever is shown: a verdict depends on how many are asked (Holm).
+    found, ranks = judgement.evidence_of(workspace.checkout, _snapshot(store).records_alone(), store.root)
+    shown = [j for j in found if not wanted or j.claim.id in wanted]
+    if as_json:
+        print(json.dumps(judgement.as_json(shown), indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(judgement.lines(shown, runs=bool(wanted))))
+    if not wanted:
+        for path in write_artefact(
+            judgement.claims_document(found, ranks, ((store.root / "FINDINGS.md", findings(found)),)), store.root
+        ):
+            print(path, file=sys.stderr)
+    problems = judgement.changed(shown)
     for problem in problems:
         print(f"nora: {problem}", file=sys.stderr)
     return 1 if problems else 0

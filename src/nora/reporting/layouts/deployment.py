@@ -12,7 +12,7 @@ from nora.reporting.reported import absent, gap, states_of
 from nora.store.record import Record
 from nora.tables.subjects import Deployments
 
-_EQUAL = 1e-4  # outputs are of order 1 to 10: float32 after a conversion, far below what a wrong base does
+EQUAL = 1e-4  # outputs are of order 1 to 10: float32 after a conversion, far below what a wrong base does
 _HOSTS = (("text", "opt_mini, PEFT"), ("diffusion", "UNet, diffusers"))
 _COLUMNS = (
     "as it is saved by default",
@@ -26,7 +26,7 @@ _COLUMNS = (
 )
 
 
-def _worst(records: Sequence[Record], host: str, *path: str) -> float | str | None:
+def worst(records: Sequence[Record], host: str, *path: str) -> float | str | None:
     """The largest value over the seeds, or the error that stood in its place."""
     values: list[float] = []
     for record in records:
@@ -45,18 +45,18 @@ def _entry(value: float | str | None) -> Entry:
     if isinstance(value, str):
         return Entry(value)
     text = "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:#.2g}"
-    return Entry(text, best=value <= _EQUAL)
+    return Entry(text, best=value <= EQUAL)
 
 
 def _needs(records: Sequence[Record], host: str) -> str:
-    figures = [_worst(records, host, "stock", key) for key in ("alone", "beside")]
-    if all(isinstance(f, float | int) and f <= _EQUAL for f in figures):
+    figures = [worst(records, host, "stock", key) for key in ("alone", "beside")]
+    if all(isinstance(f, float | int) and f <= EQUAL for f in figures):
         return "nothing"
     return "conversion to rank 2r, or a base of its own"
 
 
 def _bytes(records: Sequence[Record], host: str, label: str) -> Entry:
-    value = _worst(records, host, "bytes", label)
+    value = worst(records, host, "bytes", label)
     return Entry("–" if value is None else f"{value:,}".replace(",", " "))
 
 
@@ -71,7 +71,7 @@ def _main_block(found: Mapping[str, Sequence[Record]], gaps: Mapping[str, str], 
             ("portable", "beside"),
         ]
         runs = tuple(record.id for record in records)
-        entries = [replace(_entry(_worst(records, host, *path)), runs=runs) for path in figures]
+        entries = [replace(_entry(worst(records, host, *path)), runs=runs) for path in figures]
         sizes = [_bytes(records, host, label) for label in ("stock", "portable")]
         measured = (*entries, *sizes, Entry(_needs(records, host)))
         lines.append(Line(labels.init(init), measured if records else (Entry(gaps[init]),) * len(_COLUMNS)))
@@ -90,8 +90,8 @@ def _merge_block(found: Mapping[str, Sequence[Record]], gaps: Mapping[str, str])
         columns.append(f"{host} {dtype.removeprefix('merge_')}: {part}")
     columns += ["diffusers without α"]
     for init, records in found.items():
-        entries = [_entry(_worst(records, *path)) for path in paths]
-        measured = (*entries, _entry(_worst(records, "diffusion", "without_alpha")))
+        entries = [_entry(worst(records, *path)) for path in paths]
+        measured = (*entries, _entry(worst(records, "diffusion", "without_alpha")))
         lines.append(Line(labels.init(init), measured if records else (Entry(gaps[init]),) * len(columns)))
     return Block("Merge and unmerge once; α dropped", tuple(columns), tuple(lines))
 

@@ -48,7 +48,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         for task in table.columns
     }
     best = {task: clear_best({m: scores[task][m] for m in rows}) for task in table.columns}
-    chance = {task for task in table.columns if _at_chance(table, reported, task, scores[task])}
+    chance = {task for task in table.columns if at_chance(table, reported, task, scores[task])}
     averaged = _averaged(table)
     names = (labels.column(table.file.axis, t) + (" (at chance)" if t in chance else "") for t in table.columns)
     columns = (*names, *(("avg",) if averaged else ()))
@@ -101,7 +101,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
     )
 
 
-def _at_chance(
+def at_chance(
     table: Table, reported: Mapping[tuple[str, str], Reported], task: str, scores: Mapping[str, Summary | None]
 ) -> bool:
     """Whether a column's methods all stay at what no training reaches; unknown, so no, while a reference is missing."""

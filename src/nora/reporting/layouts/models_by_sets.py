@@ -43,7 +43,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         best = {name: clear_best({m: found[m][name] for m in table.methods}) for name in (*sets, "avg")}
         losses = {m: reported[m, model].values(lambda r: r.metrics["test"]["gold_nll"]) for m in table.methods}
         lowest = clear_best(losses, lowest=True)
-        chance = _at_chance(reported[table.file.search.first, model], [found[m]["avg"] for m in table.methods])
+        chance = at_chance(reported[table.file.search.first, model], [found[m]["avg"] for m in table.methods])
         lines = []
         for method in table.methods:
             entry = reported[method, model]
@@ -104,7 +104,7 @@ def _references(first: Reported, sets: tuple[str, ...], *, with_loss: bool) -> l
     return lines
 
 
-def _at_chance(first: Reported, averages: Sequence[Summary | None]) -> bool:
+def at_chance(first: Reported, averages: Sequence[Summary | None]) -> bool:
     """Whether no method's mean over the sets is above that of the most frequent answers or of the untrained base."""
     references = [first.values(lambda r: r.metrics["majority"]) if _measured(first, "majority") else None]
     references += [

@@ -20,7 +20,7 @@ from nora.tables.panels import Panels, by_curve
 _MEASURED_FROM = 3  # columns: algorithm, start, printed, then what was measured
 
 
-def _counts(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: str) -> list[Count]:
+def counts_of(runs: Mapping[tuple[str, str], Mapping[int, Record | None]], panel: str) -> list[Count]:
     found = []
     for (name, _), seeds in runs.items():
         if name != panel:
@@ -73,7 +73,7 @@ def build(target: Panels, records: Mapping[str, Record]) -> Document:
         beyond = "rate" not in row
         own = [cell for cell in cells if cell.column == row.get("measured")]
         absent = gap(states_of(own, records)) if own else "not measured"
-        counts = [] if absent else _counts(runs, row["measured"])
+        counts = [] if absent else counts_of(runs, row["measured"])
         made = _entries(row, counts, absent, beyond, kappas, min(shared["protocol.epsilons"]), budget)
         ids = tuple(str(cell.id) for cell in own)
         entries = tuple(replace(e, runs=ids if i >= _MEASURED_FROM else ()) for i, e in enumerate(made))
