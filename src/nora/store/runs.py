@@ -15,7 +15,16 @@ from typing import Any
 
 from nora.errors import UserError
 from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
-from nora.store.attempt import ENDS, Attempt, Job, place_of_process, process_started
+from nora.store.attempt import (
+    DEAD_AFTER_HEARTBEATS,
+    ENDS,
+    HEARTBEAT_SECONDS,
+    Attempt,
+    Job,
+    clock_of,
+    place_of_process,
+    process_started,
+)
 from nora.store.record import DamagedRecord, Record, read_record
 
 OWN = "mine"
@@ -107,6 +116,17 @@ class Store:
         except OSError:
             shutil.rmtree(made, ignore_errors=True)
             raise
+
+    def clear_leftovers(self, kind: str, run_id: str, *, before: Attempt) -> None:
+        """Removes the temporary files of writers that were killed: those of the attempts before this one, which are
+        dead, and in the run's own folders those older than a dead attempt's heartbeat."""
+        dead = [a.path for a in self.attempts(kind, run_id) if a.number < before.number]
+        shared = [self.run_dir(kind, run_id), before.path.parent]
+        oldest = clock_of(before.path) - HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS
+        for path in (found for folder in (*dead, *shared) for found in folder.glob(".tmp-*")):
+            with suppress(OSError):  # another start may clear the same
+                if path.parent in dead or path.lstat().st_mtime < oldest:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def failures(self, kind: str, run_id: str) -> int:
         """Attempts that ended badly: with an error, or without a word and not because SLURM requeued their job."""
