@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from nora.errors import RunFailed, UserError
-from nora.files import Json, sha256_file
+from nora.files import DamagedFile, Json, read_json, sha256_file
 
 DOWNLOADS = Path("data") / "hub"  # files that `nora prefetch` brings, below the checkout
 
@@ -233,13 +233,18 @@ def _shipped(path: Path, changed: float) -> dict[str, Json]:
 
 
 def _read_json(path: Path) -> dict[str, Json]:
+    """The object in it, every entry of which is one or a text; {} where there is no file, UserError for anything
+    else."""
     try:
-        value: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
-        return value
+        value = read_json(path, {}, follow=True)
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    except DamagedFile as error:
+        raise UserError(str(error)) from None
+    unfit = [key for key, entry in value.items() if not isinstance(entry, dict | str)]
+    if unfit:
+        raise UserError(f"{path}: {unfit[0]}: given {value[unfit[0]]!r}, required an object")
+    return value
 
 
 def unpinned(spec: Mapping[str, Json]) -> list[str]:

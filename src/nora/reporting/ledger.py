@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nora.errors import UserError
-from nora.files import Json
+from nora.files import Json, read_json
 from nora.reporting.document import Block, Document, Entry, Line
 
 _GREEK = {
@@ -32,7 +31,7 @@ def _verdict(row: Mapping[str, Json]) -> str:
 def read_rows(path: Path) -> list[dict[str, Json]]:
     """The rows of a ledger file; UserError where it is not what ``nora theory`` writes."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = read_json(path, {"rows": (list,)})["rows"]
         lacking = sorted({key for row in rows for key in _READ if key not in row})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no ledger ({type(error).__name__}: {error}); `nora theory` writes it") from None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nora.config.spec import run_id, versionless_id
 from nora.errors import UserError
-from nora.files import Json, canonical_json, readable_json, sha256_bytes
+from nora.files import DamagedFile, Json, canonical_json, parse_json, read_regular, readable_json, sha256_bytes
 
 SCHEMA = 1
 STATUSES = ("done", "diverged")
@@ -72,17 +71,14 @@ class Record:
         return readable_json(body)
 
 
-def parse_record(text: str, *, where: Path | str) -> Record:
+def parse_record(text: str | bytes, *, where: Path | str) -> Record:
     """The record in ``text``; DamagedRecord where it is not whole or altered, NewerRecord where a newer
     version wrote it."""
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON number")
-
     try:
-        body = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise DamagedRecord(f"{where}: not valid JSON ({error})") from None
+        body = parse_json(text, where=where)
+    except DamagedFile as error:
+        raise DamagedRecord(str(error)) from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         given = body.get("schema") if isinstance(body, dict) else type(body).__name__
         if isinstance(given, int) and given > SCHEMA:
@@ -101,6 +97,10 @@ def parse_record(text: str, *, where: Path | str) -> Record:
     unfit = [key for key in ("spec", "metrics", "proof", "files") if not isinstance(result.get(key), dict)]
     if not unfit and not isinstance(result["spec"].get("protocol"), dict):
         unfit = ["spec.protocol"]
+    if not unfit and not isinstance(result["spec"].get("kind"), str):
+        unfit = ["spec.kind"]
+    if not unfit and not isinstance(result.get("status"), str):
+        unfit = ["status"]
     if not unfit and not {"init", "passed"} <= set(result["proof"]):
         unfit = ["proof"]
     if not unfit and not _of_numbers(result["metrics"].get("test", {})):
@@ -143,9 +143,9 @@ def _of_numbers(scores: Json) -> bool:
 def read_record(path: Path) -> Record | None:
     """The record at ``path``, None where there is none; DamagedRecord where it cannot be trusted."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = read_regular(path)
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedRecord(f"{path}: unreadable ({error})") from None
-    return replace(parse_record(text, where=path), folder=path.parent)
+    except DamagedFile as error:
+        raise DamagedRecord(str(error)) from None
+    return replace(parse_record(data, where=path), folder=path.parent)

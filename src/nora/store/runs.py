@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nora.errors import UserError
-from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
+from nora.files import DamagedFile, parse_json, publish_once, read_regular, sha256_bytes, sha256_file, write_atomic
 from nora.store.attempt import (
     DEAD_AFTER_HEARTBEATS,
     ENDS,
@@ -143,8 +143,12 @@ class Store:
     def publish_file(self, kind: str, run_id: str, name: str, data: bytes) -> None:
         """Puts a file beside the record; ``name`` is made of its content, so one that stands there is the same."""
         path = self.run_dir(kind, run_id) / name
-        if not publish_once(path, data) and sha256_file(path) != sha256_bytes(data):
-            write_atomic(path, data)
+        if publish_once(path, data):
+            return
+        with suppress(OSError):
+            if sha256_file(path) == sha256_bytes(data):
+                return
+        write_atomic(path, data)
 
     def drop_damaged_file(self, kind: str, run_id: str, name: str, sha256: str) -> None:
         """Removes a file that is not what its hash says and that this run does not keep."""
@@ -196,12 +200,25 @@ class Store:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out."""
-    if not path.is_file():
+    try:
+        content = read_regular(path)
+    except (OSError, DamagedFile):
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content.splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            lines.append(parse_json(line, where=path, finite=False))  # a loss may be NaN
+        except DamagedFile:
             break
-    return [line for line in lines if isinstance(line, dict) and {"phase", "step", "total"} <= set(line)]
+    return [line for line in lines if isinstance(line, dict) and _is_update(line)]
+
+
+def _is_update(line: dict[str, Any]) -> bool:
+    """A phase, two counts, and values that are numbers."""
+    counts = [line.get("step"), line.get("total")]
+    values = [value for key, value in line.items() if key != "phase"]
+    return (
+        isinstance(line.get("phase"), str)
+        and all(type(count) is int and 0 <= count < 1 << 53 for count in counts)
+        and all(isinstance(value, int | float) for value in values)
+    )
