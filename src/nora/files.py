@@ -20,8 +20,9 @@ Json = Any
 
 LARGEST_JSON = 64 << 20
 DEEPEST_JSON = 64
-_SUSPECT = re.compile(rb"\\[uU][dD][89a-fA-F]|[eE][+-]?\d{3}|\d{300}")
-"""What may come to a lone surrogate or a number that no float holds; none of it is in what this program writes."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_EXPONENT = re.compile(rb"\d[eE]\+?\d{3,}[\s,\]}]")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
 
 class DamagedFile(ValueError):
@@ -33,16 +34,18 @@ def read_regular(path: Path, *, largest: int = LARGEST_JSON, follow: bool = Fals
     unless ``follow``, a pipe or device, which is never waited for, more than ``largest`` bytes)."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
-        with open(descriptor, "rb", buffering=0) as file:
+        try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise DamagedFile(f"{path}: not a regular file")
-            data = b"" if found.st_size > largest else file.read(largest + 1)
-            while 0 < len(data) < found.st_size and (more := file.read(largest + 1 - len(data))):
-                data += more
-            if found.st_size > largest or len(data) > largest:
+            if found.st_size > largest:
                 raise DamagedFile(f"{path}: larger than {largest} bytes")
+            data = os.read(descriptor, found.st_size)
+            while len(data) < found.st_size and (more := os.read(descriptor, found.st_size - len(data))):
+                data += more
             return data
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -52,15 +55,17 @@ def read_regular(path: Path, *, largest: int = LARGEST_JSON, follow: bool = Fals
 
 def parse_json(data: bytes | str, *, where: Path | str, finite: bool = True) -> Json:
     """The value of a JSON text in UTF-8; DamagedFile for a key twice in one object, a number that is none or that no
-    float holds, a lone surrogate, and more than ``DEEPEST_JSON`` levels. ``finite``: NaN and Infinity are none."""
+    float holds, a lone surrogate, and more than ``DEEPEST_JSON`` levels. ``finite=False``: infinity is a number too (a
+    journal's), or the caller sees to it."""
     try:
         raw = data.encode() if isinstance(data, str) else data
         value = json.loads(raw.decode(), parse_constant=_no_number if finite else float, object_pairs_hook=_unique)
         if _depth_at_most(raw) > DEEPEST_JSON and _depth(value) > DEEPEST_JSON:
             raise ValueError(f"more than {DEEPEST_JSON} levels deep")
-        if _SUSPECT.search(raw):
+        if b"\\u" in raw and _SURROGATE.search(raw):
             json.dumps(value, ensure_ascii=False).encode()
-            json.loads(raw.decode(), parse_int=_finite, parse_float=_finite)
+        if b"0" * 300 in raw.translate(_DIGITS) or (finite and _EXPONENT.search(raw + b" ")):
+            json.loads(raw.decode(), parse_int=_finite, parse_float=_finite if finite else float)
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{where}: not UTF-8 (byte {error.start})") from None
     except UnicodeEncodeError:
