@@ -4,13 +4,15 @@ one read path of JSON, which trusts nothing it finds."""
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,27 @@ def read_regular(path: Path, *, largest: int = LARGEST_JSON, follow: bool = Fals
     except OSError as error:
         what = "not a regular file (a link)" if path.is_symlink() else f"unreadable ({error.strerror or error})"
         raise DamagedFile(f"{path}: {what}") from None
+
+
+def read_bounded_lines(path: Path, *, longest: int = 16 << 20, largest: int = 1 << 30) -> Iterator[bytes]:
+    """The lines of a regular file, unpacked where its name ends in .gz, with no more than one in memory; DamagedFile
+    for a line of more than ``longest`` bytes, for more than ``largest`` in all, and for what is no gzip."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as plain:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DamagedFile(f"{path}: not a regular file")
+        file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
+        number, total = 1, 0
+        try:
+            while line := file.readline(longest + 1):
+                total += len(line)
+                if len(line) > longest or total > largest:
+                    what = f"more than {longest} bytes" if len(line) > longest else f"more than {largest} bytes so far"
+                    raise DamagedFile(f"{path}, line {number}: {what}")
+                yield line.removesuffix(b"\n")
+                number += 1
+        except (EOFError, OSError, zlib.error) as error:
+            raise DamagedFile(f"{path}, line {number}: unreadable ({error})") from None
 
 
 def parse_json(data: bytes | str, *, where: Path | str, finite: bool = True) -> Json:

@@ -14,6 +14,7 @@ from nora.config import limits
 from nora.config.compose import compose_config
 from nora.errors import UserError
 from nora.kinds import compose_run
+from nora.tables.methods import load_table
 
 TABLE = [
     (["protocol.learning_rate=1"], ["protocol.learning_rate: unknown key", "allowed here: version, lr, batch_size"]),
@@ -172,6 +173,28 @@ def test_a_bomb_typed_on_the_command_line_is_refused_quickly(copy: Path) -> None
     assert "10000 values" in _refused(copy, *bomb)
     assert "too many or too deeply nested" in _refused(copy, "measure=" + "[" * 100 + "]" * 100)
     assert "characters, allowed 10000" in _refused(copy, "measure=" + "x" * 20_000)
+
+
+def _levels(reference: str, top: str = "") -> list[str]:
+    """Twelve levels, each of which refers to the one before ten times."""
+    levels = [f"{top}b0=[1,1,1,1,1,1,1,1,1,1]"]
+    return levels + [f"{top}b{i}=[" + ",".join([reference.replace("#", f"b{i - 1}")] * 10) + "]" for i in range(1, 12)]
+
+
+@pytest.mark.parametrize(
+    "words", [_levels("${oc.select:#}"), _levels("${..#}"), ["top={}", *_levels("${top[#]}", "top.")]]
+)
+def test_a_bomb_that_no_pattern_sees_is_refused(copy: Path, words: list[str]) -> None:
+    assert "10000 values" in _refused(copy, *words)
+
+
+def test_a_bomb_in_a_table_is_refused(copy: Path) -> None:
+    lines = ["b0: [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"b{i}: [" + ", ".join([f'"${{table.b{i - 1}}}"'] * 10) + "]" for i in range(1, 12)]
+    file = copy / "conf" / "table" / "table2.yaml"
+    file.write_text(file.read_text() + "\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"conf/table/table2.yaml: its references grow to more than 10000 values"):
+        load_table(copy, "table2")
 
 
 def test_a_byte_that_is_no_utf_8_is_one_line(copy: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,7 @@ import pytest
 from nora import cli
 from nora.config.spec import run_id
 from nora.errors import UserError
-from nora.files import publish_once, write_atomic
+from nora.files import DamagedFile, publish_once, read_bounded_lines, write_atomic
 from nora.kinds import read_spec
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store, read_json_lines
@@ -293,3 +295,42 @@ def test_files_are_checked_against_the_record(tmp_path: Path) -> None:
     assert store.verify_files(record) == [], "publishing repairs a damaged file"
     (store.run_dir("finetune", ID) / "a.safetensors").write_bytes(b"other")
     assert "(adapter)" in store.verify_files(record)[0]
+
+
+def test_a_heartbeat_from_the_future_is_none(tmp_path: Path) -> None:
+    attempt = Store(tmp_path).new_attempt("finetune", "0" * 16)
+    owner = json.loads((attempt.path / "owner.json").read_text())
+    (attempt.path / "owner.json").write_text(json.dumps({**owner, "host": "elsewhere"}))
+    attempt.beat()
+    assert attempt.is_alive()
+    for years in (1, 50):
+        ahead = time.time() + years * 365 * 86400
+        os.utime(attempt.path / "heartbeat", (ahead, ahead))
+        assert not attempt.is_alive()
+
+
+def test_bombs_are_one_line_and_never_in_memory_whole(tmp_path: Path) -> None:
+    packed, long, pipe = tmp_path / "bomb.gz", tmp_path / "long.jsonl", tmp_path / "pipe"
+    with gzip.open(packed, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    with long.open("wb") as plain:
+        plain.write(b'{"a": 1}\n')
+        plain.truncate(1 << 30)  # a line of 1 GB, sparse
+    os.mkfifo(pipe)
+    tracemalloc.start()
+    for path, line in ((packed, "line 1: more than"), (long, "line 2: more than"), (pipe, "not a regular file")):
+        with pytest.raises(DamagedFile, match=line):
+            list(read_bounded_lines(path))
+    with pytest.raises(DamagedFile, match="more than 50 bytes so far"):
+        packed.write_bytes(gzip.compress(b"1234567\n" * 100))
+        list(read_bounded_lines(packed, largest=50))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 128 << 20
+    whole = tmp_path / "whole.gz"
+    whole.write_bytes(gzip.compress(b"1\n\n2\n"))
+    assert list(read_bounded_lines(whole)) == [b"1", b"", b"2"]
+    whole.write_bytes(whole.read_bytes()[:-12])
+    with pytest.raises(DamagedFile, match="unreadable"):
+        list(read_bounded_lines(whole))

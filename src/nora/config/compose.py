@@ -117,7 +117,8 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
         missing = sorted(_missing(plain))
         if missing:
             raise UserError("; ".join(f"{key}: a value is required (???), give {key}=…" for key in missing))
-        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+        with limits.bounded_resolution(" ".join(word for word in overrides if word != OWN_STORE) or "conf"):
+            return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except ConfigCompositionException as error:
         cause = error.__cause__
         detail = f" ({first_line(cause)})" if cause is not None else ""

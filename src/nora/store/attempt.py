@@ -154,4 +154,5 @@ class Attempt:
             age = clock_of(self.path) - (self.path / "heartbeat").stat().st_mtime
         except FileNotFoundError:
             return False
-        return age < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS
+        # One from the future is none: its owner would be alive for ever. (A clock set back: until the next beat.)
+        return abs(age) < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS
