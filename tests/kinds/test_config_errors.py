@@ -64,8 +64,8 @@ TABLE = [
     (["protocol.lr=${protocol.lr}"], ["refers to itself"]),
     (["task.num_train=[[[["], ["an override is key=value"]),
     (["~protocol.lr"], ["protocol.lr: missing"]),
-    (["method=[1,2]"], ["method=[1,2]: "]),
-    (["+kind={a: 1}"], ["kind: given {'a': 1}"]),
+    (["method=[1,2]"], ["method: given '[1,2]', allowed lora, lora_p"]),
+    (["+kind={a: 1}"], ["kind: given '{a: 1}', allowed deployment"]),
     (["kind=dreamboth"], ["kind: given 'dreamboth'", "did you mean dreambooth?"]),
 ]
 
@@ -195,6 +195,25 @@ def test_a_bomb_in_a_table_is_refused(copy: Path) -> None:
     file.write_text(file.read_text() + "\n" + "\n".join(lines) + "\n")
     with pytest.raises(UserError, match=r"conf/table/table2.yaml: its references grow to more than 10000 values"):
         load_table(copy, "table2")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("exec=[[[]]]", "exec: given '[[[]]]', allowed local, slurm"),
+        ("scale=../scale/mini", "scale: given '../scale/mini', allowed mini"),
+        ("model=[opt_mini,opt_mini]", "model: given '[opt_mini,opt_mini]', allowed"),
+        ("model=${oc.decode:'1'}", "model: given \"${oc.decode:'1'}\", allowed"),
+        ("a" + "." * 1500 + "=1", "a key of 1501 characters, allowed 500"),
+    ],
+)
+def test_what_is_no_choice_is_refused_with_the_choices(copy: Path, word: str, line: str) -> None:
+    assert line in _refused(copy, word)
+
+
+def test_a_deployment_of_another_kind_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "deployment", "kind=dreambooth"]) == 2
+    assert "deployment is made of kind=deployment, given dreambooth" in capsys.readouterr().err
 
 
 def test_a_byte_that_is_no_utf_8_is_one_line(copy: Path) -> None:

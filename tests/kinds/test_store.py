@@ -334,3 +334,23 @@ def test_bombs_are_one_line_and_never_in_memory_whole(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-12])
     with pytest.raises(DamagedFile, match="unreadable"):
         list(read_bounded_lines(whole))
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_of_a_record_that_is_none_is_a_problem_even_where_it_need_not_be_kept(
+    make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """An adapter that was not kept is no problem; something else in its place is, and is moved out of the way."""
+    store, name = Store(tmp_path), "adapter.00000000.safetensors"
+    result = {"spec": {"kind": "finetune"}, "files": {"adapter": {"name": name, "sha256": "0" * 64}}}
+    record = Record("0" * 16, result, {})
+    assert store.verify_files(record) == []
+    path = store.run_dir("finetune", record.id) / name
+    path.parent.mkdir(parents=True)
+    make(path)
+    assert store.verify_files(record) == [f"{path}: not a regular file (adapter)"]
+    store.drop_damaged_file("finetune", record.id, name, "0" * 64)
+    assert store.verify_files(record) == []
+    make(path)
+    store.publish_file("finetune", record.id, name, b"content")
+    assert path.read_bytes() == b"content" and not path.is_symlink()

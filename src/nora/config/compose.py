@@ -53,7 +53,7 @@ def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
         if key.startswith("hydra") or not (conf / group).is_dir() or value == "null":
             continue
         allowed = choices(conf, group)
-        if re.fullmatch(r"[\w.\-]*", value) and value not in allowed:
+        if value not in allowed and (re.fullmatch(r"[\w.\-]*", value) or re.search(r"[\[{$/]", value)):
             problems.append(f"{group}: given {value!r}, allowed {', '.join(allowed)}{nearest(value, allowed)}")
     if problems:
         raise UserError("; ".join(problems))

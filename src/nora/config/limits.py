@@ -93,6 +93,8 @@ def check_folder(folder: Path) -> None:
 def check_overrides(overrides: tuple[str, ...]) -> None:
     """The same limits for what was typed."""
     for override in overrides:
+        if len(key := override.partition("=")[0]) > 500:
+            raise UserError(f"{key[:40]}…: a key of {len(key)} characters, allowed 500")
         if len(override) > 10_000:
             raise UserError(f"{override[:40]}…: {len(override)} characters, allowed 10000")
         if sum(override.count(c) for c in "[{,") > 1_000 or override.count("[") + override.count("{") > MAX_DEPTH * 2:

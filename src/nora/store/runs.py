@@ -153,8 +153,11 @@ class Store:
     def drop_damaged_file(self, kind: str, run_id: str, name: str, sha256: str) -> None:
         """Removes a file that is not what its hash says and that this run does not keep."""
         path = self.run_dir(kind, run_id) / name
-        if path.is_file() and sha256_file(path) != sha256:
-            path.unlink(missing_ok=True)
+        if path.is_file():
+            if sha256_file(path) != sha256:
+                path.unlink(missing_ok=True)
+        elif path.exists():
+            path.rename(path.with_name(f"{name}.damaged-{secrets.token_hex(4)}"))
 
     def publish_record(self, record: Record) -> bool:
         """Publishes the record unless one stands there already; the first valid one wins."""
@@ -191,7 +194,9 @@ class Store:
         for label, file in record.result["files"].items():
             path = folder / file["name"]
             if not path.is_file():
-                if label not in _NOT_ALWAYS_KEPT:
+                if path.exists():
+                    problems.append(f"{path}: not a regular file ({label})")
+                elif label not in _NOT_ALWAYS_KEPT:
                     problems.append(f"{path}: missing ({label})")
             elif sha256_file(path) != file["sha256"]:
                 problems.append(f"{path}: not what its hash says ({label})")
