@@ -287,7 +287,7 @@ def strangers(subject: Subject, draw: random.Random, *, every: int = 1) -> dict[
                 path = sorted(results.rglob(f"{name}*"))[-1]
                 other = sorted(others[dead].rglob(f"{name}*"))[-1]
                 _spoil(path, how, other, draw)
-                if name == "step" and how not in _PLACES:  # its name is right for what it holds
+                if name == "step" and how not in {*_DAMAGE, *_PLACES}:  # its name is right for what it holds
                     digest = sha256_bytes(path.read_bytes())
                     path = path.rename(path.with_name(f"{path.name.split('.')[0]}.{digest}.safetensors"))
                 snapshot = take_snapshot(Store(results))

@@ -25,7 +25,7 @@ from nora.config.spec import run_id
 from nora.errors import UserError
 from nora.files import DamagedFile, publish_once, read_bounded_lines, write_atomic
 from nora.kinds import read_spec
-from nora.store.record import DamagedRecord, Record
+from nora.store.record import DamagedRecord, Record, read_record
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import run_state, take_snapshot
 
@@ -354,3 +354,16 @@ def test_a_file_of_a_record_that_is_none_is_a_problem_even_where_it_need_not_be_
     make(path)
     store.publish_file("finetune", record.id, name, b"content")
     assert path.read_bytes() == b"content" and not path.is_symlink()
+
+
+def test_another_runs_record_does_not_stand_in_the_way(checkout: Path, tmp_path: Path) -> None:
+    first, second = sorted((checkout / "results").glob("runs/finetune/*/record.json"))[:2]
+    record = read_record(first)
+    assert record is not None
+    store = Store(tmp_path)
+    path = store.record_path(record.kind, record.id)
+    path.parent.mkdir(parents=True)
+    shutil.copy(second, path)
+    assert store.publish_record(record)
+    assert store.read(record.kind, record.id) == record
+    assert not store.publish_record(record)

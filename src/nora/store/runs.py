@@ -166,11 +166,13 @@ class Store:
         if publish_once(path, record.to_json()):
             return True
         try:
-            read_record(path)
+            there = read_record(path)
         except DamagedRecord:
-            write_atomic(path, record.to_json())
-            return True
-        return False
+            there = None
+        if there is not None and there.id == record.id:
+            return False
+        write_atomic(path, record.to_json())  # damaged, or another run's
+        return True
 
     def beside(self, record: Record) -> Path:
         """Where another result of a run that has a record is kept."""
