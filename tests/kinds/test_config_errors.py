@@ -14,6 +14,7 @@ from nora.config import limits
 from nora.config.compose import compose_config
 from nora.errors import UserError
 from nora.kinds import compose_run
+from nora.tables.methods import load_table
 
 TABLE = [
     (["protocol.learning_rate=1"], ["protocol.learning_rate: unknown key", "allowed here: version, lr, batch_size"]),
@@ -63,8 +64,8 @@ TABLE = [
     (["protocol.lr=${protocol.lr}"], ["refers to itself"]),
     (["task.num_train=[[[["], ["an override is key=value"]),
     (["~protocol.lr"], ["protocol.lr: missing"]),
-    (["method=[1,2]"], ["method=[1,2]: "]),
-    (["+kind={a: 1}"], ["kind: given {'a': 1}"]),
+    (["method=[1,2]"], ["method: given '[1,2]', allowed lora, lora_p"]),
+    (["+kind={a: 1}"], ["kind: given '{a: 1}', allowed deployment"]),
     (["kind=dreamboth"], ["kind: given 'dreamboth'", "did you mean dreambooth?"]),
 ]
 
@@ -172,6 +173,47 @@ def test_a_bomb_typed_on_the_command_line_is_refused_quickly(copy: Path) -> None
     assert "10000 values" in _refused(copy, *bomb)
     assert "too many or too deeply nested" in _refused(copy, "measure=" + "[" * 100 + "]" * 100)
     assert "characters, allowed 10000" in _refused(copy, "measure=" + "x" * 20_000)
+
+
+def _levels(reference: str, top: str = "") -> list[str]:
+    """Twelve levels, each of which refers to the one before ten times."""
+    levels = [f"{top}b0=[1,1,1,1,1,1,1,1,1,1]"]
+    return levels + [f"{top}b{i}=[" + ",".join([reference.replace("#", f"b{i - 1}")] * 10) + "]" for i in range(1, 12)]
+
+
+@pytest.mark.parametrize(
+    "words", [_levels("${oc.select:#}"), _levels("${..#}"), ["top={}", *_levels("${top[#]}", "top.")]]
+)
+def test_a_bomb_that_no_pattern_sees_is_refused(copy: Path, words: list[str]) -> None:
+    assert "10000 values" in _refused(copy, *words)
+
+
+def test_a_bomb_in_a_table_is_refused(copy: Path) -> None:
+    lines = ["b0: [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"b{i}: [" + ", ".join([f'"${{table.b{i - 1}}}"'] * 10) + "]" for i in range(1, 12)]
+    file = copy / "conf" / "table" / "table2.yaml"
+    file.write_text(file.read_text() + "\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"conf/table/table2.yaml: its references grow to more than 10000 values"):
+        load_table(copy, "table2")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("exec=[[[]]]", "exec: given '[[[]]]', allowed local, slurm"),
+        ("scale=../scale/mini", "scale: given '../scale/mini', allowed mini"),
+        ("model=[opt_mini,opt_mini]", "model: given '[opt_mini,opt_mini]', allowed"),
+        ("model=${oc.decode:'1'}", "model: given \"${oc.decode:'1'}\", allowed"),
+        ("a" + "." * 1500 + "=1", "a key of 1501 characters, allowed 500"),
+    ],
+)
+def test_what_is_no_choice_is_refused_with_the_choices(copy: Path, word: str, line: str) -> None:
+    assert line in _refused(copy, word)
+
+
+def test_a_deployment_of_another_kind_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "deployment", "kind=dreambooth"]) == 2
+    assert "deployment is made of kind=deployment, given dreambooth" in capsys.readouterr().err
 
 
 def test_a_byte_that_is_no_utf_8_is_one_line(copy: Path) -> None:

@@ -336,6 +336,10 @@ def test_bad_pictures_are_one_clear_line_before_torch(pictures: Path, tmp_path: 
     cases.append((_own(broken), f"{broken}/1.png: cannot be read as a picture"))
     (broken / "1.png").write_text("no picture at all")
     cases.append((_own(broken), f"{broken}/1.png: cannot be read as a picture"))
+    huge = tmp_path / "huge"
+    shutil.copytree(pictures, huge)
+    Image.new("1", (13_000, 13_000)).save(huge / "1.png")  # 169 million pixels in a small file
+    cases.append((_own(huge), f"{huge}/1.png: cannot be read as a picture (Image size (169000000 pixels)"))
     cases.append(([*_own(pictures), "task.num_images=5"], "found 3 pictures, required 5"))
     cases.append((["task.instance_prompt=a photo of a dog"], "required a text with the words 'V_dog'"))
     cases.append((["task.prompt=a V_dogs picture"], "prompt: given 'a V_dogs picture'"))

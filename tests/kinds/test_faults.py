@@ -42,6 +42,11 @@ def test_kills_rot_and_many_starts(checkout: Path) -> None:
         assert part["passed"] == part["trials"] > 0, part
 
 
+def test_a_stranger_in_a_files_place(checkout: Path) -> None:
+    (part,) = _few(checkout, "[chaos.strangers(subject, draw, every=29)]")
+    assert part["passed"] == part["trials"] > 0 and part["silent"] == part["stuck"] == 0, part
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="NO FAULT INJECTION: strace is not installed")
 @pytest.mark.slow
 def test_kills_and_errors_inside_file_operations(checkout: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nora import tasks
 from nora.config.pins import Pins, assets_manifest
@@ -119,8 +121,66 @@ def test_rows_of_ones_own_are_hashed(tmp_path: Path) -> None:
     (folder / "train.jsonl").write_text("{}\n")
     (folder / "validation.jsonl").write_text("{}\n")
     task = {"name": "mycb", "source": "slice"}
-    plain = Pins(tmp_path).apply({"task": task, "model": {}, "kind": "finetune"})
-    assert plain["task"]["files"] == {f"mycb/{p.name}": sha256_file(p) for p in sorted(folder.iterdir())}
+    with pytest.raises(UserError) as caught:
+        Pins(tmp_path).apply({"task": task, "model": {}, "kind": "finetune"})
+    (line,) = re.findall(r"'task\.files=(\{.*\})'", str(caught.value))
+    typed = OverridesParser.create().parse_override(f"task.files={line}").value()
+    hashes = {f"mycb/{p.name}": sha256_file(p) for p in sorted(folder.iterdir())}
+    assert typed == hashes
+    plain = Pins(tmp_path).apply({"task": {**task, "files": typed}, "model": {}, "kind": "finetune"})
+    assert plain["task"]["files"] == hashes
+
+
+def _flipped(text: str, key: str) -> str:
+    return text.replace(key, chr(ord(key[0]) ^ 1) + key[1:], 1)
+
+
+MANIFEST = (ROOT / "data" / "MANIFEST.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (None, "data/cb/train.jsonl has no entry in data/MANIFEST.json; what is shipped: `git checkout"),
+        ("{}", "data/cb/train.jsonl has no entry in data/MANIFEST.json; what is shipped: `git checkout"),
+        ("[]", "given a value of type list, required an object"),
+        (_flipped(MANIFEST, "cb/train.jsonl"), "data/cb/train.jsonl has no entry"),
+        (_flipped(MANIFEST, "cb/validation.jsonl"), "data/cb/validation.jsonl has no entry"),
+        (json.dumps({**json.loads(MANIFEST), "cb/train.jsonl": {"rows": 3}}), "required an object with its sha256"),
+        (json.dumps({**json.loads(MANIFEST), "cb/train.jsonl": 7}), "cb/train.jsonl: given 7, required an object"),
+        (MANIFEST.replace("{", '{"cb/train.jsonl": {},', 1), "the key 'cb/train.jsonl' twice"),
+        (_flipped(MANIFEST, "dreambooth/cat/00.jpg"), "data/dreambooth/cat/00.jpg has no entry"),
+    ],
+)
+def test_rows_and_pictures_without_a_pin_are_refused(text: str | None, line: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("cb", "dreambooth"):
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    if text is not None:
+        (tmp_path / "data" / "MANIFEST.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        pins = Pins(tmp_path)
+        pins.apply({"task": {"name": "cb", "source": "slice"}, "model": {}, "kind": "finetune"})
+        picture = {"task": {"folder": "cat", "source": "slice"}, "model": {}, "kind": "dreambooth", "protocol": {}}
+        pins.apply(picture)
+    assert line in str(caught.value)
+
+
+def test_swapped_labels_are_refused(tmp_path: Path) -> None:
+    spec = _spec(["scale=mini", "task=cb"])
+    shutil.copytree(ROOT / "data" / "cb", tmp_path / "data" / "cb")
+    path = tmp_path / "data" / "cb" / "train.jsonl"
+    path.write_text(path.read_text().replace('"label": 0', '"label": 1', 1).replace('"label":0', '"label":1', 1))
+    with pytest.raises(RunFailed, match="train.jsonl: has SHA-256"):
+        load_rows(spec.task, tasks.load("superglue", "cb"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"tasks": []}', '{"models": {"a": "b"}}', '{"tasks": null}', "\\xff", "1e999"])
+def test_a_lock_of_another_type_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "revisions.lock").write_text(text)
+    with pytest.raises(UserError, match="revisions.lock: "):
+        Pins(tmp_path)
 
 
 def test_rows_of_the_hub_are_compared_with_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

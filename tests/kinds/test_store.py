@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +23,9 @@ import pytest
 from nora import cli
 from nora.config.spec import run_id
 from nora.errors import UserError
-from nora.files import publish_once, write_atomic
+from nora.files import DamagedFile, publish_once, read_bounded_lines, write_atomic
 from nora.kinds import read_spec
-from nora.store.record import DamagedRecord, Record
+from nora.store.record import DamagedRecord, Record, read_record
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import run_state, take_snapshot
 
@@ -293,3 +295,75 @@ def test_files_are_checked_against_the_record(tmp_path: Path) -> None:
     assert store.verify_files(record) == [], "publishing repairs a damaged file"
     (store.run_dir("finetune", ID) / "a.safetensors").write_bytes(b"other")
     assert "(adapter)" in store.verify_files(record)[0]
+
+
+def test_a_heartbeat_from_the_future_is_none(tmp_path: Path) -> None:
+    attempt = Store(tmp_path).new_attempt("finetune", "0" * 16)
+    owner = json.loads((attempt.path / "owner.json").read_text())
+    (attempt.path / "owner.json").write_text(json.dumps({**owner, "host": "elsewhere"}))
+    attempt.beat()
+    assert attempt.is_alive()
+    for years in (1, 50):
+        ahead = time.time() + years * 365 * 86400
+        os.utime(attempt.path / "heartbeat", (ahead, ahead))
+        assert not attempt.is_alive()
+
+
+def test_bombs_are_one_line_and_never_in_memory_whole(tmp_path: Path) -> None:
+    packed, long, pipe = tmp_path / "bomb.gz", tmp_path / "long.jsonl", tmp_path / "pipe"
+    with gzip.open(packed, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    with long.open("wb") as plain:
+        plain.write(b'{"a": 1}\n')
+        plain.truncate(1 << 30)  # a line of 1 GB, sparse
+    os.mkfifo(pipe)
+    tracemalloc.start()
+    for path, line in ((packed, "line 1: more than"), (long, "line 2: more than"), (pipe, "not a regular file")):
+        with pytest.raises(DamagedFile, match=line):
+            list(read_bounded_lines(path))
+    with pytest.raises(DamagedFile, match="more than 50 bytes so far"):
+        packed.write_bytes(gzip.compress(b"1234567\n" * 100))
+        list(read_bounded_lines(packed, largest=50))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 128 << 20
+    whole = tmp_path / "whole.gz"
+    whole.write_bytes(gzip.compress(b"1\n\n2\n"))
+    assert list(read_bounded_lines(whole)) == [b"1", b"", b"2"]
+    whole.write_bytes(whole.read_bytes()[:-12])
+    with pytest.raises(DamagedFile, match="unreadable"):
+        list(read_bounded_lines(whole))
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_of_a_record_that_is_none_is_a_problem_even_where_it_need_not_be_kept(
+    make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """An adapter that was not kept is no problem; something else in its place is, and is moved out of the way."""
+    store, name = Store(tmp_path), "adapter.00000000.safetensors"
+    result = {"spec": {"kind": "finetune"}, "files": {"adapter": {"name": name, "sha256": "0" * 64}}}
+    record = Record("0" * 16, result, {})
+    assert store.verify_files(record) == []
+    path = store.run_dir("finetune", record.id) / name
+    path.parent.mkdir(parents=True)
+    make(path)
+    assert store.verify_files(record) == [f"{path}: not a regular file (adapter)"]
+    store.drop_damaged_file("finetune", record.id, name, "0" * 64)
+    assert store.verify_files(record) == []
+    make(path)
+    store.publish_file("finetune", record.id, name, b"content")
+    assert path.read_bytes() == b"content" and not path.is_symlink()
+
+
+def test_another_runs_record_does_not_stand_in_the_way(checkout: Path, tmp_path: Path) -> None:
+    first, second = sorted((checkout / "results").glob("runs/finetune/*/record.json"))[:2]
+    record = read_record(first)
+    assert record is not None
+    store = Store(tmp_path)
+    path = store.record_path(record.kind, record.id)
+    path.parent.mkdir(parents=True)
+    shutil.copy(second, path)
+    assert store.publish_record(record)
+    assert store.read(record.kind, record.id) == record
+    assert not store.publish_record(record)

@@ -6,16 +6,24 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nora import cli
+from nora.config.spec import run_id
+from nora.errors import RunFailed
 from nora.files import canonical_json, sha256_bytes
 from nora.kinds import compose_run
+from nora.launch.plan import run_progress
 from nora.launch.profile import Resources
-from nora.launch.submission import Array, create
+from nora.launch.queue import why
+from nora.launch.submission import Array, create, load, submissions, unreadable
+from nora.store.attempt import Job
+from nora.store.runs import Store
+from nora.store.states import State, run_state, take_snapshot
 from nora.tables.target import load_target
 
 WORDS = ["scale=smoke", "task=cb", "seed=0", "method=lora"]
@@ -111,6 +119,60 @@ def _folder_for_owner(run: Path, store: Path) -> None:
     (run / "attempts" / "0001" / "owner.json").mkdir()
 
 
+def _instead(name: str, make: Callable[[Path], Any]) -> Spoil:
+    """Something that is no regular file in the place of a record, a file of its attempt or of the submission."""
+
+    def spoil(run: Path, store: Path) -> None:
+        if name == "record.json":
+            path = run / name
+        elif name in ("submission.json", "array-0.json"):
+            (folder,) = (store / "submissions").iterdir()
+            path = folder / name
+        else:
+            _attempt(name, "")(run, store)
+            path = run / "attempts" / "0001" / name
+        path.unlink(missing_ok=True)
+        make(path)
+
+    return spoil
+
+
+def _lacking(*path: str) -> Spoil:
+    """A record that is whole by its own hash and lacks a key."""
+
+    def spoil(run: Path, store: Path) -> None:
+        body = json.loads((run / "record.json").read_text())
+        node = body
+        for part in path[:-1]:
+            node = node[part]
+        del node[path[-1]]
+        body["result_sha256"] = sha256_bytes(canonical_json(body["result"]).encode())
+        (run / "record.json").write_text(json.dumps(body))
+
+    return spoil
+
+
+def _replaced(old: str, new: str) -> Spoil:
+    def spoil(run: Path, store: Path) -> None:
+        path = run / "record.json"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return spoil
+
+
+_DEEP, _LONG = "[" * 10_000 + "]" * 10_000, "9" * 5_000
+_BAD_JSON = {
+    "null": "null", "list": "[]", "digits": f'{{"job": {_LONG}}}', "deep": _DEEP, "surrogate": '{"job": "\\ud800"}',
+    "overflow": '{"pid": 1e999, "job": 1e999}', "twice": '{"job": "1", "job": "2"}',
+}  # fmt: skip
+
+
+def _endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
 def _strange_names(run: Path, store: Path) -> None:
     for name in ("with space", "ünï", "a'b\"c", "..x", "-n", "new\nline"):
         shutil.copytree(run, run.parent / name)
@@ -175,6 +237,13 @@ CASES: dict[str, Spoil] = {
     "submissions file": _submissions_is_a_file, "device": _a_pipe_for_a_file, "no gzip": _predictions_are_no_gzip,
     "other kind": _another_kind, "submission list": _submission("submission.json", "[]"),
     "submission null": _submission("submission.json", '{"content": null, "sha256": 3}'),
+    "overflow": _replaced('"schema": 1', '"schema": 1, "x": 1e999'), "twice": _replaced('"id":', '"id": "x", "id":'),
+    "surrogate": _replaced('"run": {', '"run": {"host": "\\ud800",'),
+    "no status": _lacking("result", "status"), "no kind": _lacking("result", "spec", "kind"),
+    "record deep": _text(_DEEP), "record digits": _text('{"schema": ' + _LONG + "}"),
+    "record pipe": _instead("record.json", os.mkfifo), "owner pipe": _instead("owner.json", os.mkfifo),
+    "record endless": _instead("record.json", _endless), "journal endless": _instead("journal.jsonl", _endless),
+    "submission pipe": _instead("submission.json", os.mkfifo), "note endless": _instead("array-0.json", _endless),
     "note list": _submission("array-0.json", "[]"), "note noise": _submission("array-0.json", '{"job": 7}'),
 }  # fmt: skip
 
@@ -199,3 +268,59 @@ def test_every_verb_says_a_line(spoil: Spoil, whole: Path, tmp_path: Path, capsy
         assert code in (0, 1, 2) and "Traceback" not in out + err, (words, out, err)
     assert cli.main(["merge", str(store), f"exec.results={tmp_path / 'own'}"]) in (0, 1, 2)
     assert os.path.lexists(store)
+
+
+_NAMES = ("owner.json", "journal.jsonl", "failed.json", "interrupted.json")
+EVERY: dict[str, Spoil] = {
+    **{f"{name} {what}": _attempt(name, text) for name in _NAMES for what, text in _BAD_JSON.items()},
+    **{f"{name} {what}": _submission(name, text) for name in ("submission.json", "array-0.json")
+       for what, text in _BAD_JSON.items()},
+    **{f"{name} {make.__name__}": _instead(name, make) for name in ("record.json", *_NAMES, "array-0.json")
+       for make in (os.mkfifo, os.mkdir, _endless)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", EVERY.values(), ids=EVERY.keys())
+def test_a_bad_file_is_one_runs_own_trouble(spoil: Spoil, whole: Path, tmp_path: Path) -> None:
+    """Its neighbour counts, every reader ends, and a new attempt publishes."""
+    shutil.copytree(whole, tmp_path / "store", symlinks=True)
+    store = Store(tmp_path / "store")
+    (run,) = store.root.glob("runs/finetune/*")
+    record = store.read("finetune", run.name)
+    assert record is not None
+    spoil(run, store.root)
+    neighbour = replace(record, result={**record.result, "spec": {**record.spec, "seed": 7}}, folder=None)
+    neighbour = replace(neighbour, id=run_id(neighbour.spec))
+    store.publish_record(neighbour)
+    for file in run.glob("predictions*"):
+        store.publish_file("finetune", neighbour.id, file.name, file.read_bytes())
+    assert neighbour.id in take_snapshot(store)
+    why(store, run.name, None)
+    run_progress(store, "finetune", run.name)
+    store.failures("finetune", run.name)
+    assert [s.folder for s in submissions(store.root)] or unreadable(store.root)
+    for submission in submissions(store.root):
+        assert set(map(type, submission.note(0).values())) <= {str}
+    attempt = store.new_attempt("finetune", run.name)
+    assert attempt.number == 2
+    store.publish_record(record)
+    assert run_state(store, "finetune", run.name).state is State.DONE
+
+
+def test_no_bit_of_an_owner_stops_a_reader(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.new_attempt("finetune", "0" * 16, job=Job("12", "nora-table2-1", "site")).path / "owner.json"
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        (found,) = take_snapshot(store).unfinished.values()
+        why(store, "0" * 16, None)
+        assert found.state in (State.RUNNING, State.FAILED)
+
+
+def test_a_foreign_submission_is_refused(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "store", symlinks=True)
+    (folder,) = (tmp_path / "store" / "submissions").iterdir()
+    other = folder.rename(folder.with_name("beef0000"))
+    with pytest.raises(RunFailed, match=f"foreign .*{folder.name}"):
+        load(other)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from nora.files import canonical_json, sha256_bytes
 from nora.reporting.collation import build_artefact
 from nora.reporting.document import Document, Entry, to_csv
 from nora.reporting.ledger import read_rows
-from nora.store.record import Record
+from nora.store.record import DamagedRecord, Record, parse_record, read_record
 from nora.store.runs import Store
 from nora.store.states import take_snapshot
 from nora.tables.choice import read_chosen
@@ -203,7 +204,12 @@ def _settings(table: Table, store: Store, checkout: Path, method: str) -> dict[s
 def test_a_dirty_run_counts_and_says_so(chosen: tuple[Table, Store], checkout: Path) -> None:
     table, store = chosen
     folder = _victim(table, store, checkout)
-    _rewrite(folder / "record.json", lambda body: body["run"].update(dirty=True))  # type: ignore[attr-defined]
+
+    def dirty(body: dict[str, Any]) -> None:
+        body["run"]["dirty"] = True
+        del body["run_sha256"]  # as before there was one
+
+    _rewrite(folder / "record.json", dirty)
     entry = _entry(table, store, checkout)
     assert "±" in entry.text and entry.detail == "dirty 1/2"
 
@@ -292,6 +298,48 @@ def test_a_bad_table_file_is_one_clear_line(what: str, checkout: Path, tmp_path:
     with pytest.raises(UserError) as caught:
         build_artefact(load_target(tmp_path, name, []), {})
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_ledger_whose_digit_was_changed_is_refused(checkout: Path, tmp_path: Path) -> None:
+    path = tmp_path / "theory.json"
+    text = (checkout / "results" / "theory.json").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    assert read_rows(path)
+    path.write_text(text.replace('"instances": 4987', '"instances": 4988', 1), encoding="utf-8")
+    with pytest.raises(UserError, match="the rows are not what their hash says"):
+        read_rows(path)
+
+
+def _written(checkout: Path) -> dict[str, Any]:
+    """A committed record, and the same as it is written from now on."""
+    path = next((checkout / "results").glob("runs/finetune/*/record.json"))
+    record = read_record(path)
+    assert record is not None and not record.run_is_hashed
+    body: dict[str, Any] = json.loads(record.to_json())
+    return body
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("wall_seconds", "x"), ("wall_seconds", 1e9), ("wall_seconds", -1.0), ("started", 1e300), ("started", True),
+     ("peak_memory_gib", 1e12), ("attempt", "first"), ("libraries", {"torch": 3}), ("tags", "mini"), ("host", []),
+     ("job", 7), ("threads", 1.5), ("anything", float("inf"))],
+)  # fmt: skip
+def test_the_run_part_has_types_and_ranges(key: str, value: Any, checkout: Path) -> None:
+    body = _written(checkout)
+    del body["run_sha256"]
+    assert not parse_record(json.dumps(body), where="here").run_is_hashed
+    body["run"][key] = value
+    with pytest.raises(DamagedRecord, match=f"run.{key}"):
+        parse_record(json.dumps(body).replace("Infinity", "1e999"), where="here")
+
+
+def test_the_run_part_is_under_a_hash_of_its_own(checkout: Path) -> None:
+    body = _written(checkout)
+    assert parse_record(json.dumps(body), where="here").run_is_hashed
+    body["run"]["wall_seconds"] *= 10
+    with pytest.raises(DamagedRecord, match="the run is not what its hash says"):
+        parse_record(json.dumps(body), where="here")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}', '{"rows": [{"id": "Lemma 1"}]}'])

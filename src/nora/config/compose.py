@@ -60,7 +60,7 @@ def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
         if key.startswith("hydra") or not (conf / group).is_dir() or value == "null":
             continue
         allowed = choices(conf, group)
-        if re.fullmatch(r"[\w.\-]*", value) and value not in allowed:
+        if value not in allowed and (re.fullmatch(r"[\w.\-]*", value) or re.search(r"[\[{$/]", value)):
             problems.append(f"{group}: given {value!r}, allowed {', '.join(allowed)}{nearest(value, allowed)}")
     if problems:
         raise UserError("; ".join(problems))
@@ -136,7 +136,8 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int
         missing = sorted(_missing(plain))
         if missing:
             raise UserError("; ".join(f"{key}: a value is required (???), give {key}=…" for key in missing))
-        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+        with limits.bounded_resolution(" ".join(word for word in overrides if word != OWN_STORE) or "conf"):
+            return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except ConfigCompositionException as error:
         cause = error.__cause__
         detail = f" ({first_line(cause)})" if cause is not None else ""

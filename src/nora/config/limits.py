@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import Container
 
 from nora.errors import UserError
 from nora.files import Json
@@ -15,6 +19,7 @@ from nora.files import Json
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
 MAX_DEPTH = 32
+MAX_SECONDS = 3.0
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 _SURROUNDINGS = re.compile(r"\$\{\s*(oc\.env|hydra|now|exec)\b")
 """What is read of the machine, not of the config: a secret of it would stand in every record."""
@@ -88,10 +93,40 @@ def check_folder(folder: Path) -> None:
 def check_overrides(overrides: tuple[str, ...]) -> None:
     """The same limits for what was typed."""
     for override in overrides:
+        if len(key := override.partition("=")[0]) > 500:
+            raise UserError(f"{key[:40]}…: a key of {len(key)} characters, allowed 500")
         if len(override) > 10_000:
             raise UserError(f"{override[:40]}…: {len(override)} characters, allowed 10000")
         if sum(override.count(c) for c in "[{,") > 1_000 or override.count("[") + override.count("{") > MAX_DEPTH * 2:
             raise UserError(f"{override[:40]}…: too many or too deeply nested values")
+
+
+class _Spent(BaseException):
+    """No Exception: OmegaConf wraps those on every level."""
+
+
+@contextmanager
+def bounded_resolution(where: str) -> Iterator[None]:
+    """UserError where OmegaConf, in here, resolves more than 10,000 references or for longer than three seconds: what
+    no pattern sees (``${..a}``, ``${a[b]}``, ``${${a}.b}``, resolvers) may still grow without end."""
+    resolve, left, until = Container.resolve_parse_tree, MAX_NODES, time.monotonic() + MAX_SECONDS
+
+    def counted(self: Container, *given: Any, **named: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or time.monotonic() > until:
+            raise _Spent
+        return resolve(self, *given, **named)
+
+    try:
+        setattr(Container, "resolve_parse_tree", counted)  # noqa: B010 (the one place every reference passes)
+        yield
+    except _Spent:
+        raise UserError(f"{where[:80]}: its references grow to more than {MAX_NODES} values") from None
+    except RecursionError:
+        raise UserError(f"{where[:80]}: a reference refers to itself") from None
+    finally:
+        setattr(Container, "resolve_parse_tree", resolve)  # noqa: B010
 
 
 def check_interpolations(config: dict[str, Json]) -> None:

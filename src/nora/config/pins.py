@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from nora.errors import RunFailed, UserError
-from nora.files import Json, sha256_file
+from nora.files import DamagedFile, Json, read_json, sha256_file
 
 DOWNLOADS = Path("data") / "hub"  # files that `nora prefetch` brings, below the checkout
 
@@ -143,8 +143,13 @@ class Pins:
 
     def __init__(self, checkout: Path) -> None:
         self._checkout = checkout
-        self.lock: dict[str, Json] = _read_json(checkout / "conf" / "revisions.lock")
+        path = checkout / "conf" / "revisions.lock"
+        self.lock: dict[str, Json] = _read_json(path)
+        for group, entries in self.lock.items():
+            if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+                raise UserError(f"{path}: {group}: given {str(entries)[:60]}, required an object of objects")
         self.slices: dict[str, Json] = _read_json(checkout / "data" / "MANIFEST.json")
+        self._present: dict[str, list[str]] = {}
 
     def apply(self, plain: dict[str, Json]) -> dict[str, Json]:
         """The spec with its revisions and hashes filled in where they are known."""
@@ -158,14 +163,45 @@ class Pins:
             task["revision"] = _commit("task.revision", task.get("revision"), pinned)
             task["files"] = pinned.get("files") if task["revision"] == pinned.get("commit") else None
         elif task.get("source") in ("slice", "small"):
-            folder, data = f"{'small/' if task['source'] == 'small' else ''}{task.get('name')}", self._checkout / "data"
-            files = {name: entry["sha256"] for name, entry in self.slices.items() if name.startswith(f"{folder}/")}
-            if not files and re.fullmatch(r"[\w.-]{1,64}", str(task.get("name"))):  # rows of one's own
-                files = {str(p.relative_to(data)): sha256_file(p) for p in sorted((data / folder).glob("*.jsonl*"))}
+            folder = f"{'small/' if task['source'] == 'small' else ''}{task.get('name')}"
+            files = self._manifest_of(folder)
+            if re.fullmatch(r"[\w.-]{1,64}", str(task.get("name"))):
+                files = self._with_every_file(folder, files, task.get("files"))
             if task.get("files") is not None:
                 _check_typed("task.files", task["files"], files)
             task["files"] = files or None
         return {**plain, "model": model, "task": task}
+
+    def _manifest_of(self, folder: str) -> dict[str, str]:
+        """Name → sha256 of what data/MANIFEST.json names in a folder of data/."""
+        found = {name: entry for name, entry in self.slices.items() if name.startswith(f"{folder}/")}
+        for name, entry in found.items():
+            if not isinstance(entry, dict) or not re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256"))):
+                raise UserError(f"data/MANIFEST.json: {name}: given {entry!r}, required an object with its sha256")
+        return {name: entry["sha256"] for name, entry in found.items()}
+
+    def _with_every_file(self, folder: str, named: dict[str, str], typed: Json) -> dict[str, str]:
+        """With the rows of one's own, which are those that the config names; UserError where a file that would be read
+        has no hash to be compared with."""
+        data = self._checkout / "data"
+        if folder not in self._present:
+            found = [path for path in (data / folder).glob("*") if path.suffix in (".jsonl", ".gz", *SUFFIXES)]
+            self._present[folder] = sorted(str(path.relative_to(data)) for path in found)
+        present = self._present[folder]
+        unnamed = [name for name in present if name not in named]
+        if not unnamed:
+            return named
+        every = {name: named[name] if name in named else sha256_file(data / name) for name in present}
+        if typed is None:
+            hashes = ",".join(f"{name}:{digest}" for name, digest in every.items())
+            own = f"rows of your own are named with their hashes: 'task.files={{{hashes}}}'"
+            if folder.startswith("dreambooth/"):
+                own = "pictures of your own: task.source=folder task.folder=FOLDER"
+            raise UserError(
+                f"task.source: data/{unnamed[0]} has no entry in data/MANIFEST.json; what is shipped: "
+                f"`git checkout data/MANIFEST.json`; {own}"
+            )
+        return every
 
     def _model(self, model: dict[str, Json]) -> dict[str, Json]:
         """A shipped yaml keeps the hashes it has; of a folder given by override every file is hashed."""
@@ -192,8 +228,10 @@ class Pins:
         if task.get("source") == "hub":
             return {**task, "revision": self.lock.get("pictures", {}).get(task.get("repo"), {}).get("commit")}
         if task.get("source") == "slice":
-            prefix = f"dreambooth/{task.get('folder')}/"
-            files = {n: entry["sha256"] for n, entry in self.slices.items() if n.startswith(prefix)}
+            folder = f"dreambooth/{task.get('folder')}"
+            files = self._manifest_of(folder)
+            if re.fullmatch(r"[\w.-]{1,64}", str(task.get("folder"))):
+                files = self._with_every_file(folder, files, None)
             return {**task, "files": files or None}
         if isinstance(task.get("folder"), str):
             return {**task, "files": picture_hashes(Path(task["folder"]))}
@@ -233,13 +271,18 @@ def _shipped(path: Path, changed: float) -> dict[str, Json]:
 
 
 def _read_json(path: Path) -> dict[str, Json]:
+    """The object in it, every entry of which is one or a text; {} where there is no file, UserError for anything
+    else."""
     try:
-        value: dict[str, Json] = json.loads(path.read_text(encoding="utf-8"))
-        return value
+        value = read_json(path, {}, follow=True)
     except FileNotFoundError:
         return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    except DamagedFile as error:
+        raise UserError(str(error)) from None
+    unfit = [key for key, entry in value.items() if not isinstance(entry, dict | str)]
+    if unfit:
+        raise UserError(f"{path}: {unfit[0]}: given {value[unfit[0]]!r}, required an object")
+    return value
 
 
 def unpinned(spec: Mapping[str, Json]) -> list[str]:

@@ -116,7 +116,7 @@ def attempted(
         with (
             open_tracker(spec, settings, attempt, identity, tags) as tracker,
             Reporter(attempt, tracker, show) as reporter,
-            CheckpointWriter(attempt.path, earlier) as checkpoints,
+            CheckpointWriter(attempt.path, earlier, run=identity) as checkpoints,
         ):
             context = RunContext(
                 checkout=checkout,
@@ -241,6 +241,7 @@ def begin(
     torch.set_num_threads(settings.threads)
     choose_device(settings)
     attempt = _own_attempt(store, kind, identity, job=job, dead_up_to=dead_up_to)
+    store.clear_leftovers(kind, identity, before=attempt)
     existing = _finished(store, kind, identity, quiet=True)
     if existing is not None:  # a rival finished between the first look and the attempt
         attempt.interrupt("another attempt has published the run")

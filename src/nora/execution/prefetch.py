@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from nora import tasks
 from nora.config.pins import DOWNLOADS, MODEL_FILES, PIPELINE_FILES, how_to_unlock, model_hashes, picture_hashes
 from nora.errors import RunFailed, UserError
-from nora.files import sha256_bytes, sha256_file, write_atomic
+from nora.files import DamagedFile, read_json, sha256_bytes, sha256_file, write_atomic
 from nora.kinds import DreamboothSpec, FinetuneSpec, Spec
 
 LOCK = Path("conf") / "revisions.lock"
@@ -171,7 +171,10 @@ def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[st
     """Resolves and downloads what is not in the lock yet, downloads by its commit what is; one line per item. Every
     item is written as it succeeds."""
     path = checkout / LOCK
-    lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        lock = read_json(path, dict.fromkeys(("models", "tasks", "pictures"), (dict,)), follow=True)
+    except DamagedFile as error:
+        raise UserError(str(error)) from None
     found = wanted(specs)
     items: list[tuple[str, str, Callable[[Pinned], dict[str, Any]]]] = []
     items += [("models", repo, partial(_fetched, repo, MODEL_FILES)) for repo in sorted(found.models)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nora
-from nora.files import canonical_json, sha256_bytes, sha256_file
+from nora.files import canonical_json, read_json, sha256_bytes, sha256_file
 
 _LIBRARIES = (
     "nora", "torch", "transformers", "peft", "diffusers", "pillow", "numpy", "safetensors", "tokenizers", "hydra-core",
@@ -75,7 +74,7 @@ def code_version(root: Path) -> dict[str, Any]:
     the hash of its files.
     """
     try:  # a snapshot made at launch has no .git and says itself what it is
-        return dict(json.loads((root / SNAPSHOT).read_text(encoding="utf-8")))
+        return read_json(root / SNAPSHOT, {"commit": (str,)})
     except FileNotFoundError:
         pass
     if (root / "nora" / "__init__.py").is_file():  # not below src/

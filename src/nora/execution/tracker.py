@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from nora import kinds
 from nora.config.schema import ExecSpec
 from nora.config.spec import spec_dict
 from nora.errors import Interrupted, RunFailed, UserError
-from nora.files import Json, canonical_json, sha256_bytes, write_atomic
+from nora.files import DamagedFile, Json, canonical_json, read_json, sha256_bytes, write_atomic
 from nora.kinds import Spec
 from nora.store.attempt import Attempt
 from nora.store.runs import Store, read_json_lines
@@ -194,8 +195,9 @@ def sync(store: Store, specs: Mapping[str, Spec], *, project: str, dry_run: bool
         summary = _summary(store, kind, identity)
         digest = sha256_bytes(canonical_json([list(steps.items()), summary]).encode())
         note = store.root / "wandb" / project / f"{identity}.json"
-        if note.is_file() and json.loads(note.read_text()).get("sha256") == digest:
-            continue
+        with suppress(OSError, DamagedFile):  # then it is uploaded again
+            if read_json(note, {}).get("sha256") == digest:
+                continue
         if dry_run:
             lines.append(f"{identity}: {len(steps)} steps would be uploaded")
             continue

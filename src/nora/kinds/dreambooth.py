@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -230,12 +231,14 @@ def load_pictures(spec: SubjectSpec, checkout: Path) -> list[Image]:
     """Every picture, decoded, RGB, upright. UserError that names the file where one cannot be read."""
     from PIL import Image, ImageOps
 
-    loaded = []
+    loaded, bombs = [], (Image.DecompressionBombError, Image.DecompressionBombWarning)
     for path in picture_paths(spec, checkout):
         try:
-            with Image.open(path) as image:
-                loaded.append(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)  # over 89 million pixels: not decoded
+                with Image.open(path) as image:
+                    loaded.append(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, ValueError, SyntaxError, *bombs) as error:
             raise UserError(f"{path}: cannot be read as a picture ({' '.join(str(error).split())})") from None
     return loaded
 

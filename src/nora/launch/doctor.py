@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import shutil
 import socket
 import sys
@@ -13,6 +12,7 @@ from typing import Literal
 
 from nora.errors import RunFailed, UserError
 from nora.execution import provenance
+from nora.files import DamagedFile, read_json
 from nora.launch import slurm
 
 _HUB = ("huggingface.co", 443)
@@ -69,7 +69,10 @@ def _pins(checkout: Path) -> Finding:
     """What is pinned, and which of it the Hub's cache does not have: a lock may come from another machine."""
     from huggingface_hub import constants
 
-    lock = json.loads((checkout / "conf" / "revisions.lock").read_text(encoding="utf-8"))
+    try:
+        lock = read_json(checkout / "conf" / "revisions.lock", dict.fromkeys(_FOLDERS, (dict,)), follow=True)
+    except (FileNotFoundError, DamagedFile) as error:
+        return Finding("revisions.lock", "bad", f"{error} (git checkout conf/revisions.lock)")
     models, sets = len(lock.get("models", {})), len(lock.get("tasks", {}))
     absent = [
         repo

@@ -19,7 +19,7 @@ from nora.config.schema import ExecSpec, validate
 from nora.config.spec import run_id, spec_dict
 from nora.errors import RunFailed, UserError
 from nora.execution import provenance
-from nora.files import Json, canonical_json, sha256_bytes, sha256_file, write_atomic
+from nora.files import DamagedFile, Json, canonical_json, read_json, sha256_bytes, sha256_file, write_atomic
 from nora.kinds import AnySpec, FactorizeSpec, read_spec
 from nora.launch import slurm
 from nora.launch.banks import in_banks
@@ -159,10 +159,10 @@ class Submission:
     def note(self, array: int) -> dict[str, str]:
         """What was written down when SLURM took an array: number, cluster, user; {} where nothing was."""
         try:
-            note: Json = json.loads((self.folder / f"array-{array}.json").read_text())
-        except (FileNotFoundError, ValueError):
+            note = read_json(self.folder / f"array-{array}.json", {})
+        except (FileNotFoundError, DamagedFile):
             return {}
-        return {key: str(value) for key, value in note.items()} if isinstance(note, dict) else {}
+        return {key: str(value) for key, value in note.items()}
 
     def job(self, array: int) -> str | None:
         """SLURM's number of an array, None where it was not written down."""
@@ -212,6 +212,7 @@ def create(
         except FileExistsError:
             continue
     content = {
+        "id": folder.name,
         "target": target,
         "results": str(results.resolve()),
         "code": str(code.resolve()),
@@ -244,13 +245,18 @@ def load(folder: Path) -> Submission:
     problem = ""
     for name in _FROZEN:
         try:
-            body = json.loads((folder / name).read_text(encoding="utf-8"))
+            body = read_json(folder / name, {"content": (dict,), "sha256": (str,)})
             intact = sha256_bytes(canonical_json(body["content"]).encode()) == body["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DamagedFile as error:
+            problem = problem or str(error)
+            continue
+        except (OSError, KeyError) as error:
             problem = problem or f"{folder / name}: unreadable ({error})"
             continue
         if not intact:
             raise RunFailed(f"{folder / name}: not what was frozen at launch (changed by hand or damaged)")
+        if body["content"].get("id", folder.name) != folder.name:
+            raise RunFailed(f"{folder / name}: foreign (the frozen content of submission {body['content']['id']})")
         return Submission(folder, body["content"])
     raise RunFailed(problem)
 

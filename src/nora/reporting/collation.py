@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from nora.errors import UserError, one_of
-from nora.files import Json, sha256_bytes, write_atomic
+from nora.files import DamagedFile, read_json, sha256_bytes, write_atomic
 from nora.kinds import AnySpec
 from nora.reporting import labels, layouts, ledger
 from nora.reporting.document import Document, explained, to_csv, to_markdown
@@ -92,7 +92,7 @@ def fingerprint(store: Store, checkout: Path) -> str:
 def up_to_date(store: Store, checkout: Path) -> int | None:
     """How many files the last complete collation left, where neither its inputs nor they have changed since."""
     try:
-        stamp = json.loads((store.root / STAMP).read_text(encoding="utf-8"))
+        stamp = read_json(store.root / STAMP, {"inputs": (str,), "outputs": (list,)})
         same = stamp["inputs"] == fingerprint(store, checkout)
         outputs = [tuple(entry) for entry in stamp["outputs"]]
         same = same and _stat([checkout / name for name, _, _ in outputs], checkout) == outputs
@@ -165,10 +165,10 @@ def measurements(folder: Path) -> list[Measurement]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            body: Json = json.loads(path.read_text(encoding="utf-8"))
+            body = read_json(path, {"cpu": (str,), "cpus": (int,), "commit": (str,), "dirty": (bool,), "table": (str,)})
             where = f"{body['cpu']}, {body['cpus']} CPUs, commit {body['commit'][:12]}{' and changes' * body['dirty']}"
             found.append(Measurement(path.stem, where, body["table"]))
-        except (ValueError, KeyError, TypeError):
+        except (DamagedFile, KeyError):
             continue
     return found
 

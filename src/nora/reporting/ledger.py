@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nora.errors import UserError
-from nora.files import Json
+from nora.files import Json, canonical_json, read_json, sha256_bytes
 from nora.reporting.document import Block, Document, Entry, Line
 
 _GREEK = {
@@ -29,13 +28,22 @@ def _verdict(row: Mapping[str, Json]) -> str:
     return f"{row['verdict']}{share}"
 
 
+def rows_hash(rows: Sequence[Mapping[str, Json]]) -> str:
+    """Of the rows, as the file says it."""
+    return sha256_bytes(canonical_json(rows).encode())
+
+
 def read_rows(path: Path) -> list[dict[str, Json]]:
     """The rows of a ledger file; UserError where it is not what ``nora theory`` writes."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        content = read_json(path, {"rows": (list,), "sha256": (str,)})
+        rows = content["rows"]
+        intact = content["sha256"] == rows_hash(rows)
         lacking = sorted({key for row in rows for key in _READ if key not in row})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no ledger ({type(error).__name__}: {error}); `nora theory` writes it") from None
+    if not intact:
+        raise UserError(f"{path}: the rows are not what their hash says (changed by hand?); `nora theory` writes it")
     if lacking:
         raise UserError(f"{path}: rows lack {', '.join(lacking)}; `nora theory` writes it")
     return list(rows)

@@ -12,10 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nora.files import write_atomic
+from nora.files import DamagedFile, read_json, write_atomic
 
 HEARTBEAT_SECONDS = 15.0
 DEAD_AFTER_HEARTBEATS = 8
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "owner.json": {
+        "pid": (int,),
+        "process_started": (str, type(None)),
+        "job": (str, type(None)),
+        **dict.fromkeys(("host", "boot", "pid_namespace", "job_name", "cluster"), (str,)),
+    },
+    "interrupted.json": {"reason": (str,)},
+    "failed.json": {"error": (str,), "detail": (str,)},
+}
 ENDS = ("finished", "failed.json", "interrupted.json")
 
 
@@ -81,16 +91,27 @@ class Attempt:
         return self.path / "journal.jsonl"
 
     def owner(self) -> dict[str, Any]:
-        """Host, process and SLURM job that made the attempt; {} where that was not written."""
-        return self._object("owner.json")
+        """Host, process and SLURM job that made the attempt; {} where that was not written or is damaged."""
+        owner = self._object("owner.json")
+        return owner if {"host", "pid", "process_started"} <= set(owner) else {}
 
     def _object(self, name: str) -> dict[str, Any]:
         """A file's JSON object; {} where there is none in it."""
         try:
-            content: Any = json.loads((self.path / name).read_text())
-        except (OSError, ValueError):
+            return read_json(self.path / name, _FIELDS[name])
+        except (OSError, DamagedFile):
             return {}
-        return content if isinstance(content, dict) else {}
+
+    def damage(self) -> str:
+        """The first of its files that is there and cannot be read, a line; "" where every one can."""
+        for name, fields in _FIELDS.items():
+            try:
+                read_json(self.path / name, fields)
+            except DamagedFile as error:
+                return str(error)
+            except OSError:
+                continue
+        return ""
 
     def beat(self) -> None:
         """Says that the attempt is alive."""
@@ -124,7 +145,7 @@ class Attempt:
     def is_alive(self) -> bool:
         """Not ended, and: where its pid can be asked for its process, elsewhere its heartbeat."""
         owner = self.owner()
-        if not owner or any((self.path / end).exists() for end in ENDS):
+        if not owner or any(os.path.lexists(self.path / end) for end in ENDS):
             return False
         here = place_of_process()
         if all(owner.get(key, here[key]) == value for key, value in here.items()):  # older owners say the host alone
@@ -133,4 +154,5 @@ class Attempt:
             age = clock_of(self.path) - (self.path / "heartbeat").stat().st_mtime
         except FileNotFoundError:
             return False
-        return age < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS
+        # One from the future is none: its owner would be alive for ever. (A clock set back: until the next beat.)
+        return abs(age) < HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS

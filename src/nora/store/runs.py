@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from nora.errors import UserError
-from nora.files import publish_once, sha256_bytes, sha256_file, write_atomic
-from nora.store.attempt import ENDS, Attempt, Job, place_of_process, process_started
+from nora.files import DamagedFile, parse_json, publish_once, read_regular, sha256_bytes, sha256_file, write_atomic
+from nora.store.attempt import (
+    DEAD_AFTER_HEARTBEATS,
+    ENDS,
+    HEARTBEAT_SECONDS,
+    Attempt,
+    Job,
+    clock_of,
+    place_of_process,
+    process_started,
+)
 from nora.store.record import DamagedRecord, Record, read_record
 
 OWN = "mine"
@@ -108,6 +117,17 @@ class Store:
             shutil.rmtree(made, ignore_errors=True)
             raise
 
+    def clear_leftovers(self, kind: str, run_id: str, *, before: Attempt) -> None:
+        """Removes the temporary files of writers that were killed: those of the attempts before this one, which are
+        dead, and in the run's own folders those older than a dead attempt's heartbeat."""
+        dead = [a.path for a in self.attempts(kind, run_id) if a.number < before.number]
+        shared = [self.run_dir(kind, run_id), before.path.parent]
+        oldest = clock_of(before.path) - HEARTBEAT_SECONDS * DEAD_AFTER_HEARTBEATS
+        for path in (found for folder in (*dead, *shared) for found in folder.glob(".tmp-*")):
+            with suppress(OSError):  # another start may clear the same
+                if path.parent in dead or path.lstat().st_mtime < oldest:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
     def failures(self, kind: str, run_id: str) -> int:
         """Attempts that ended badly: with an error, or without a word and not because SLURM requeued their job."""
         attempts = self.attempts(kind, run_id)
@@ -123,14 +143,21 @@ class Store:
     def publish_file(self, kind: str, run_id: str, name: str, data: bytes) -> None:
         """Puts a file beside the record; ``name`` is made of its content, so one that stands there is the same."""
         path = self.run_dir(kind, run_id) / name
-        if not publish_once(path, data) and sha256_file(path) != sha256_bytes(data):
-            write_atomic(path, data)
+        if publish_once(path, data):
+            return
+        with suppress(OSError):
+            if sha256_file(path) == sha256_bytes(data):
+                return
+        write_atomic(path, data)
 
     def drop_damaged_file(self, kind: str, run_id: str, name: str, sha256: str) -> None:
         """Removes a file that is not what its hash says and that this run does not keep."""
         path = self.run_dir(kind, run_id) / name
-        if path.is_file() and sha256_file(path) != sha256:
-            path.unlink(missing_ok=True)
+        if path.is_file():
+            if sha256_file(path) != sha256:
+                path.unlink(missing_ok=True)
+        elif path.exists():
+            path.rename(path.with_name(f"{name}.damaged-{secrets.token_hex(4)}"))
 
     def publish_record(self, record: Record) -> bool:
         """Publishes the record unless one stands there already; the first valid one wins."""
@@ -139,11 +166,13 @@ class Store:
         if publish_once(path, record.to_json()):
             return True
         try:
-            read_record(path)
+            there = read_record(path)
         except DamagedRecord:
-            write_atomic(path, record.to_json())
-            return True
-        return False
+            there = None
+        if there is not None and there.id == record.id:
+            return False
+        write_atomic(path, record.to_json())  # damaged, or another run's
+        return True
 
     def beside(self, record: Record) -> Path:
         """Where another result of a run that has a record is kept."""
@@ -167,7 +196,9 @@ class Store:
         for label, file in record.result["files"].items():
             path = folder / file["name"]
             if not path.is_file():
-                if label not in _NOT_ALWAYS_KEPT:
+                if path.exists():
+                    problems.append(f"{path}: not a regular file ({label})")
+                elif label not in _NOT_ALWAYS_KEPT:
                     problems.append(f"{path}: missing ({label})")
             elif sha256_file(path) != file["sha256"]:
                 problems.append(f"{path}: not what its hash says ({label})")
@@ -176,12 +207,25 @@ class Store:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out."""
-    if not path.is_file():
+    try:
+        content = read_regular(path)
+    except (OSError, DamagedFile):
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content.splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            lines.append(parse_json(line, where=path, finite=False))  # a loss may be NaN
+        except DamagedFile:
             break
-    return [line for line in lines if isinstance(line, dict) and {"phase", "step", "total"} <= set(line)]
+    return [line for line in lines if isinstance(line, dict) and _is_update(line)]
+
+
+def _is_update(line: dict[str, Any]) -> bool:
+    """A phase, two counts, and values that are numbers."""
+    counts = [line.get("step"), line.get("total")]
+    values = [value for key, value in line.items() if key != "phase"]
+    return (
+        isinstance(line.get("phase"), str)
+        and all(type(count) is int and 0 <= count < 1 << 53 for count in counts)
+        and all(isinstance(value, int | float) for value in values)
+    )

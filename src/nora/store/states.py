@@ -69,7 +69,7 @@ def _state_without_record(store: Store, kind: str, run_id: str) -> RunState:
     stopped = last.interruption()
     if stopped is not None:
         return RunState(State.INTERRUPTED, f"attempt {last.number}: {stopped}")
-    reason = last.failure() or "its process ended without a word (killed?)"
+    reason = last.failure() or last.damage() or "its process ended without a word (killed?)"
     return RunState(State.FAILED, f"attempt {last.number}: {reason}")
 
 

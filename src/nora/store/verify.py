@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 from nora import tasks
 from nora.errors import UserError
+from nora.files import parse_json, read_bounded_lines
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.tasks.metrics import score
@@ -15,8 +14,7 @@ from nora.tasks.metrics import score
 
 def rescore(path: Path, metric: str) -> float:
     """The metric from a predictions file."""
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    return score(metric, [json.loads(line) for line in lines])
+    return score(metric, [parse_json(line, where=path) for line in read_bounded_lines(path)])
 
 
 def _ends_as_its_curve(record: Record) -> list[str]:

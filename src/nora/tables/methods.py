@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora import tasks
+from nora.config import limits
 from nora.config.compose import choices, choices_side_by_side, compose_config, parse_value
 from nora.config.pins import Pins
 from nora.config.schema import validate
@@ -294,7 +295,8 @@ def load_table(
     content, source = read_table(checkout, name)
     raw = {"scale": read_yaml(checkout / "conf" / "scale" / f"{scale}.yaml")["scale"], "table": content}
     try:
-        plain: Json = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
+        with limits.bounded_resolution(f"conf/table/{name}.yaml"):
+            plain: Json = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"conf/table/{name}.yaml: {str(error).splitlines()[0]}") from None
     file = validate(plain["table"], TableFile, prefix=f"conf/table/{name}.yaml: ")

@@ -121,6 +121,8 @@ class Deployments(Target[DeploymentSpec]):
         """One per start and seed."""
         pins, made = Pins(self.checkout), []
         composed = compose_config(self.checkout / "conf", ["kind=deployment", *self.overrides])
+        if composed.get("kind") != "deployment":
+            raise UserError(f"{self.name} is made of kind=deployment, given {composed.get('kind')}")
         for init in self.inits:
             for seed in self.seeds:
                 words = ("kind=deployment", f"adapter.init={init}", *self.overrides, f"seed={seed}")

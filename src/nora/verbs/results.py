@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from nora.errors import UserError, one_of
-from nora.files import write_atomic
+from nora.files import Json, write_atomic
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, take_snapshot
@@ -89,9 +89,17 @@ def verify(words: Sequence[str], as_json: bool) -> int:
             problems += audit(target, snapshot, store.root)
     if whole and words[0] == "all":
         problems += audit_all(targets, snapshot, store.root)
+    unhashed = sum(not snapshot[identity].run_is_hashed for identity in checked)
     if as_json:
-        print(json.dumps({"checked": len(checked), "problems": problems}, indent=1))
+        print(json.dumps({"checked": len(checked), "problems": problems, "run_not_hashed": unhashed}, indent=1))
     else:
+        if unhashed:
+            print(
+                f"{unhashed} records were written before their run part (host, times, libraries; in no table's number) "
+                "had a hash: its types and ranges are checked, its values are not vouched for. Nor are journals, which "
+                "no table reads",
+                file=sys.stderr,
+            )
         print("\n".join([*problems, f"{len(checked)} records checked, {len(problems)} problems"]))
     return 1 if problems else 0
 
@@ -214,7 +222,7 @@ def theory(also: Sequence[str], as_json: bool, only: Sequence[str]) -> int:
 
     from nora.factorization.theory import check_expectations, run_ledger
     from nora.reporting.collation import LEDGER, write_artefact
-    from nora.reporting.ledger import ledger_document, ledger_line
+    from nora.reporting.ledger import ledger_document, ledger_line, rows_hash
 
     torch.set_num_threads(1)
     quiet = as_json
@@ -229,7 +237,8 @@ def theory(also: Sequence[str], as_json: bool, only: Sequence[str]) -> int:
         print(json.dumps({"rows": [row.as_dict() for row in rows], "problems": problems}, indent=1, ensure_ascii=False))
     if not only:
         results = find_checkout() / "results"
-        body = {"rows": [row.as_dict() for row in rows]}
+        body: dict[str, Json] = {"rows": [row.as_dict() for row in rows]}
+        body["sha256"] = rows_hash(body["rows"])
         write_atomic(results / LEDGER, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
         for path in write_artefact(ledger_document(body["rows"]), results):
             print(path, file=sys.stderr)

@@ -12,7 +12,7 @@ from pathlib import Path
 from nora.config.pins import DOWNLOADS, check_files
 from nora.config.schema import ModelSpec
 from nora.errors import RunFailed, UserError
-from nora.files import sha256_file
+from nora.files import read_json, sha256_file
 
 _CONTENT = "content.json"
 
@@ -47,7 +47,7 @@ def dequantised(spec: ModelSpec, checkout: Path) -> Path:
         check_files(source.parent, {name: digest})
         _write(source, made)
     try:
-        content = json.loads((made / _CONTENT).read_text(encoding="utf-8"))
+        content = read_json(made / _CONTENT, {})
         check_files(made, content)
         others = {path.name for path in made.iterdir()} - {*content, _CONTENT}
         if others:

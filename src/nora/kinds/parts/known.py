@@ -5,7 +5,6 @@ It reads no weights and imports no torch, so that the plan of a table can ask it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nora import starts, tasks
 from nora.config.schema import MethodSpec, ModelSpec, TaskSpec
 from nora.errors import UserError, nearest
-from nora.files import Json
+from nora.files import DamagedFile, Json, read_json
 
 if TYPE_CHECKING:
     from nora.kinds import AnySpec
@@ -85,10 +84,9 @@ def _shape(model: ModelSpec, checkout: Path) -> Mapping[str, Json]:
 def _read(path: Path, changed: int) -> Mapping[str, Json]:
     del changed  # part of the key
     try:
-        content: Json = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    return content if isinstance(content, dict) else {}
+        return read_json(path, {}, follow=True)
+    except DamagedFile as error:
+        raise UserError(str(error)) from None
 
 
 def _modules(shape: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

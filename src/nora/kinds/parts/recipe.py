@@ -62,8 +62,8 @@ class Checkpoints(Protocol):
         """Waits until what was saved is on disk; OSError if it could not be written."""
         ...
 
-    def newest(self) -> Path | None:
-        """The newest valid checkpoint of an earlier attempt."""
+    def newest(self, state: LoopState) -> Path | None:
+        """The newest checkpoint of an earlier attempt that is whole, this run's and fits a fresh state of it."""
         ...
 
     def restore(self, path: Path, state: LoopState) -> None:
@@ -243,7 +243,7 @@ class TrainingRun:
     def resume(self, since: float) -> None:
         """Continues from the newest valid checkpoint of an earlier attempt; setup was begun at ``since``."""
         context = self._context
-        path = context.checkpoints.newest()
+        path = context.checkpoints.newest(self.state)
         if context.replicas is not None:
             path = context.replicas.agree(path)
         if path is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,20 +15,20 @@ from nora import streams
 from nora.config.pins import DOWNLOADS, check_files
 from nora.config.schema import TaskSpec
 from nora.errors import RunFailed
-from nora.files import Json, canonical_json, sha256_file
+from nora.files import DamagedFile, Json, canonical_json, parse_json, read_bounded_lines, sha256_file
 from nora.tasks.instruction import Instruction
 from nora.tasks.sampling import Subsets, draw_subsets
 
 
 def read_lines(path: Path) -> list[Json]:
     """The rows of a JSON-lines file, compressed (.gz) or not; RunFailed naming the line that is none."""
-    rows = []
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    for number, line in enumerate(content.decode().removesuffix("\n").split("\n"), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunFailed(f"{path}, line {number}: not valid JSON ({error})") from None
+    try:
+        lines = enumerate(read_bounded_lines(path), start=1)
+        rows = [parse_json(line, where=f"{path}, line {number}") for number, line in lines]
+    except DamagedFile as error:
+        raise RunFailed(str(error)) from None
+    if not rows:
+        raise RunFailed(f"{path}: holds no row")
     return rows
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nora.files import read_json
 from nora.reporting import labels
 from nora.reporting.figures import PAPER_WIDTH, Figure
 from nora.store.record import Record
@@ -21,7 +21,7 @@ def build(target: Subjects, records: Mapping[str, Record]) -> Figure:
     del records
     subject = target.spec().task
     shipped = sorted(subject.files or {}) if subject.source == "slice" else []
-    manifest = json.loads((target.checkout / "data" / "MANIFEST.json").read_text(encoding="utf-8"))
+    manifest = read_json(target.checkout / "data" / "MANIFEST.json", {}, follow=True)
     rows = tuple(
         (name, (subject.files or {})[name], manifest[name]["licence"], manifest[name]["source"]) for name in shipped
     )
