@@ -77,6 +77,7 @@ _EXAMPLES = {
     "pretrain": "opt_mini",
     "bench": "step --quick",
     "list": "runs nora_plus sst2",
+    "claims": "few-shot-pissa",
     "help": "plan",
 }
 """Words after a verb that do something; an id may be any beginning of one that no other has."""
