@@ -21,7 +21,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from nora.adapters import Bank, Preconditioner, initialize_, lora_layers
 from nora.errors import UserError
 from nora.execution.provenance import library_versions
-from nora.kinds.parts.recipe import seed_dropout
+from nora.kinds.parts.recipe import float32_products, seed_dropout
 from nora.training.bank import BankOptimizer, Member, bank_step
 from nora.training.batches import EncodedExample
 from nora.training.loop import LoopSettings, make_state, train_step
@@ -86,7 +86,6 @@ def _timed(step: Any, device: torch.device, steps: int) -> tuple[float, float, A
 
 
 def _measure(base: Any, count: int, tokens: int, precision: str, device: torch.device, steps: int) -> dict[str, Any]:
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     objective = _objective(tokens, base.config.vocab_size)
     indices = list(range(_BATCH))
     flop = 4 * sum(p.numel() for p in base.parameters()) * _BATCH * tokens
@@ -148,7 +147,8 @@ def run(*, quick: bool) -> dict[str, Any]:
         if rows and spent > budget * 0.8:
             rows.append({"members": count, "tokens": tokens, "precision": precision, "not measured": "budget spent"})
             continue
-        rows.append(_measure(base, count, tokens, precision, device, 1 if quick else 5))
+        with float32_products("high" if precision == "tf32" else "highest"):
+            rows.append(_measure(base, count, tokens, precision, device, 1 if quick else 5))
         if on_gpu:
             torch.cuda.empty_cache()
         print(_line(rows[-1]), flush=True)

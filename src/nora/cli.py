@@ -90,7 +90,8 @@ class _Verbs(click.Group):
         return list(_VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        one_of("COMMAND", cmd_name, list(_VERBS))
+        if cmd_name not in _VERBS:
+            one_of("COMMAND", cmd_name, list(_VERBS))
         file, _ = _VERBS[cmd_name]
         name = {"list": "list_"}.get(cmd_name, cmd_name.replace("-", "_"))
         found = getattr(import_module(f"nora.verbs.{file}"), name) if file else super().get_command(ctx, cmd_name)

@@ -64,7 +64,7 @@ TABLE = [
     (["protocol.lr=${protocol.lr}"], ["refers to itself"]),
     (["task.num_train=[[[["], ["an override is key=value"]),
     (["~protocol.lr"], ["protocol.lr: missing"]),
-    (["method=[1,2]"], ["method: given '[1,2]', allowed lora, lora_p"]),
+    (["method=[1,2]"], ["method: given '[1,2]', allowed corda, dora"]),
     (["+kind={a: 1}"], ["kind: given '{a: 1}', allowed deployment"]),
     (["kind=dreamboth"], ["kind: given 'dreamboth'", "did you mean dreambooth?"]),
 ]
@@ -92,7 +92,7 @@ def test_all_problems_of_a_config_at_once(capsys: pytest.CaptureFixture[str]) ->
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["plan"], ["plan", "tabel2"], ["plan", "table2", "task=xx"], ["nonsense"], []])
+@pytest.mark.parametrize("words", [["plan"], ["plan", "tabel2"], ["plan", "table2", "task=xx"], ["nonsense"]])
 def test_wrong_words_of_other_verbs(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = cli.main(words)
