@@ -197,13 +197,11 @@ def _printed_losses(ours: str, theirs: str) -> Outcome:
     return Outcome(
         NOISE,
         share,
-        low,
-        high,
-        "%",
-        "not said",
+        unit="%",
+        n="not said",
         notes=(
-            f"the range is what rounding leaves; the difference is {(b['mean'] - a['mean']) / spread:.1f} of the "
-            "printed spreads, and over how many runs they are is not said",
+            f"the printed digits leave {low:.2f} to {high:.2f} %; the difference is "
+            f"{(b['mean'] - a['mean']) / spread:.1f} of the printed spreads, and over how many runs they are is not said",
         ),
     )
 
