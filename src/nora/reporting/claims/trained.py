@@ -201,7 +201,8 @@ def _printed_losses(ours: str, theirs: str) -> Outcome:
         n="not said",
         notes=(
             f"the printed digits leave {low:.2f} to {high:.2f} %; the difference is "
-            f"{(b['mean'] - a['mean']) / spread:.1f} of the printed spreads, and over how many runs they are is not said",
+            f"{(b['mean'] - a['mean']) / spread:.1f} of the printed spreads, and over how many runs they are is not "
+            "said",
         ),
     )
 
