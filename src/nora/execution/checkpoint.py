@@ -180,10 +180,12 @@ def _check_fits(scalars: Mapping[str, Any], tensors: Mapping[str, torch.Tensor],
         raise ValueError(f"lacks {', '.join(lacking[:3])}")
     for key, value in tensors.items():
         part, name = key.split("/", 1)
-        if part == "adam":  # what an optimiser keeps has names and shapes of its own
+        if part == "named":  # by a layer's name, as PEFT's LoRA-FA keeps them
             continue
+        if part == "adam":
+            name = name.split("/", 1)[1]
         shape = state.parameters[name].shape
-        if value.shape != shape:
+        if value.shape != shape and (part != "adam" or value.numel() != 1):
             raise ValueError(f"{key}: given shape {list(value.shape)}, required {list(shape)}")
     counts = [scalars[key] for key in ("step", "steps_since", "scheduler_epoch")]
     if not all(isinstance(count, int) for count in counts) or len(scalars["lrs"]) != len(state.optimizer.param_groups):
