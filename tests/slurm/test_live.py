@@ -43,7 +43,7 @@ def test_status_of_a_live_array(slurm: Testbed, capsys: Out, monkeypatch: pytest
     assert slurm.nora("status", *STAGE_1, "--json") == 0
     shown = json.loads(capsys.readouterr().out)["table2"]
     assert shown["running"] == 1 and shown["progress"][identity]["phase"] == "train"
-    assert 5 <= shown["progress"][identity]["step"] <= shown["progress"][identity]["total"] == 200
+    assert 5 <= shown["progress"][identity]["step"] <= shown["progress"][identity]["total"] == 400
     monkeypatch.setattr(campaign, "_REFRESH_SECONDS", 0.5)
     assert slurm.nora("status", *STAGE_1, "--watch") == 0
     frames = capsys.readouterr().out.split("table2 at scale=smoke")[1:]
