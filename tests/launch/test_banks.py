@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from nora import cli
+from nora.adapters import Bank
 from nora.config.schema import ExecSpec
 from nora.config.spec import run_id
 from nora.errors import Interrupted
@@ -139,7 +141,13 @@ def test_a_bank_that_does_not_fit_makes_no_run_fail(
     def no_room(*arguments: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
+    def by_itself(*arguments: Any, **options: Any) -> Any:
+        gc.collect()
+        assert not [thing for thing in gc.get_objects() if type(thing) in (Bank, recipe.Prepared)], "the bank's memory is still held"
+        return execute(*arguments, **options)
+
     monkeypatch.setattr(bank_loop, "bank_step", no_room)
+    monkeypatch.setattr("nora.execution.bank.execute", by_itself)
     store = Store(tmp_path)
     told = _bank(checkout, store, specs, settings)
     assert all(isinstance(record, Record) and "bank" not in record.run for record in told.values())

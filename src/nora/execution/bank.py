@@ -74,8 +74,25 @@ def execute_bank(
     that cannot go on (not enough memory) makes no run fail: its members begin again by themselves. Raises Interrupted
     if asked to stop: the members that had not ended have saved their state.
     """
+    where: dict[str, Any] = {"checkout": checkout, "store": store, "stop_requested": stop_requested, "job": job}
+    left = _together(runs, settings, on_ended=on_ended, **where)
+    for number in left:  # what the bank held is gone: nothing of it is left here
+        on_ended(number, _by_itself(runs[number], settings, **where))
+
+
+def _together(
+    runs: Sequence[BankRun],
+    settings: ExecSpec,
+    *,
+    checkout: Path,
+    store: Store,
+    on_ended: Callable[[int, Ended], None],
+    stop_requested: Callable[[], bool],
+    job: Job | None,
+) -> list[int]:
+    """Trains, tests and publishes the runs; returns the places of those that are to begin again by themselves."""
     code = provenance.code_of_this_process()
-    alone: list[_Member] = []
+    left: list[int] = []
     with ExitStack() as everything:
         members: list[_Member] = []
         for number, run in enumerate(runs):
@@ -112,16 +129,11 @@ def execute_bank(
                 _LOG.warning("a bank of %d runs ended (%s); they begin again one by one", len(group), reason)
                 for member in group:
                     member.stack.__exit__(BankEnded, BankEnded(f"the bank ended: {reason}"), None)
-                alone += group
+                left += [member.number for member in group]
                 continue
             for member, outcome in zip(group, outcomes, strict=True):
                 on_ended(member.number, _finish(member, outcome, store))
-    members.clear()  # and with them the bank's memory
-    for member in alone:
-        on_ended(
-            member.number,
-            _by_itself(member.run, settings, checkout=checkout, store=store, stop_requested=stop_requested, job=job),
-        )
+    return left
 
 
 @contextmanager
