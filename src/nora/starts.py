@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +47,8 @@ def _package(axis: str) -> dict[str, Path]:
 @cache
 def _entry_points() -> dict[str, tuple[str, Path]]:
     """Name → module and its file, of the inits of other packages."""
+    from importlib.metadata import entry_points  # a third of what `nora --help` would take
+
     found = {}
     for point in entry_points(group="nora.inits"):
         spec = importlib.util.find_spec(point.value)

@@ -14,11 +14,12 @@ from nora import cli
 from nora.adapters import Bank
 from nora.config.schema import ExecSpec
 from nora.config.spec import run_id
-from nora.errors import Interrupted
+from nora.errors import Interrupted, RunFailed
 from nora.execution.bank import BankRun, execute_bank
 from nora.execution.execute import execute
 from nora.kinds import bank_key, compose_run
 from nora.kinds.parts import recipe
+from nora.launch import worker
 from nora.launch.banks import in_banks
 from nora.launch.profile import load_profile
 from nora.launch.submission import layout
@@ -143,7 +144,9 @@ def test_a_bank_that_does_not_fit_makes_no_run_fail(
 
     def by_itself(*arguments: Any, **options: Any) -> Any:
         gc.collect()
-        assert not [thing for thing in gc.get_objects() if type(thing) in (Bank, recipe.Prepared)], "the bank's memory is still held"
+        assert not [thing for thing in gc.get_objects() if type(thing) in (Bank, recipe.Prepared)], (
+            "the bank's memory is still held"
+        )
         return execute(*arguments, **options)
 
     monkeypatch.setattr(bank_loop, "bank_step", no_room)
@@ -270,3 +273,19 @@ def test_what_members_have_in_common_is_made_once(
         given, expected = (r.result["metrics"]["zero_shot"] for r in (record, alone[number]))
         assert given == expected
     assert tests_and_dev == sum(len(r.result["metrics"]["epochs"]) + 1 for r in told.values() if isinstance(r, Record))
+
+
+def test_a_frozen_spec_that_is_not_its_ids_costs_only_its_own_run(checkout: Path) -> None:
+    """On a node: the others of its task are the bank that they were."""
+    specs, settings = _specs(checkout)
+    frozen = dict(zip("abcd", specs, strict=True))
+
+    class Submitted:
+        def spec(self, identity: str) -> Any:
+            if identity == "b":
+                raise RunFailed("the frozen spec of b has the id x")
+            return frozen[identity]
+
+    submission: Any = Submitted()
+    assert worker._banks(submission, replace(settings, bank=4), list("abcd")) == [["a", "c", "d"], ["b"]]
+    assert worker._banks(submission, settings, list("abcd")) == [["a"], ["b"], ["c"], ["d"]]

@@ -113,7 +113,8 @@ def test_too_many_requests_are_waited_for_as_long_as_the_hub_says(hub: Hub, site
 
     hub.faults.append(busy)
     assert _bring(site)["models"][NAME]["files"]["pytorch_model.bin"] == WEIGHTS
-    assert len(told) == 2 and any(seconds >= 7 for seconds in hub.waited)  # type: ignore[attr-defined]
+    asked_of_sleep = hub.waited  # type: ignore[attr-defined]  # what a sleep that does not sleep was given
+    assert len(told) == 2 and max(asked_of_sleep) >= 7
 
 
 def test_a_hub_that_stays_busy_is_one_line(hub: Hub, site: Path) -> None:

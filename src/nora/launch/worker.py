@@ -15,6 +15,7 @@ from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
 from nora.execution import provenance
 from nora.files import Json
+from nora.kinds import AnySpec
 from nora.launch import slurm
 from nora.launch.banks import in_banks
 from nora.launch.submission import Submission, load
@@ -110,8 +111,13 @@ def _banks(submission: Submission, settings: ExecSpec, ids: Sequence[str]) -> li
     on_gpu = torch.cuda.is_available()
     if not (on_gpu or settings.bank):
         return [[identity] for identity in ids]
-    banks = in_banks([submission.spec(identity) for identity in ids], settings, on_gpu=on_gpu)
-    return [[ids[place] for place in bank] for bank in banks]
+    specs: list[AnySpec | None] = []
+    for identity in ids:
+        try:
+            specs.append(submission.spec(identity))
+        except (RunFailed, UserError):  # told of when its turn comes: by itself, the others go on
+            specs.append(None)
+    return [[ids[place] for place in bank] for bank in in_banks(specs, settings, on_gpu=on_gpu)]
 
 
 def _train(
