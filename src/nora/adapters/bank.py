@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from nora.adapters.layers import AdapterLayer, lora_layers
+from nora.adapters.layers import AdapterLayer, lora_layers, trainable_parameters
 
 
 class NotBankable(Exception):
@@ -110,7 +110,7 @@ class Bank(nn.Module):
         self.members = list(members)  # no submodules: nn.Module does not look into a list
         if getattr(base.config, "attention_dropout", 0.0):
             raise NotBankable("attention_dropout: its masks are drawn inside the attention, for all rows at once")
-        trained = [_trained(member) for member in members]
+        trained = [trainable_parameters(member) for member in members]
         if len({tuple((name, p.shape, p.dtype) for name, p in own.items()) for own in trained}) > 1:
             raise NotBankable("the members train parameters of different names, shapes or dtypes")
         banked = self._banked_layers(starts)
@@ -142,7 +142,7 @@ class Bank(nn.Module):
         """Per adapted layer, by its name in the base, what makes its banked form; nothing is changed here."""
         if not isinstance(self.members[0].active_peft_config, LoraConfig):
             return {}
-        names = {id(p): name for name, p in _trained(self.members[0]).items()}
+        names = {id(p): name for name, p in trainable_parameters(self.members[0]).items()}
         made: dict[str, Callable[[nn.Linear], BankedLinear]] = {}
         for layers in zip(*(lora_layers(member) for member in self.members), strict=True):
             first = layers[0]
@@ -160,10 +160,6 @@ class Bank(nn.Module):
         scaling = torch.tensor([layer.scaling for layer in layers], dtype=A.dtype, device=A.device)[:, None, None]
         dropout = getattr(layers[0].module.lora_dropout["default"], "p", 0.0)
         return BankedLinear(base, A, B, scaling, dropout, subtracted)
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()

@@ -85,6 +85,11 @@ def unwrapped_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _INNER_PARTS)
 
 
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What requires a gradient, by its name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 @dataclass(frozen=True)
 class AdapterLayer:
     """One LoRA layer and one of its adapters, as the map ``weight`` + scaling · B A on flattened inputs.

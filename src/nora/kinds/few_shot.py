@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from nora.tasks.example import Example
     from nora.training.loop import LoopState
     from nora.training.scoring import Assessor, Split
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -120,23 +118,11 @@ def majority_accuracy(train: Sequence[Example], test: Sequence[Example]) -> floa
     return sum(most in e.correct for e in test) / len(test)
 
 
-_made: dict[str, tuple[str, Any]] = {}
-
-
-def _once(what: str, key: str, make: Callable[[], Made], *, keep: bool) -> Made:
-    """What several runs of this process have in common, made by the first of them; the last one of each sort stays."""
-    if not keep:
-        return make()
-    if what not in _made or _made[what][0] != key:
-        _made[what] = key, make()
-    made: Made = _made[what][1]
-    return made
-
-
 def _splits(
     spec: Spec, task: ModuleType, tokenizer: PreTrainedTokenizerBase, context: RunContext
 ) -> tuple[Split, Split, Split]:
     """Training, dev and test rows with their token ids. RunFailed where an answer does not fit."""
+    from nora.kinds.parts.bases import made_once
     from nora.kinds.parts.rows import few_shot_rows
     from nora.training.scoring import Split
 
@@ -150,7 +136,7 @@ def _splits(
 
     key = canonical_json([str(context.checkout), asdict(spec.model), asdict(spec.task), spec.seed])
     try:
-        return _once("rows", key, encode, keep=context.keep_base)
+        return made_once("rows", key, encode, keep=context.keep_base)
     except ValueError as error:
         raise RunFailed(str(error)) from None
 
@@ -211,7 +197,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         key = canonical_json([asdict(spec.model), asdict(spec.task), spec.seed, shared, half])
         moved = bases.moves_base(spec.method)  # such a base gives the same answers to rounding, the others to the bit
         with bases.untouched(model, spec.method):
-            common["zero_shot"] = _once(
+            common["zero_shot"] = bases.made_once(
                 "zero shot", key, lambda: assessor.measure(model, test)[0], keep=context.keep_base and not moved
             )
     if "sharpness" in spec.measure:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from nora.adapters import Preconditioner
+from nora.adapters.layers import trainable_parameters
 from nora.files import Json
 
 if TYPE_CHECKING:
@@ -143,10 +144,6 @@ def num_steps(num_examples: int, settings: LoopSettings) -> int:
     """Optimiser steps of the whole run; the last batch of an epoch may be smaller."""
     steps = settings.epochs * math.ceil(num_examples / settings.batch_size)
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def make_state(

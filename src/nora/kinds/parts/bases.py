@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
@@ -30,6 +30,7 @@ from nora.adapters import (
     prove_prefix,
     snapshot_weights,
 )
+from nora.adapters.layers import trainable_parameters
 from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.adapters.surroundings import without_adapters
 from nora.config.pins import MODEL_FILES, check_files, check_model_files, fetched_folder
@@ -40,7 +41,7 @@ from nora.kinds.parts.gguf import dequantised
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.training.generation import save_merged
-from nora.training.loop import Objective, trainable_parameters
+from nora.training.loop import Objective
 from nora.training.sharpness import sharpness
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
@@ -74,7 +75,19 @@ class Base:
         return int(pad if pad is not None else 0)
 
 
-_kept: dict[str, Base] = {}  # at most one
+Made = TypeVar("Made")
+_made: dict[str, tuple[str, Any]] = {}
+
+
+def made_once(what: str, key: str, make: Callable[[], Made], *, keep: bool) -> Made:
+    """What several runs of this process have in common, made by the first of them; the last one of each sort stays."""
+    if not keep:
+        return make()
+    if what not in _made or _made[what][0] != key:
+        _made.pop(what, None)  # before the next one is made: two bases may not fit
+        _made[what] = key, make()
+    made: Made = _made[what][1]
+    return made
 
 
 def load_base(
@@ -87,16 +100,16 @@ def load_base(
     """
     if not (keep or share):
         return _load_base(spec, checkout, device)
-    key = canonical_json(asdict(spec))
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = _load_base(spec, checkout, device if share else torch.device("cpu"))
-    kept: Any = _kept[key].model
+    first = device if share else torch.device("cpu")
+    kept = made_once(
+        "base", canonical_json(asdict(spec)), lambda: _load_base(spec, checkout, first), keep=True
+    )  # fmt: skip
+    model: Any = kept.model
     if share:
-        kept = kept.to(device)
-        one = copy.deepcopy(kept, {id(t): t for t in (*kept.parameters(), *kept.buffers())})
-        return Base(one, _kept[key].tokenizer, kept)
-    return Base(copy.deepcopy(kept).to(device), _kept[key].tokenizer)
+        model = model.to(device)
+        one = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+        return Base(one, kept.tokenizer, model)
+    return Base(copy.deepcopy(model).to(device), kept.tokenizer)
 
 
 def own_weights_(modules: Iterable[nn.Module]) -> None:
