@@ -148,6 +148,18 @@ def test_one_singular_matrix_of_a_batch_takes_the_pseudo_inverse_alone() -> None
     assert torch.equal(inverse[1], torch.zeros(3, 3))
 
 
+@pytest.mark.parametrize("overflow", [float("inf"), float("nan")])
+def test_a_gram_matrix_that_overflowed_is_told_by_its_own_inverse(overflow: float) -> None:
+    """Not taken for the identity: its gradients become NaN and the run ends, those of its neighbours are to the bit."""
+    factors = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0))
+    grams = factors @ factors.mT
+    alone = damped_inverse(grams.clone(), damping=1e-6, normalize="frobenius")
+    grams[1] = overflow
+    found = damped_inverse(grams, damping=1e-6, normalize="frobenius")
+    assert torch.isnan(found[1]).all()
+    assert torch.equal(found[[0, 2]], alone[[0, 2]])
+
+
 def test_a_factor_without_gradient_is_left_alone() -> None:
     model = one_linear_with_lora()
     randomize_factors(model)

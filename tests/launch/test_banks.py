@@ -224,6 +224,7 @@ def test_the_planner_fills_steps_and_processes(checkout: Path) -> None:
         assert max(len(bank) for bank in banks) <= 4
         assert all(len({bank_key(specs[place]) for place in bank}) == 1 for bank in banks)  # type: ignore[arg-type]
     assert [len(bank) for bank in in_banks(specs, settings, on_gpu=False)] == [2] * 6
+    assert len(in_banks(specs, replace(settings, bank=4), on_gpu=False, processes=2)) == 12  # every process has some
     (array,) = layout(cells, load_profile(checkout, compose_run(checkout, [*WORDS, "exec=slurm"])[1]), settings)
     assert [len(task) for task in array.tasks] == [2] * 6 and array.num_runs == 12  # one task of the array per bank
 
