@@ -131,10 +131,14 @@ def _search(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         flop = 4 * weights * _SEARCH_BATCH * tokens
-        for name, make in (("in turn", _in_turn), ("bank", partial(_banked, base))):
-            step = make(fresh(count, objective), objective, settings)
-            row[name] = _figures(*_timed(step, device, _STEPS), count, _SEARCH_BATCH * tokens, flop, precision)
-            del step
+        try:
+            for name, make in (("in turn", _in_turn), ("bank", partial(_banked, base))):
+                step = make(fresh(count, objective), objective, settings)
+                row[name] = _figures(*_timed(step, device, _STEPS), count, _SEARCH_BATCH * tokens, flop, precision)
+                del step
+        except torch.OutOfMemoryError:
+            row["not measured"] = "out of memory"
+            continue
         row |= {"ratio": row["in turn"]["ms"] / row["bank"]["ms"], "peak_gib": _peak_gib(device)}
         print(_search_line(row), flush=True)
     return rows
