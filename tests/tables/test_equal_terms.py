@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from nora import starts
-from nora.tables.methods import equal_rates, load_table
+from nora.reporting.layouts import starts_losses
+from nora.store.record import Record
+from nora.tables.choice import equal_rates
+from nora.tables.methods import load_table
+from nora.tables.target import load_target
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 6])
@@ -43,3 +47,36 @@ def test_every_start_there_is_has_a_row(checkout: Path) -> None:
 def test_the_papers_own_grids_are_as_they_were(checkout: Path) -> None:
     table = load_table(checkout, "table2", [])
     assert table.file.budget is None and set(table.file.grid("nora", "cb")) == {"protocol.lr", "method.xi"}
+
+
+def test_the_pictures_rows_have_the_same_trials_and_a_matched_start_is_its_own_run(checkout: Path) -> None:
+    table = load_target(checkout, "starts_pictures", [])
+    cells = table.cells({})
+    assert len({cell.id for cell in cells}) == len(cells) == 22 * 2 * 3
+    rates = {row: {cell.spec.protocol.lr for cell in cells if cell.row == row} for row in table.methods}
+    assert {frozenset(found) for found in rates.values()} == {frozenset(equal_rates(2e-3, 2))}
+    spec = {cell.row: cell.spec.method for cell in cells}
+    assert spec["nora_matched"].init == spec["nora"].init == "nystrom" and spec["nora_matched"].match == "frobenius"
+    assert "method=nora" in next(cell for cell in cells if cell.row == "nora_matched").overrides
+
+
+def test_a_row_of_losses_is_its_better_rate_and_one_that_diverged_is_no_choice(checkout: Path) -> None:
+    table = load_target(checkout, "starts_pictures", ["method=gaussian,nora"])
+    low, high = sorted(equal_rates(2e-3, 2))
+    losses = {("gaussian", low): 0.2, ("gaussian", high): 0.1, ("nora", low): 0.3, ("nora", high): 0.05}
+    records = {}
+    for cell in table.cells({}):
+        rate = cell.spec.protocol.lr
+        status = "diverged" if (cell.row, rate, cell.seed) == ("nora", high, 1) else "done"
+        loss = losses[cell.row, rate] + 0.01 * cell.seed
+        metrics = {"loss": {"mean": loss, "last_100": loss}}
+        result = {"status": status, "spec": {}, "metrics": metrics, "files": {}}
+        result["diverged"] = {"step": 1, "tensor": "the loss"}
+        records[cell.id] = Record(cell.id, result, {})
+    document = starts_losses.build(table, records)
+    gaussian, nora = document.blocks[0].lines
+    assert gaussian.entries[0].text == "0.1100 ± 0.0100" and gaussian.entries[0].bold
+    assert gaussian.entries[3].text == f"{high:g} of 2" and nora.entries[3].text == f"{low:g} of 2"
+    assert nora.entries[2].text.startswith("+0.2000 [")
+    del records[next(cell.id for cell in table.cells({}) if cell.row == "nora")]
+    assert starts_losses.build(table, records).blocks[0].lines[1].entries[0].text == "missing (4/6)"

@@ -30,6 +30,8 @@ METHODS = {
     "lora_fa": "LoRA-FA",
     "lora_plus": "LoRA+",
     "riemannian": "Riemannian",
+    "nora_matched": "NoRA, ‖A‖ matched",
+    "nora_plus_matched": "NoRA+, ‖A‖ matched",
 }
 SUBJECTS = {"cat_toy": "cat toy", "duck_toy": "rubber duck"}
 MODELS = {

@@ -14,6 +14,11 @@ from nora.store.record import Record
 from nora.tables.cell import Settings, read_yaml
 
 
+def equal_rates(centre: float, budget: int) -> list[Json]:
+    """``budget`` learning rates, √10 apart, whose geometric mean is ``centre``; three digits."""
+    return [float(f"{centre * 10 ** ((i - (budget - 1) / 2) / 2):.3g}") for i in range(budget)]
+
+
 def grid_points(grid: Mapping[str, Sequence[Json]]) -> list[Settings]:
     """The product of a grid, in the order written."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]

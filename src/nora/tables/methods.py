@@ -33,7 +33,7 @@ from nora.tables.cell import (
     split_overrides,
     with_settings,
 )
-from nora.tables.choice import Trial, choose, grid_points, read_chosen, summarize
+from nora.tables.choice import Trial, choose, equal_rates, grid_points, read_chosen, summarize
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _AXES = ("task", "model", "protocol", "method", "seed", "search", "scale")
@@ -267,11 +267,6 @@ class Table(Target[FinetuneSpec]):
             Cell(self.name, self.scale, method, column, seed, stage, point, (), None, None, waits_for, like)
             for seed in seeds
         ]
-
-
-def equal_rates(centre: float, budget: int) -> list[Json]:
-    """``budget`` learning rates, √10 apart, whose geometric mean is ``centre``; three digits."""
-    return [float(f"{centre * 10 ** ((i - (budget - 1) / 2) / 2):.3g}") for i in range(budget)]
 
 
 def _narrowed(search: Search, typed: Settings) -> Search:

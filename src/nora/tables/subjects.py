@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora.config.compose import choices, compose_config
@@ -17,6 +18,7 @@ from nora.files import Json
 from nora.kinds import DeploymentSpec, DreamboothSpec, build_spec
 from nora.store.record import Record
 from nora.tables.cell import Cell, Settings, Target, format_value, pick, split_overrides, with_settings
+from nora.tables.choice import equal_rates
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -30,10 +32,17 @@ class SubjectsFile:
     subjects: dict[str, str]
     """Scale → the subject's task."""
     methods: dict[str, dict[str, Json]]
-    """Method → settings of its own; {} if the artefact needs no run."""
+    """Row → settings of its own; {} if the artefact needs no run. A row goes by its method's name or says `method`."""
     seeds: dict[str, list[int]]
     caption: list[str] = field(default_factory=list)
     measure: list[str] = field(default_factory=list)
+    budget: Annotated[int, Field(ge=1, le=20)] | None = None
+    """Learning rates of every row, √10 apart around the scale's own; null: that one alone."""
+
+    def choice(self, row: str) -> tuple[str, Settings]:
+        """The method of a row, and its settings."""
+        settings = dict(self.methods[row])
+        return str(settings.pop("method", row)), settings
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,14 @@ class Subjects(Target[DreamboothSpec]):
         words = ["kind=dreambooth", f"scale={self.scale}", choice, *self.overrides]
         return compose_config(self.checkout / "conf", words)
 
-    def spec(self, method: str | None = None) -> DreamboothSpec:
+    def spec(self, method: str | None = None, rate: Settings | None = None) -> DreamboothSpec:
         """A method's spec at seed 0, or the kind's default one: prompts, pictures, their hashes."""
         config = self._compose(f"task={self.subject}")
         if method is not None:
             # A method's file refers to nothing else: targets on other subjects share what is composed for it.
-            config |= {"method": self._compose(f"method={method}")["method"], "measure": self.file.measure, "seed": 0}
-            config = with_settings(config, self.file.methods[method])
+            choice, settings = self.file.choice(method)
+            config |= {"method": self._compose(f"method={choice}")["method"], "measure": self.file.measure, "seed": 0}
+            config = with_settings(config, {**settings, **(rate or {})})
         spec = build_spec(config, Pins(self.checkout))
         if not isinstance(spec, DreamboothSpec):
             raise UserError(f"{self.name} is made of kind=dreambooth, given {spec.kind}")
@@ -64,22 +74,30 @@ class Subjects(Target[DreamboothSpec]):
 
     def cells(self, records: Mapping[str, Record]) -> list[Cell[DreamboothSpec]]:
         """Seed by seed, so that the methods of a seed come together."""
-        known = {method: self.spec(method) for method in self.methods}
-        plain = {method: spec_dict(spec) for method, spec in known.items()}
+        rates = self._rates()
+        known = {(method, i): self.spec(method, rate) for method in self.methods for i, rate in enumerate(rates)}
+        plain = {key: spec_dict(spec) for key, spec in known.items()}
         return [
             Cell(
-                self.name, self.scale, method, self.subject, seed, 1, self.file.methods[method],
-                self._words(method, seed), replace(known[method], seed=seed), run_id({**plain[method], "seed": seed}),
+                self.name, self.scale, method, self.subject, seed, 1, {**self.file.choice(method)[1], **rate},
+                self._words(method, rate, seed), replace(known[method, i], seed=seed),
+                run_id({**plain[method, i], "seed": seed}),
             )
             for seed in self.seeds
             for method in self.methods
+            for i, rate in enumerate(rates)
         ]  # fmt: skip
 
-    def _words(self, method: str, seed: int) -> tuple[str, ...]:
-        settings: Settings = self.file.methods[method]
+    def _rates(self) -> list[Settings]:
+        if self.file.budget is None or not self.methods:
+            return [{}]
+        return [{"protocol.lr": rate} for rate in equal_rates(self.spec().protocol.lr, self.file.budget)]
+
+    def _words(self, method: str, rate: Settings, seed: int) -> tuple[str, ...]:
+        choice, settings = self.file.choice(method)
         return (
-            "kind=dreambooth", f"scale={self.scale}", f"task={self.subject}", f"method={method}",
-            *(f"{key}={format_value(value)}" for key, value in settings.items()),
+            "kind=dreambooth", f"scale={self.scale}", f"task={self.subject}", f"method={choice}",
+            *(f"{key}={format_value(value)}" for key, value in {**settings, **rate}.items()),
             f"measure={format_value(self.file.measure)}", *self.overrides, f"seed={seed}",
         )  # fmt: skip
 

@@ -55,11 +55,11 @@ def _with_runs(block: Block, cells: Sequence[Cell[dreambooth.Spec]]) -> Block:
     )
 
 
-def _spread(summary: Summary) -> str:
+def spread(summary: Summary) -> str:
     return f"{summary.mean:.4f}" + ("" if summary.std is None else f" ± {summary.std:.4f}")
 
 
-def _difference(interval: Interval | None, scale: float = 1.0, digits: int = 4) -> str:
+def difference(interval: Interval | None, scale: float = 1.0, digits: int = 4) -> str:
     if interval is None:
         return "–"
     numbers = [f"{scale * v:+.{digits}f}" for v in (interval.mean, interval.low, interval.high)]
@@ -87,7 +87,7 @@ def _main_block(losses: Mapping[str, Mapping[str, list[float] | None]], gaps: Ma
         entries = []
         for measure, _ in _MEASURES:
             values = found[measure]
-            text = gaps[method] if values is None else _spread(summarize(values))
+            text = gaps[method] if values is None else spread(summarize(values))
             detail = ""
             if paper and measure == "mean":
                 theirs = printed()["rows"][method]
@@ -98,7 +98,7 @@ def _main_block(losses: Mapping[str, Mapping[str, list[float] | None]], gaps: Ma
         for measure, _ in _MEASURES:
             values, base = found[measure], losses.get("lora", {}).get(measure)
             both = values is not None and base is not None and method != "lora"
-            entries.append(Entry(_difference(paired_interval(values, base) if both else None)))  # type: ignore[arg-type]
+            entries.append(Entry(difference(paired_interval(values, base) if both else None)))  # type: ignore[arg-type]
         lines.append(Line(labels.method(method), tuple(entries)))
     return Block("", tuple(columns), tuple(lines))
 
@@ -116,7 +116,7 @@ def _claim_block(losses: Mapping[str, Mapping[str, list[float] | None]], paper: 
                     entries.append(Entry(MISSING, detail=detail))
                     continue
                 shares = [1 - a / b for a, b in zip(ours, theirs, strict=True)]
-                entries.append(Entry(_difference(paired_interval(shares, [0.0] * len(shares)), 100, 2), detail=detail))
+                entries.append(Entry(difference(paired_interval(shares, [0.0] * len(shares)), 100, 2), detail=detail))
         lines.append(Line(labels.method(method), tuple(entries)))
     columns = tuple(f"than {labels.method(base)}, {h}" for base in ("lora", "lora_p") for _, h in _MEASURES)
     return Block("Smaller by, % [95 % interval of the mean over seeds]", columns, tuple(lines))
@@ -137,7 +137,7 @@ def _fidelity_block(found: Mapping[str, Sequence[Record | None]], gaps: Mapping[
             if len(present) < len(records):
                 entries.append(Entry(gaps[method]))
                 continue
-            entries.append(Entry(_spread(summarize([float(r.metrics["fidelity"][name][key]) for r in present]))))
+            entries.append(Entry(spread(summarize([float(r.metrics["fidelity"][name][key]) for r in present]))))
         lines.append(Line(labels.method(method), tuple(entries)))
     real = [first[name].get({"subject": "ceiling", "prompt": "prompt_of_real"}[key]) for name, key in keys]
     lines.append(Line("the real pictures", tuple(Entry("–" if v is None else f"{v:.4f}") for v in real), True))
