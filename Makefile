@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup small demo test test-all lint rehearsal paper bench bench-gpu
+.PHONY: help setup small demo test test-all lint rehearsal paper bench bench-gpu study-gpu
 
 help:            ## what there is
 	@grep -hE '^[a-z-]+: *##|^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -44,6 +44,9 @@ paper:           ## every artefact from the records present
 
 bench-gpu:       ## what one GPU does with a search: five minutes, no download; without one it is refused
 	$(BIN)/nora bench gpu
+
+study-gpu:       ## what is missing of the small scale, on one card (MODEL=the base's file, BUDGET=seconds, WORDS=exec.processes=8)
+	$(BIN)/python tools/study.py $(WORDS)
 
 bench:           ## every benchmark, one after the other
 	for name in $$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -v '^gpu$$'); do $(BIN)/nora bench $$name || exit 1; done

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from nora import tasks
@@ -70,9 +71,13 @@ def draw(rows: list[Row], count: int | None) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count))]
 
 
-def packed(rows: list[Row], fields: tuple[str, ...]) -> bytes:
-    """One JSON line per row, compressed; the same rows give the same bytes."""
-    lines = [json.dumps({key: row[key] for key in fields}, ensure_ascii=False) for row in rows]
+def packed(rows: list[Row], task: ModuleType) -> bytes:
+    """One JSON line per row of what the task reads, compressed; the same rows give the same bytes."""
+    fields = [*task.FIELDS, *(key for key in ("answer", "label") if key not in task.FIELDS and key in rows[0])]
+    kept = [{key: row[key] for key in fields} for row in rows]
+    for row in kept:
+        task.build(row)
+    lines = [json.dumps(row, ensure_ascii=False) for row in kept]
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
 
 
@@ -91,7 +96,7 @@ def main(folder: Path) -> None:
             drawn = draw(rows, kept)
             file = ROOT / "data" / "small" / name / f"{split}.jsonl.gz"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(packed(drawn, task.FIELDS))
+            file.write_bytes(packed(drawn, task))
             digest = sha256(file.read_bytes()).hexdigest()
             manifest[f"small/{name}/{file.name}"] = {"rows": len(drawn), "sha256": digest}
             told = listed[origin]

@@ -33,16 +33,22 @@ def test_the_table_of_the_committed_figures_says_what_was_aimed_at_and_reached(n
 
 
 def test_the_measurement_of_a_card_is_rehearsed_without_one() -> None:
-    """Both ways of a search end with the same loss and gradient norm; without a card nothing is measured in full."""
+    """Both ways of a search, and of a step, end with the same loss and gradient norm; answers in batches are those one
+    by one; without a card nothing is measured in full."""
     module = load_program(FOLDER / "gpu.py")
     result = module.run(quick=True)
-    for row in result["rows"]:
+    for row in result["search"]:
         for key in ("loss", "grad_norm"):
             assert row["bank"][key] == pytest.approx(
                 row["in turn"][key], rel=1e-3 if row["precision"] == "bf16" else 1e-4
             )
+    ours, plain = result["train"]
+    assert ours["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+    assert ours["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-2), "bf16"
+    assert result["generate"]["same"] == result["generate"]["compared"] > 0
     left = {"members": 1, "tokens": 8, "precision": "bf16", "not measured": "budget spent"}
-    assert "not measured: budget spent" in module.table({**result, "rows": [*result["rows"], left]})
+    printed = module.table({**result, "search": [*result["search"], left], "train": [], "generate": None})
+    assert printed.count("not measured: budget spent") == 3
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device is visible"):
             module.run(quick=False)

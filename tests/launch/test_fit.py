@@ -118,3 +118,24 @@ def test_a_chunk_changes_no_loss_and_no_gradient() -> None:
 
     for one, other in zip(both(65), both(300), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_disk_holds_what_runs_keep_and_the_checkpoints_of_those_under_way(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The LLM-Adapters scripts print 56,098,816 trained parameters, 0.83 %, for LLaMA-7B at rank 32."""
+    from types import SimpleNamespace
+
+    from nora.launch import plan, readiness
+    from nora.tables.target import load_target
+    from nora.workspace import open_workspace
+
+    workspace = open_workspace(["exec.processes=2", f"exec.results={tmp_path}"])
+    target = load_target(checkout, "table4", ["scale=paper", "model=llama_7b", "method=nora"])
+    planned = plan.current_plan(target, workspace)
+    assert planned[0].cell.spec is not None and readiness._trained(planned[0].cell.spec) == 56_098_816
+    need = (2 * 8 * 4 * 56_098_816 + len(planned) * 2**17) / 2**30
+    for free, verdict in ((need + 0.01, "good"), (need - 0.01, "bad")):
+        monkeypatch.setattr(readiness.shutil, "disk_usage", lambda path, f=free: SimpleNamespace(free=int(f * 2**30)))
+        found = readiness._disk(planned, workspace)
+        assert found.verdict == verdict and found.said.startswith(f"{need:.1f} GiB for {len(planned)} runs")

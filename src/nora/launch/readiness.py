@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from nora import tasks
 from nora.config.pins import PIPELINE_FILES, check_files, fetched_folder, how_to_unlock
 from nora.config.schema import ModelSpec
 from nora.errors import RunFailed, UserError
+from nora.files import canonical_json
 from nora.kinds import AnySpec, DreamboothSpec, FewShotSpec, InstructSpec
 from nora.launch.doctor import Finding
 from nora.launch.plan import ENDED, PlannedCell
@@ -246,7 +248,9 @@ def _encoders(specs: Sequence[AnySpec], checkout: Path) -> Iterator[Finding]:
 
 
 def _needs(rest: Sequence[PlannedCell], workspace: Workspace) -> Iterator[Finding]:
-    """Memory against the profile, hours, and the longest run against the profile's time limit."""
+    """Disk, memory against the profile, hours, and the longest run against the profile's time limit."""
+    if rest:
+        yield _disk(rest, workspace)
     for table in dict.fromkeys(p.cell.table for p in rest):
         cells = [p for p in rest if p.cell.table == table]
         fits = [p.fit for p in cells]
@@ -261,6 +265,55 @@ def _needs(rest: Sequence[PlannedCell], workspace: Workspace) -> Iterator[Findin
         hours = [p.hours for p in cells if p.hours is not None]
         if hours:
             yield Finding(f"hours of {table}", *_time(hours, len(cells), cells, workspace))
+
+
+_KEPT = {"finetune": 2**17, "dreambooth": 2**20}  # bytes of a record with its predictions or its adapter, generously
+_SAVED = 8  # numbers of four bytes per trained one: two checkpoints of parameter, best parameter and two moments
+
+
+def _disk(rest: Sequence[PlannedCell], workspace: Workspace) -> Finding:
+    """What the runs keep, and the checkpoints of those that are under way at once, against what is free."""
+    specs = [spec for p in rest if (spec := p.cell.spec or p.cell.like) is not None]
+    settings = workspace.settings
+    at_once = load_profile(workspace.checkout, settings).parallel if settings.name == "slurm" else settings.processes
+    trained = max((_trained(s) for s in _unique(specs, _trained_key).values()), default=0)
+    kept = sum(_KEPT.get(spec.kind, 2**14) + 4 * _trained(spec) * settings.keep_adapter for spec in specs)
+    need = (kept + 4 * _SAVED * trained * at_once) / 2**30
+    there = next(p for p in (workspace.store.root, *workspace.store.root.parents) if p.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    said = (
+        f"{need:.1f} GiB for {len(specs)} runs and the checkpoints of {at_once} at once; {free:.0f} GiB free at {there}"
+    )
+    return Finding("disk", "good" if need < free else "bad", said)
+
+
+def _trained_key(spec: AnySpec) -> tuple[str, str] | None:
+    return (spec.model.name, spec.method.name) if isinstance(spec, FewShotSpec | InstructSpec) else None
+
+
+@cache
+def _sides(model: str, architecture: str, targets: tuple[str, ...]) -> int:
+    """in + out of every matrix that LoRA adapts, summed; the model is built without memory for its weights."""
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = json.loads(architecture)
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    return sum(
+        module.in_features + module.out_features
+        for name, module in made.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
+    )
+
+
+def _trained(spec: AnySpec) -> int:
+    """Numbers a run trains, by the architecture that its model's yaml states; 0 where that is not said."""
+    if not isinstance(spec, FewShotSpec | InstructSpec) or not spec.model.architecture or not spec.method.rank:
+        return 0
+    architecture = canonical_json(spec.model.architecture)
+    return spec.method.rank * _sides(spec.model.name, architecture, tuple(spec.model.targets))
 
 
 def _time(hours: list[float], cells: int, planned: Sequence[PlannedCell], workspace: Workspace) -> tuple[Any, str]:

@@ -155,7 +155,7 @@ def findings(judged: Sequence[Judged], figure: str = "figures/fig1.png") -> str:
         "",
         "## What nobody has run, and what it takes",
         "",
-        *(f"- `{j.name}` {'; '.join(j.outcome.notes)}" for j in judged if j.outcome.verdict == NOT_RUN),
+        *_not_run(judged),
     ]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -198,6 +198,15 @@ def _at_mini(judged: Sequence[Judged]) -> list[str]:
     return [
         f"- Mini scale: {len(own)} comparisons within noise; in {chance} of them most columns, or all, are at chance."
     ]
+
+
+def _not_run(judged: Sequence[Judged]) -> list[str]:
+    """What it takes, once for the claims that take the same."""
+    alike: dict[str, list[str]] = {}
+    for j in judged:
+        if j.outcome.verdict == NOT_RUN:
+            alike.setdefault("; ".join(n.split("; ")[0] for n in j.outcome.notes), []).append(f"`{j.name}`")
+    return [f"- {', '.join(names)}: {takes}" for takes, names in alike.items()]
 
 
 def grid_of(block: Block) -> list[str]:

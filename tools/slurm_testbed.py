@@ -1,0 +1,60 @@
+"""One real SLURM on free ports of the loopback (slurm/testbed/), taken down by its own pid files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_SCRIPTS = Path(__file__).resolve().parents[1] / "slurm" / "testbed"
+_BLOCK = 40
+
+
+def _free_ports() -> int:
+    """The first of forty free ports in a row."""
+    for base in range(21000, 31000, _BLOCK):
+        sockets = []
+        try:
+            for port in range(base, base + _BLOCK):
+                sockets.append(socket.socket())
+                sockets[-1].bind(("127.0.0.1", port))
+            return base
+        except OSError:
+            continue
+        finally:
+            for one in sockets:
+                one.close()
+    raise RuntimeError("no forty free ports in a row")
+
+
+def why_not() -> str | None:
+    """What this machine lacks for it; None where it has everything."""
+    if os.getuid() != 0:
+        return "not root"
+    path = os.environ["PATH"] + ":/usr/sbin"
+    missing = [c for c in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(c, path=path)]
+    return f"{', '.join(missing)} not installed (slurm/testbed/install.sh)" if missing else None
+
+
+@contextmanager
+def cluster() -> Iterator[dict[str, str]]:
+    """Two nodes; what a process' environment needs to be a client of theirs."""
+    top = Path(tempfile.mkdtemp(prefix="nora-slurm-"))  # munged refuses pytest's 0700 folders
+    top.chmod(0o755)
+    folder = top / "c"
+    env = {**os.environ, "TESTBED": str(folder), "PORT": str(_free_ports()), "NODES": "2", "GRACE": "8"}
+    try:
+        subprocess.run([_SCRIPTS / "up.sh"], env=env, check=True, timeout=90, stdout=subprocess.DEVNULL)
+        yield {
+            "TESTBED": str(folder),
+            "SLURM_CONF": str(folder / "etc" / "slurm.conf"),
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}:/usr/sbin",
+        }
+    finally:
+        subprocess.run([_SCRIPTS / "down.sh"], env=env, timeout=90, check=False)
+        shutil.rmtree(top, ignore_errors=True)
