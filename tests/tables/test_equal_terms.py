@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nora import starts
+from nora.config.spec import spec_dict
 from nora.reporting.layouts import starts_losses
 from nora.store.record import Record
 from nora.tables.choice import equal_rates
@@ -70,12 +71,12 @@ def test_a_row_of_losses_is_its_better_rate_and_one_that_diverged_is_no_choice(c
         status = "diverged" if (cell.row, rate, cell.seed) == ("nora", high, 1) else "done"
         loss = losses[cell.row, rate] + 0.01 * cell.seed
         metrics = {"loss": {"mean": loss, "last_100": loss}}
-        result = {"status": status, "spec": {}, "metrics": metrics, "files": {}}
+        result = {"status": status, "spec": spec_dict(cell.spec), "metrics": metrics, "files": {}}
         result["diverged"] = {"step": 1, "tensor": "the loss"}
         records[cell.id] = Record(cell.id, result, {})
     document = starts_losses.build(table, records)
     gaussian, nora = document.blocks[0].lines
-    assert gaussian.entries[0].text == "0.1100 ± 0.0100" and gaussian.entries[0].bold
+    assert gaussian.entries[0].text == "0.1100 ± 0.0100" and gaussian.entries[0].best
     assert gaussian.entries[3].text == f"{high:g} of 2" and nora.entries[3].text == f"{low:g} of 2"
     assert nora.entries[2].text.startswith("+0.2000 [")
     del records[next(cell.id for cell in table.cells({}) if cell.row == "nora")]
