@@ -115,7 +115,7 @@ def _search(
             damping = _METHODS[k % len(_METHODS)][1]
             pre = None if damping is None else Preconditioner(lora_layers(model), damping=damping)
             state = make_state(model, settings, num_examples=objective.num_examples, preconditioner=pre)
-            members.append(Member(model, state, lambda m: {}, lambda i: None, lambda s: None))
+            members.append(Member(model, state, lambda i: None, lambda s: None))
         return members
 
     for count, tokens in plan:

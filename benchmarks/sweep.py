@@ -77,7 +77,7 @@ class _Runs:
             pre = None if damping is None else Preconditioner(lora_layers(model), damping=damping)
             state = make_state(model.train(), settings, num_examples=objective.num_examples, preconditioner=pre)
             self.settings.append(settings)
-            self.members.append(Member(model, state, lambda m: {}, lambda i: None, lambda s: None))
+            self.members.append(Member(model, state, lambda i: None, lambda s: None))
         self.base = base
 
     def bank(self) -> None:

@@ -248,12 +248,12 @@ def test_the_table_of_a_search_is_the_same_with_banks_and_without(checkout: Path
 def test_what_members_have_in_common_is_made_once(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are tokenised once; the zero-shot score is measured once for all whose base is untouched, and is each one's
-    own to the byte."""
+    """Rows are tokenised once; dev and test are read in one pass for all; the zero-shot score is measured once for all
+    whose base is untouched, and is each one's own to the byte."""
     specs, settings = _specs(checkout, "measure=[zero_shot]", "seed=3")
     alone = [execute(spec, settings, checkout=checkout, store=Store(tmp_path / "a"))[0] for spec in specs]
     encoded, measured = [0], [0]
-    encode, measure = scoring.encode_example, scoring.Assessor.measure
+    encode, measures = scoring.encode_example, scoring.Assessor.measures
 
     def counted(*arguments: Any, **options: Any) -> Any:
         encoded[0] += 1
@@ -261,19 +261,20 @@ def test_what_members_have_in_common_is_made_once(
 
     def counting(*arguments: Any) -> Any:
         measured[0] += 1
-        return measure(*arguments)
+        return measures(*arguments)
 
     monkeypatch.setattr(scoring, "encode_example", counted)
-    monkeypatch.setattr(scoring.Assessor, "measure", counting)
+    monkeypatch.setattr(scoring.Assessor, "measures", counting)
     told = _bank(checkout, Store(tmp_path / "b"), specs, settings)
     spec = specs[0].task
     assert encoded[0] == spec.num_train + spec.num_dev + spec.num_test
-    tests_and_dev = measured[0] - 2  # once for lora, nora and nora_plus, once for PiSSA's moved base
     for number, record in told.items():
         assert isinstance(record, Record)
         given, expected = (r.result["metrics"]["zero_shot"] for r in (record, alone[number]))
         assert given == expected
-    assert tests_and_dev == sum(len(r.result["metrics"]["epochs"]) + 1 for r in told.values() if isinstance(r, Record))
+    (epochs,) = {len(r.result["metrics"]["epochs"]) for r in told.values() if isinstance(r, Record)}
+    # Twice zero-shot: once for lora, nora and nora_plus, once for PiSSA's moved base.
+    assert measured[0] == 2 + epochs + 1
 
 
 def test_a_frozen_spec_that_is_not_its_ids_costs_only_its_own_run(checkout: Path) -> None:

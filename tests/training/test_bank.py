@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from nora.training.objectives import (
     OptionLMObjective,
     classification_losses,
 )
+from nora.training.scoring import Assessor, Split
 from twins import tiny_opt
 
 METHODS = ["lora", "nora", "nora_plus", "lora_p", "pissa", "olora"]
@@ -83,7 +86,7 @@ class Run:
             return {"loss": sum(float(p.double().square().sum()) for p in self.state.parameters.values())}
 
     def member(self) -> Member:
-        return Member(self.model, self.state, self.evaluate, self.infos.append, lambda state: None)
+        return Member(self.model, self.state, self.infos.append, lambda state: None)
 
 
 def alone(runs: list[Run], objective: Any) -> list[Diverged | None]:
@@ -106,7 +109,7 @@ def banked(base: nn.Module, runs: list[Run], objective: Any) -> list[Diverged | 
     members = [run.member() for run in runs]
     train_bank(
         bank, objective, runs[0].settings, members, order=partial(epoch_order, 0, ROWS),
-        before_step=partial(seed_dropout, 0),
+        before_step=partial(seed_dropout, 0), evaluate=lambda whole, k: [run.evaluate(run.model) for run in runs],
     )  # fmt: skip
     return [member.diverged for member in members]
 
@@ -180,6 +183,34 @@ def test_prefixes_too(objectives: dict[str, Any]) -> None:
     alone(one_by_one, objectives["classification"])
     banked(base, together, objectives["classification"])
     assert max(map(furthest, together, one_by_one)) < 1e-11
+
+
+@pytest.mark.parametrize("methods", [METHODS, ("prefix",) * 3])
+@pytest.mark.parametrize("loss", ["classification", "option_lm"])
+def test_all_members_are_assessed_in_one_pass(
+    tokenizer: Any, examples: list[Example], methods: Sequence[str], loss: str
+) -> None:
+    """Scores, losses and choices are those of each model by itself, however many rows are taken at once."""
+    base = tiny_opt(dtype=torch.float64, vocab=1024, dropout=0.1)
+    runs = [Run(base, method, k, SETTINGS, 0.1) for k, method in enumerate(methods)]
+    with torch.no_grad():  # away from the start, where all of them give the base's answers
+        for run in runs:
+            for parameter in run.state.parameters.values():
+                parameter.add_(torch.randn_like(parameter) / 10)
+    split = Split.encode(examples * 3, tokenizer, max_length=100)
+    task = SimpleNamespace(LOSS=loss, METRIC="accuracy")
+    assessor = Assessor(task, tokenizer, 0, True, 100)  # type: ignore[arg-type]
+    one_by_one = [(assessor.measure(run.model, split), assessor.losses(run.model, split)[0]) for run in runs]
+    bank: Any = Bank(base, [run.model for run in runs], [run.start for run in runs])
+    passes: list[int] = []
+    counted = replace(assessor, between=lambda: passes.append(1))
+    together = zip(counted.measures(bank, split, len(runs)), assessor.losses(bank, split, len(runs)), strict=True)
+    assert len(passes) < 3 * len(runs)
+    assert len({metrics["loss"] for (metrics, _), _ in one_by_one}) == len(runs)
+    for (own, measured), (other, loss_alone) in zip(together, one_by_one, strict=True):
+        for found, expected in ((own[0], other[0]), (measured, loss_alone)):
+            assert found == {key: pytest.approx(value, rel=1e-11) for key, value in expected.items()}
+        assert [row["prediction"] for row in own[1]] == [row["prediction"] for row in other[1]]
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e30])

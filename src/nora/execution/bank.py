@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +171,14 @@ def _train(group: Sequence[_Member]) -> list[Callable[[], Outcome]]:
     for member in group:
         member.seconds += (time.monotonic() - since) / len(group)
         member.own.bank = [other.own.identity for other in group]
-    return [_tested(member.ready, why) for member, why in zip(group, ended, strict=True)]
+    return [
+        partial(member.ready.ended, how) if isinstance(how, Diverged) else how
+        for member, how in zip(group, ended, strict=True)
+    ]
 
 
 def _alone(ready: Prepared) -> Callable[[], Outcome]:
     return lambda: train_alone(ready)
-
-
-def _tested(ready: Prepared, why: Diverged | None) -> Callable[[], Outcome]:
-    return ready.finish if why is None else lambda: ready.ended(why)
 
 
 def _finish(member: _Member, outcome: Callable[[], Outcome], store: Store) -> Ended:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nora.kinds.parts.recipe import Outcome, Prepared, RunContext
     from nora.tasks.example import Example
     from nora.training.loop import LoopState
-    from nora.training.scoring import Assessor, Split
+    from nora.training.scoring import Assessor, Measured, Split
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -214,9 +214,10 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     def ended(error: Diverged) -> Outcome:
         return run.diverged(error, {**common, "epochs": run.state.dev_log})
 
-    def finish() -> Outcome:
-        stoppable = replace(assessor, between=run.stop_if_asked)
-        test_metrics, predictions = stoppable.measure(model, test)
+    stoppable = replace(assessor, between=run.stop_if_asked)
+
+    def finish(tested: Measured | None = None) -> Outcome:
+        test_metrics, predictions = tested or stoppable.measure(model, test)
         metrics: dict[str, Json] = {
             **common,
             "steps": run.state.step,
@@ -235,10 +236,11 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         model,
         objective,
         seed_step=lambda step: seed_dropout(spec.seed, step),
-        evaluate=lambda trained: assessor.loss(trained, dev),
+        evaluate=lambda trained, members: assessor.losses(trained, dev, members),
         memory=training_table(sizes, protocol.batch_size, settings.micro_batch_size),
         ended=ended,
         finish=finish,
+        test=None if assessor.generates else lambda bank, members: stoppable.measures(bank, test, members),
         base=base.shared,
         subtracted=adapted.subtracted,
     )

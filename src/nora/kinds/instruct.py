@@ -282,7 +282,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     from nora.kinds.parts.sizing import measure, training_table
     from nora.training.generation import MAX_TOKENS, Decoding
     from nora.training.loop import Diverged
-    from nora.training.objectives import InstructObjective, mean_loss
+    from nora.training.objectives import InstructObjective, mean_losses
 
     started = time.monotonic()
     protocol = spec.protocol
@@ -345,7 +345,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     def ended(error: Diverged) -> Outcome:
         return run.diverged(error, {**common, **_loss_scaling(state), "epochs": state.dev_log})
 
-    def finish() -> Outcome:
+    def finish(_: None = None) -> Outcome:
         adapter, beside = run.adapter_bytes(), keeper.files() if keeper else None
         best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
         kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
@@ -371,10 +371,13 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         model,
         objective,
         seed_step=lambda step: seed_dropout(spec.seed, step, context.replicas),
-        evaluate=lambda trained: {"loss": mean_loss(trained, dev, pad_id=base.pad_id)},
+        evaluate=lambda trained, members: [
+            {"loss": loss} for loss in mean_losses(trained, dev, pad_id=base.pad_id, members=members)
+        ],
         memory=training_table(sizes, protocol.batch_size, settings.micro_batch_size),
         ended=ended,
         finish=finish,
+        test=None,  # its adapter is merged first
         base=base.shared,
         subtracted=adapted.subtracted,
     )

@@ -37,7 +37,6 @@ class Member:
 
     model: nn.Module
     state: LoopState
-    evaluate: Callable[[nn.Module], dict[str, Json]]
     on_step: Callable[[StepInfo], None]
     on_boundary: Callable[[LoopState], None]
     diverged: Diverged | None = None
@@ -212,9 +211,11 @@ def train_bank(
     *,
     order: Callable[[int], Tensor],
     before_step: Callable[[int], None],
+    evaluate: Callable[[nn.Module, int], list[dict[str, Json]]] | None = None,
 ) -> None:
     """Trains all members from the step they share to the end, as ``loop.train`` does one: the same order of rows, the
-    same dropout masks, the same numbers to rounding. A member that diverges is told in ``Member.diverged``."""
+    same dropout masks, the same numbers to rounding; ``evaluate`` gives the dev metrics of all of them in one pass. A
+    member that diverges is told in ``Member.diverged``."""
     total = num_steps(objective.num_examples, settings)
     optimizer = BankOptimizer(bank, members, settings)
     step = members[0].state.step
@@ -228,8 +229,10 @@ def train_bank(
         living = [(m, *t, lr) for m, t, lr in zip(members, taken, rates, strict=True) if m.diverged is None]
         for member, loss, norm, lr in living:
             member.on_step(step_taken(member.state, StepInfo(step, total, epoch, loss, norm, lr)))
-            if evaluation_due(step, objective.num_examples, settings):
-                keep_if_best(member.model, member.state, epoch, member.evaluate, settings.keep_best)
+        if living and evaluate is not None and evaluation_due(step, objective.num_examples, settings):
+            for member, metrics in zip(members, evaluate(bank, len(members)), strict=True):
+                if member.diverged is None:
+                    keep_if_best(member.state, epoch, metrics, settings.keep_best)
         _at_boundary([member for member, *_ in living])
     for member in members:
         if member.diverged is None:

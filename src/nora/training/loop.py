@@ -275,7 +275,7 @@ def train(
         loss, norm = train_step(model, objective, indices, settings, state, replicas)
         on_step(step_taken(state, StepInfo(state.step + 1, total, epoch, loss, norm, lr)))
         if evaluate is not None and evaluation_due(state.step, objective.num_examples, settings):
-            keep_if_best(model, state, epoch, evaluate, settings.keep_best)
+            keep_if_best(state, epoch, evaluate(model), settings.keep_best)
             model.train()
         on_boundary(state)
     load_best(state, settings)
@@ -314,11 +314,8 @@ def load_best(state: LoopState, settings: LoopSettings) -> None:
             parameter.copy_(state.best[name])
 
 
-def keep_if_best(
-    model: nn.Module, state: LoopState, epoch: int, evaluate: Callable[[nn.Module], dict[str, Json]], keep_best: bool
-) -> None:
-    """Evaluates on dev; with ``keep_best`` a copy of the adapter stays if its loss is the lowest so far."""
-    metrics = evaluate(model)
+def keep_if_best(state: LoopState, epoch: int, metrics: dict[str, Json], keep_best: bool) -> None:
+    """Notes what dev says; with ``keep_best`` a copy of the adapter stays if its loss is the lowest so far."""
     entry = {"epoch": epoch, "train_loss": state.epoch_loss / state.steps_since, **metrics}
     state.dev_log.append(entry)
     state.epoch_loss, state.steps_since = 0.0, 0

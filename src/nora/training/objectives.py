@@ -230,14 +230,29 @@ class InstructObjective:
         return batch.to(next(model.parameters()).device)
 
 
+def tokens_of_one(most: int, members: int, device: torch.device) -> int:
+    """Of ``most`` tokens at once, those that each member of a bank reads: on a CPU all of them share that number; a
+    GPU, where few tokens leave it waiting, takes more at once."""
+    return max(1, most // members if device.type == "cpu" else min(most, 2**16 // members))
+
+
 @torch.no_grad()
-def mean_loss(model: nn.Module, texts: Sequence[EncodedText], *, pad_id: int, batch_size: int = 16) -> float:
-    """Mean loss per scored token over held-out texts, nats; NaN if no text has a scored token."""
+def mean_losses(
+    model: nn.Module, texts: Sequence[EncodedText], *, pad_id: int, members: int = 1, batch_size: int = 16
+) -> list[float]:
+    """Per member of a bank (a model alone is one) the mean loss per scored token over held-out texts, nats; NaN if no
+    text has a scored token."""
     with evaluating(model):
         device = next(model.parameters()).device
-        total = 0.0
-        for start in range(0, len(texts), batch_size):
-            batch = pack(texts[start : start + batch_size], pad_id=pad_id)
-            total += float(scored_losses(model, batch.to(device)).sum())
+        totals, size = [0.0] * members, tokens_of_one(batch_size, members, device)
+        for start in range(0, len(texts), size):
+            batch = pack(texts[start : start + size], pad_id=pad_id).to(device).repeated(members)
+            losses = scored_losses(model, batch).view(members, -1).sum(1).tolist()
+            totals = [total + loss for total, loss in zip(totals, losses, strict=True)]
     scored = sum(text.num_scored for text in texts)
-    return total / scored if scored else math.nan
+    return [total / scored if scored else math.nan for total in totals]
+
+
+def mean_loss(model: nn.Module, texts: Sequence[EncodedText], *, pad_id: int, batch_size: int = 16) -> float:
+    """The same of one model."""
+    return mean_losses(model, texts, pad_id=pad_id, batch_size=batch_size)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from nora.tasks.example import Example
 from nora.tasks.metrics import score
 from nora.training.batches import EncodedExample, Tokenizer, collate, encode_example
 from nora.training.generation import greedy
-from nora.training.objectives import option_scores, token_log_probs
+from nora.training.objectives import option_scores, token_log_probs, tokens_of_one
 
 
 @dataclass(frozen=True)
@@ -51,29 +52,37 @@ def _batches(encoded: Sequence[EncodedExample], share_prompt: bool, max_tokens: 
 
 
 @torch.no_grad()
-def score_candidates(
+def score_members(
     model: nn.Module,
     encoded: Sequence[EncodedExample],
     *,
     pad_id: int,
     share_prompt: bool,
+    members: int = 1,
     max_tokens: int = 4096,
     between: Callable[[], None] = lambda: None,
-) -> list[Scored]:
-    """Scores every candidate of every example, in eval mode and without autocast; the order is that of ``encoded``.
+) -> list[list[Scored]]:
+    """Per member of a bank (a model alone is one) the scores of every candidate of every example, in eval mode and
+    without autocast; the order is that of ``encoded``.
 
-    ``between`` is called before every batch.
+    All members read the same rows, so a batch is one pass over the base. ``between`` is called before every batch.
     """
     with evaluating(model):
         device = next(model.parameters()).device
-        outcome: list[Scored | None] = [None] * len(encoded)
-        for indices in _batches(encoded, share_prompt, max_tokens):
+        outcome: list[dict[int, Scored]] = [{} for _ in range(members)]
+        for indices in _batches(encoded, share_prompt, tokens_of_one(max_tokens, members, device)):
             between()
             batch = collate([encoded[i] for i in indices], pad_id=pad_id, share_prompt=share_prompt).to(device)
-            scores = option_scores(model, batch).split(batch.num_options)
-            for i, example in zip(indices, scores, strict=True):
-                outcome[i] = Scored(tuple(example.tolist()), int(example.argmax()))
-    return [scored for scored in outcome if scored is not None]
+            scores = option_scores(model, batch.repeated(members)).view(members, -1).cpu()
+            for own, row in zip(outcome, scores, strict=True):
+                for i, example in zip(indices, row.split(batch.num_options), strict=True):
+                    own[i] = Scored(tuple(example.tolist()), int(example.argmax()))
+    return [[own[i] for i in range(len(encoded))] for own in outcome]
+
+
+def score_candidates(model: nn.Module, encoded: Sequence[EncodedExample], **how: Any) -> list[Scored]:
+    """The same of one model."""
+    return score_members(model, encoded, **how)[0]
 
 
 def candidate_cross_entropy(scored: Sequence[Scored], gold: Sequence[int]) -> float:
@@ -92,24 +101,27 @@ def gold_log_probs(
     gold: Sequence[int],
     *,
     pad_id: int,
+    members: int = 1,
     max_tokens: int = 4096,
     between: Callable[[], None] = lambda: None,
-) -> list[float]:
-    """Summed log-probability (nats) of each example's gold answer, in eval mode; the order is that of ``encoded``.
+) -> list[list[float]]:
+    """Per member of a bank the summed log-probability (nats) of each example's gold answer, in eval mode; the order is
+    that of ``encoded``.
 
     ``between`` is called before every batch.
     """
     with evaluating(model):
         device = next(model.parameters()).device
-        outcome = [0.0] * len(encoded)
-        for indices in _batches(encoded, True, max_tokens):
+        outcome = [[0.0] * len(encoded) for _ in range(members)]
+        for indices in _batches(encoded, True, tokens_of_one(max_tokens, members, device)):
             between()
             only = [gold[i] for i in indices]
-            batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device)
+            batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device).repeated(members)
             log_probs = token_log_probs(model, batch)
-            sums = log_probs.new_zeros(len(indices)).index_add(0, batch.option, log_probs)
-            for i, value in zip(indices, sums.tolist(), strict=True):
-                outcome[i] = value
+            sums = log_probs.new_zeros(len(indices) * members).index_add(0, batch.option, log_probs)
+            for own, row in zip(outcome, sums.view(members, -1).tolist(), strict=True):
+                for i, value in zip(indices, row, strict=True):
+                    own[i] = value
     return outcome
 
 
@@ -135,6 +147,10 @@ class Split:
         return len(self.examples)
 
 
+Measured = tuple[dict[str, Json], list[dict[str, Json]]]
+"""The metrics of a model on a split, and one prediction per example."""
+
+
 @dataclass(frozen=True)
 class Assessor:
     """Measures a model on splits of one task."""
@@ -152,44 +168,60 @@ class Assessor:
     def _autocast(self, model: nn.Module) -> torch.autocast:
         return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=self.bf16)
 
-    def loss(self, model: nn.Module, split: Split) -> dict[str, Json]:
-        """The training loss on a split (and accuracy, where scoring the candidates gives it for nothing)."""
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated: those of a bank's members come one after the other."""
+        return bool(self.task.METRIC == "f1")
+
+    def losses(self, model: nn.Module, split: Split, members: int = 1) -> list[dict[str, Json]]:
+        """Per member of a bank the training loss on a split (and accuracy, where scoring the candidates gives it for
+        nothing)."""
         if self.task.LOSS == "classification":
-            return self.measure(model, split)[0]
+            return [metrics for metrics, _ in self.measures(model, split, members)]
         with self._autocast(model):
-            return self._gold(model, split)
+            return self._gold(model, split, members)
 
-    def measure(self, model: nn.Module, split: Split) -> tuple[dict[str, Json], list[dict[str, Json]]]:
+    def measure(self, model: nn.Module, split: Split) -> Measured:
         """Loss, gold loss and the task's metric, and one prediction per example."""
+        return self.measures(model, split)[0]
+
+    def measures(self, model: nn.Module, split: Split, members: int = 1) -> list[Measured]:
+        """The same per member of a bank whose answers are not generated."""
+        assert members == 1 or not self.generates
         with self._autocast(model):
-            return self._measure(model, split)
+            return self._measures(model, split, members)
 
-    def _measure(self, model: nn.Module, split: Split) -> tuple[dict[str, Json], list[dict[str, Json]]]:
-        if self.task.METRIC == "f1":
-            predictions = self._generate(model, split)
-            metrics = self._gold(model, split)
+    def _measures(self, model: nn.Module, split: Split, members: int) -> list[Measured]:
+        predictions: list[list[dict[str, Json]]]
+        if self.generates:
+            predictions, found = [self._generate(model, split)], self._gold(model, split, members)
         else:
-            scored = score_candidates(
-                model, split.encoded, pad_id=self.pad_id, share_prompt=self.share_prompt, between=self.between
-            )
-            predictions = _choices(scored, split.examples)
-            if self.task.LOSS == "classification":
-                gold = [-s.scores[e.gold] for s, e in zip(scored, split.examples, strict=True)]
-                metrics = {"loss": candidate_cross_entropy(scored, split.gold), "gold_nll": sum(gold) / len(gold)}
-            else:
-                metrics = self._gold(model, split)
-        metrics = {self.task.METRIC: score(self.task.METRIC, predictions), **metrics, "n": len(split)}
-        return metrics, predictions
+            scored = score_members(
+                model, split.encoded, pad_id=self.pad_id, share_prompt=self.share_prompt, members=members,
+                between=self.between,
+            )  # fmt: skip
+            predictions = [_choices(own, split.examples) for own in scored]
+            classified = self.task.LOSS == "classification"
+            found = [_classified(s, split) for s in scored] if classified else self._gold(model, split, members)
+        name = self.task.METRIC
+        return [
+            ({name: score(name, own), **metrics, "n": len(split)}, own)
+            for own, metrics in zip(predictions, found, strict=True)
+        ]
 
-    def _gold(self, model: nn.Module, split: Split) -> dict[str, Json]:
+    def _gold(self, model: nn.Module, split: Split, members: int) -> list[dict[str, Json]]:
         """Mean loss per gold token over the split, and the mean over examples of each one's loss per token."""
-        log_probs = gold_log_probs(model, split.encoded, split.gold, pad_id=self.pad_id, between=self.between)
         tokens = [e.option_lengths[g] for e, g in zip(split.encoded, split.gold, strict=True)]
-        return {
-            "loss": -sum(log_probs) / sum(tokens),
-            "gold_nll": -sum(p / n for p, n in zip(log_probs, tokens, strict=True)) / len(tokens),
-            "n": len(split),
-        }
+        return [
+            {
+                "loss": -sum(log_probs) / sum(tokens),
+                "gold_nll": -sum(p / n for p, n in zip(log_probs, tokens, strict=True)) / len(tokens),
+                "n": len(split),
+            }
+            for log_probs in gold_log_probs(
+                model, split.encoded, split.gold, pad_id=self.pad_id, members=members, between=self.between
+            )
+        ]
 
     def _generate(self, model: nn.Module, split: Split) -> list[dict[str, Json]]:
         room = self.max_length - self.task.MAX_NEW_TOKENS
@@ -211,6 +243,11 @@ class Assessor:
             {"prediction": text, "references": list(e.references)}
             for text, e in zip(texts, split.examples, strict=True)
         ]
+
+
+def _classified(scored: Sequence[Scored], split: Split) -> dict[str, Json]:
+    gold = [-s.scores[e.gold] for s, e in zip(scored, split.examples, strict=True)]
+    return {"loss": candidate_cross_entropy(scored, split.gold), "gold_nll": sum(gold) / len(gold)}
 
 
 def _choices(scored: Sequence[Scored], examples: Sequence[Example]) -> list[dict[str, Json]]:

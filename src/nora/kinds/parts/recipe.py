@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from safetensors.torch import save
@@ -339,12 +339,15 @@ class Prepared:
     model: PeftModel
     objective: BankedObjective
     seed_step: Callable[[int], None]
-    evaluate: Callable[[nn.Module], dict[str, Json]]
+    evaluate: Callable[[nn.Module, int], list[dict[str, Json]]]
+    """Dev metrics of a model, or of so many members of a bank."""
     memory: str
     """What would fit, if training does not."""
     ended: Callable[[Diverged], Outcome]
-    finish: Callable[[], Outcome]
-    """Tests what was trained."""
+    finish: Callable[..., Outcome]
+    """Tests what was trained, unless it is given what ``test`` found."""
+    test: Callable[[nn.Module, int], Sequence[Any]] | None
+    """The test of so many members of a bank in one pass; None: each is tested by itself."""
     base: nn.Module | None
     subtracted: Mapping[str, tuple[Tensor, Tensor]] | None
     """Of a member of a bank: the base they share, and what its start took out of it."""
@@ -352,7 +355,8 @@ class Prepared:
     def loop(self) -> LoopArguments:
         """What ``loop.train`` is given beside the model and the objective."""
         total = num_steps(self.objective.num_examples, self.run.settings)
-        return {**self.run.hooks(total), "before_step": self.seed_step, "evaluate": self.evaluate}
+        hooks = self.run.hooks(total)
+        return {**hooks, "before_step": self.seed_step, "evaluate": lambda model: self.evaluate(model, 1)[0]}
 
 
 def train_alone(ready: Prepared) -> Outcome:
@@ -366,8 +370,9 @@ def train_alone(ready: Prepared) -> Outcome:
     return ready.finish()
 
 
-def train_together(members: Sequence[Prepared]) -> list[Diverged | None]:
-    """Trains runs over one base in one step each; returns how those ended that did not train to the end.
+def train_together(members: Sequence[Prepared]) -> list[Diverged | Callable[[], Outcome]]:
+    """Trains runs over one base in one step each and tests them in one pass where that can be; returns of each how it
+    diverged, or what tests it (or takes its test over) and gives its outcome.
 
     They are at the same step and have the same rows, order and dropout. Raises NotBankable before anything is trained.
     """
@@ -377,10 +382,17 @@ def train_together(members: Sequence[Prepared]) -> list[Diverged | None]:
     sides = []
     for ready in members:
         loop = ready.loop()
-        sides.append(Member(ready.model, loop["state"], loop["evaluate"], loop["on_step"], loop["on_boundary"]))
+        sides.append(Member(ready.model, loop["state"], loop["on_step"], loop["on_boundary"]))
     first = members[0]
     order, settings = first.loop()["order"], first.run.settings
-    train_bank(bank, first.objective, settings, sides, order=order, before_step=first.seed_step)
+    train_bank(
+        bank, first.objective, settings, sides, order=order, before_step=first.seed_step, evaluate=first.evaluate
+    )
     for ready in members:
         ready.run.trained("test", since=since, members=len(members))
-    return [side.diverged for side in sides]
+    if first.test is None:
+        return [side.diverged or ready.finish for side, ready in zip(sides, members, strict=True)]
+    tested = first.test(bank, len(members))
+    return [
+        side.diverged or partial(ready.finish, own) for side, ready, own in zip(sides, members, tested, strict=True)
+    ]
