@@ -54,11 +54,15 @@ class BankedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base_layer(x)
-        rows = x.reshape(len(self.A), -1, x.shape[-1]).to(self.A.dtype)  # [K, n, in]
+        rows = x.reshape(len(self.A), -1, x.shape[-1])  # [K, n, in]
+        half = torch.is_autocast_enabled(x.device.type)
+        if self._dropout or not half:  # autocast would take it back to 16 bits as it was: two passes over it for nothing
+            rows = rows.to(self.A.dtype)
         dropped = F.dropout(rows, self._dropout, self.training) if self._dropout else rows
         low = torch.bmm(dropped, self.A.mT) * self._scaling
         wide = y.reshape(len(self.A), -1, y.shape[-1])
-        out = torch.baddbmm(wide, low, self.B.mT) if wide.dtype == low.dtype else wide + torch.bmm(low, self.B.mT)
+        fused = half or wide.dtype == low.dtype
+        out = torch.baddbmm(wide, low, self.B.mT) if fused else wide + torch.bmm(low, self.B.mT)
         if self._subtracted is not None:
             own = self._subtracted
             taken = torch.bmm(torch.bmm(rows[own.members], own.A.mT), own.B.mT)
