@@ -18,7 +18,7 @@ from nora.launch.queue import Queue, with_queue
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.cell import Cell
-from nora.tables.estimate import estimate, fit_of, measured_hours
+from nora.tables.estimate import Measured, estimate, fit_of, measured_hours
 from nora.tables.target import AnyTarget
 from nora.workspace import Workspace
 
@@ -73,9 +73,11 @@ def plan(
     snapshot: Snapshot,
     queue: Queue | None = None,
     device_gib: float = DEVICE_GIB,
+    measured: Measured | None = None,
 ) -> list[PlannedCell]:
-    """The state of every cell, in their order; with ``queue`` what SLURM holds is part of it."""
-    measured = measured_hours(snapshot.values())
+    """The state of every cell, in their order; with ``queue`` what SLURM holds is part of it. ``measured``: of the
+    snapshot's records, where several targets share them."""
+    measured = measured_hours(snapshot.values()) if measured is None else measured
     planned = []
     for cell in cells:
         hours, source = estimate(cell, measured)

@@ -146,13 +146,12 @@ def _one_record(store: Store, given: str) -> Record:
     """The record whose id starts so; UserError unless there is exactly one, with why one there is not believed."""
     found, why = [], ""
     store = store.home(given)
-    for folder in sorted(store.root.glob("runs/*/*/")):
-        if folder.name.startswith(given):
-            try:
-                record = store.read(folder.parent.name, folder.name)
-                found += [] if record is None else [record]
-            except DamagedRecord as error:
-                why += f"; {error}"
+    for folder in store.run_dirs(given):
+        try:
+            record = store.read(folder.parent.name, folder.name)
+            found += [] if record is None else [record]
+        except DamagedRecord as error:
+            why += f"; {error}"
     if len(found) == 1:
         return found[0]
     raise UserError(f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{why}")
