@@ -73,14 +73,15 @@ class Store:
         return own if beginning.isalnum() and there else self
 
     def run_dirs(self, beginning: str = "") -> list[Path]:
-        """The folders of all runs whose id starts so, in order; a stray file is no run. (A name each is read, and no
-        file looked at: of a hundred thousand a glob takes seconds.)"""
+        """The folders of all runs whose id starts so, by id; a stray file is no run. (Names are read and no file is
+        looked at: of a hundred thousand a glob takes seconds.)"""
         found = []
-        for kind in sorted(self.root.glob("runs/*/")):
+        for kind in self.root.glob("runs/*/"):
             with suppress(OSError), os.scandir(kind) as entries:
-                names = sorted(e.name for e in entries if e.name.startswith(beginning) and e.is_dir())
-                found += [kind / name for name in names]
-        return found
+                found += [
+                    (e.name, kind.name, kind / e.name) for e in entries if e.name.startswith(beginning) and e.is_dir()
+                ]
+        return [folder for _, _, folder in sorted(found)]
 
     def run_dir(self, kind: str, run_id: str) -> Path:
         return self.root / "runs" / kind / run_id
@@ -195,6 +196,11 @@ class Store:
     def others(self, kind: str, run_id: str) -> list[Path]:
         """The other results of a run (``nora merge``), which no table reads."""
         return sorted(self.run_dir(kind, run_id).glob("record-*.json"))
+
+    def contest(self, folder: Path) -> str:
+        """A line where the run in a folder has other results beside its record, else ""."""
+        names = ", ".join(path.name for path in self.others(folder.parent.name, folder.name))
+        return f"{folder}: two results of one run: record.json counts; beside it {names}" if names else ""
 
     def read(self, kind: str, run_id: str) -> Record | None:
         return read_record(self.record_path(kind, run_id))

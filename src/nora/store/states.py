@@ -172,9 +172,8 @@ def take_snapshot(store: Store, index: Index | None = None) -> Snapshot:
         kind, run_id = folder.parent.name, folder.name
         if found.record is not None:
             records[run_id] = found.record
-            if others := store.others(kind, run_id):
-                names = ", ".join(path.name for path in others)
-                contested[run_id] = f"{folder}: two results of one run: record.json counts; beside it {names}"
+            if line := store.contest(folder):
+                contested[run_id] = line
         elif found.state is State.DAMAGED:
             # A run of that id may stand whole under its own kind.
             damaged[f"{kind}/{run_id}" if run_id in records or run_id in damaged else run_id] = found.reason

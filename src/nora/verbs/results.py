@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ from nora.errors import UserError, one_of
 from nora.files import Json, write_atomic
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store
-from nora.store.states import Snapshot, take_snapshot
+from nora.store.states import Snapshot, State, runs, take_snapshot
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
 from nora.workspace import find_checkout, open_workspace
 
@@ -29,6 +29,16 @@ def _snapshot(store: Store) -> Snapshot:
     for line in snapshot.troubles:
         _warn(line)
     return snapshot
+
+
+def _counted(store: Store) -> Iterator[Record]:
+    """The records that count, by id, one at a time; the others are named on stderr."""
+    for folder, found in runs(store):
+        line = found.reason if found.state is State.DAMAGED else store.contest(folder) if found.record else ""
+        if line:
+            _warn(line)
+        if found.record is not None:
+            yield found.record
 
 
 def _whole(words: Sequence[str]) -> bool:
@@ -196,13 +206,13 @@ def export(words: Sequence[str], out: Path, dry_run: bool) -> int:
     from nora.reporting.exports import export as exported
 
     store = open_workspace(words).store
-    files = exported(_snapshot(store), store)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: given {out}, which is a file; required a folder")
-    for name, data in files:
+    shown: Counter[str] = Counter()
+    for name, parts in exported(_counted(store), store):
+        shown[name.split("/")[0] if "/" in name else name] += 1
         if not dry_run:
-            write_atomic(out / name, data)
-    shown = Counter(name.split("/")[0] if "/" in name else name for name, _ in files)
+            write_atomic(out / name, parts)
     for name, count in shown.items():
         print(f"{out / name}{f' ({count} files)' if '/' not in name and count > 1 else ''}")
     return 0
