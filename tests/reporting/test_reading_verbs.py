@@ -144,7 +144,13 @@ def test_export_keeps_no_record(store: Store) -> None:
         for number, folder in enumerate(store.run_dirs()):
             read = read_record(folder / "record.json")
             assert read is not None
-            run = {**read.run, "cpus": 2 + number, "machine": "m", "extra": [True, 1, 2.5, "=x", 7][number % 5], "n": 10**number}
+            run = {
+                **read.run,
+                "cpus": 2 + number,
+                "machine": "m",
+                "extra": [True, 1, 2.5, "=x", 7][number % 5],
+                "n": 10**number,
+            }
             run["half"] = 1 if number % 2 else 0.5
             made = Record(read.id, read.result, run)
             del read
@@ -221,3 +227,23 @@ def test_verify_compares_a_curve_with_the_value_reported_from_it(checkout: Path)
     better = Record(record.id, {**record.result, "metrics": {**record.metrics, "final": final}}, record.run)
     (problem,) = verify_record(real, better)
     assert problem.startswith(f"{record.id}: the curve of error ends at ") and problem.endswith(" 1e-16")
+
+
+def test_verify_compares_the_choice_with_the_search_it_follows_from(checkout: Path, tmp_path: Path) -> None:
+    """A choice changed by hand would choose the runs of whole tables."""
+    import shutil
+
+    from nora.reporting.collation import audit
+    from nora.tables.target import load_target
+
+    shutil.copytree(checkout / "conf", tmp_path / "conf")
+    for name in ("data", "assets"):
+        (tmp_path / name).symlink_to(checkout / name)
+    snapshot = take_snapshot(Store(checkout / "results"))
+    target = load_target(tmp_path, "tuning")
+    assert audit(target, snapshot, tmp_path / "results") == []
+    path = tmp_path / "conf" / "chosen" / "table2.mini.yaml"
+    path.write_text(path.read_text().replace("protocol.lr: 0.03", "protocol.lr: 0.01"))
+    (problem,) = audit(target, snapshot, tmp_path / "results")
+    assert problem.startswith(f"{path}: not what the records give")
+    assert audit(target, snapshot, tmp_path / "another" / "store") == [], "of other records it was not made"

@@ -25,6 +25,7 @@ class Reporter:
         self._tracker = tracker
         self._show = show
         self._file = attempt.journal.open("a", encoding="utf-8")
+        self._file.write(json.dumps(attempt.stamp()) + "\n")
         self._over = threading.Event()
         self._beats = threading.Thread(target=self._beat, args=(attempt,), daemon=True)
         self._beats.start()

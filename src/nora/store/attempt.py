@@ -90,6 +90,10 @@ class Attempt:
     def journal(self) -> Path:
         return self.path / "journal.jsonl"
 
+    def stamp(self) -> dict[str, str]:
+        """Whose attempt it is: what its journal begins with."""
+        return {"run": self.path.parent.parent.name, "attempt": self.path.name}
+
     def owner(self) -> dict[str, Any]:
         """Host, process and SLURM job that made the attempt; {} where that was not written or is damaged."""
         owner = self._object("owner.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import pwd
 import secrets
@@ -27,6 +28,7 @@ from nora.store.attempt import (
 )
 from nora.store.record import DamagedRecord, Record, read_record
 
+_LOG = logging.getLogger(__name__)
 OWN = "mine"
 """Below the store of the tables: what a person runs, in no commit and in no table."""
 _NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
@@ -222,7 +224,8 @@ class Store:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out."""
+    """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out.
+    [], with a warning, where its first line says that it is another run's or attempt's (older ones do not say)."""
     try:
         content = read_regular(path)
     except (OSError, DamagedFile):
@@ -233,6 +236,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             lines.append(parse_json(line, where=path, finite=False))  # a loss may be NaN
         except DamagedFile:
             break
+    stamp = lines[0] if lines and isinstance(lines[0], dict) and "run" in lines[0] else None
+    if stamp is not None and stamp != Attempt(path.parent).stamp():
+        _LOG.warning("%s: foreign (of run %s, attempt %s): left out", path, stamp.get("run"), stamp.get("attempt"))
+        return []
     return [line for line in lines if isinstance(line, dict) and _is_update(line)]
 
 

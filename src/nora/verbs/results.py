@@ -107,7 +107,7 @@ def verify(words: Sequence[str], as_json: bool) -> int:
             print(
                 f"{unhashed} records were written before their run part (host, times, libraries; in no table's number) "
                 "had a hash: its types and ranges are checked, its values are not vouched for. Nor are journals, which "
-                "no table reads",
+                "no table reads, and whose first line says whose they are only since then",
                 file=sys.stderr,
             )
         print("\n".join([*problems, f"{len(checked)} records checked, {len(problems)} problems"]))
