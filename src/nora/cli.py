@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -273,6 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:  # no file descriptor left, a read-only file system, a disk that fails
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _say(f"nora: {where}{error.strerror or error} ({errno.errorcode.get(error.errno or 0, type(error).__name__)})")
+        return 1
     finally:
         os.environ.pop(starts.FOLDER, None)
         if before is not None:

@@ -204,11 +204,28 @@ def test_a_bomb_in_a_table_is_refused(copy: Path) -> None:
         ("scale=../scale/mini", "scale: given '../scale/mini', allowed mini"),
         ("model=[opt_mini,opt_mini]", "model: given '[opt_mini,opt_mini]', allowed"),
         ("model=${oc.decode:'1'}", "model: given \"${oc.decode:'1'}\", allowed"),
-        ("a" + "." * 1500 + "=1", "a key of 1501 characters, allowed 500"),
+        ("a" + "." * 1500 + "=1", "a key of 1501 characters, allowed 200"),
+        ("a." * 130 + "a=1", "a key of 261 characters, allowed 200"),
     ],
 )
 def test_what_is_no_choice_is_refused_with_the_choices(copy: Path, word: str, line: str) -> None:
     assert line in _refused(copy, word)
+
+
+def test_thousands_of_words_are_refused_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nora.config.compose.OverridesParser", None)
+    assert "5000 words, allowed 500" in _refused(copy, *(f"protocol.x{i}=1" for i in range(5_000)))
+
+
+@pytest.mark.parametrize("word", ["hydra/launcher=[1,2]", "hydra/launcher={a: 1}", "hydra/sweeper=${oc.env:HOME}"])
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_what_is_no_choice_of_hydras_is_one_line(
+    word: str, multirun: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, _, value = word.partition("=")
+    assert cli.main(["run", *multirun, word, "scale=smoke"]) == 2
+    err = capsys.readouterr().err
+    assert f"{group}: given {value!r}, required the name of one choice" in err and err.count("\n") == 1
 
 
 def test_a_deployment_of_another_kind_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from nora.files import Json
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
 MAX_DEPTH = 32
+MAX_WORDS = 500
 MAX_SECONDS = 3.0
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 _SURROUNDINGS = re.compile(r"\$\{\s*(oc\.env|hydra|now|exec)\b")
@@ -92,9 +93,11 @@ def check_folder(folder: Path) -> None:
 
 def check_overrides(overrides: tuple[str, ...]) -> None:
     """The same limits for what was typed."""
+    if len(overrides) > MAX_WORDS:
+        raise UserError(f"{len(overrides)} words, allowed {MAX_WORDS}; many values are a file of conf/experiment/")
     for override in overrides:
-        if len(key := override.partition("=")[0]) > 500:
-            raise UserError(f"{key[:40]}…: a key of {len(key)} characters, allowed 500")
+        if len(key := override.partition("=")[0]) > 200:  # a file system's names end at 255
+            raise UserError(f"{key[:40]}…: a key of {len(key)} characters, allowed 200")
         if len(override) > 10_000:
             raise UserError(f"{override[:40]}…: {len(override)} characters, allowed 10000")
         if sum(override.count(c) for c in "[{,") > 1_000 or override.count("[") + override.count("{") > MAX_DEPTH * 2:
