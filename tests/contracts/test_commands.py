@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -254,3 +255,27 @@ def test_what_one_runs_stays_apart(
     assert len(list((tmp_path / "there").glob("runs/*/*/record.json"))) == 1
     assert cli.main(["run", "-m", *words, "seed=1"]) == 0
     assert len(list(copy.glob("results/mine/runs/*/*/record.json"))) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EROFS, errno.EIO, errno.ENOSPC])
+def test_an_error_of_the_system_is_one_line(
+    number: int, store: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(directory: Path, data: object) -> Path:
+        raise OSError(number, os.strerror(number), str(directory / "x"))
+
+    monkeypatch.setattr("nora.files._write_temporary", refused)
+    assert cli.main(["collate", *_words(store)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and os.strerror(number) in err and errno.errorcode[number] in err and "/x: " in err
+
+
+@pytest.mark.parametrize("words", [["status", "table2"], ["collate", "table2"], ["run", "scale=smoke"], ["export"]])
+def test_without_file_descriptors_there_is_one_line(words: list[str], checkout: Path, tmp_path: Path) -> None:
+    """Files that are opened one after the other need few; where there is none at all no verb ends in a traceback."""
+    code = (
+        "import resource, sys; from nora.cli import main; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); "
+        f"sys.exit(main({[*words, f'exec.results={tmp_path}']!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Too many open files" in done.stderr, done.stderr

@@ -142,9 +142,23 @@ def _refused(copy: Path, *overrides: str) -> str:
         ("a: " + "x" * 1_100_000, "bytes, allowed 1000000"),
         ("\t- x: %", "nora.yaml, line 1: not valid YAML"),
         ("x: \x07", "nora.yaml"),
+        ("xi: -" + "9" * 5_000, "nora.yaml, line 1: a number of 5001 digits, allowed 300"),
     ],
-    ids=["syntax", "alias", "deep", "twice", "twice within", "python tag", "tag", "many", "large", "tab", "control"],
-)
+    ids=[
+        "syntax",
+        "alias",
+        "deep",
+        "twice",
+        "twice within",
+        "python tag",
+        "tag",
+        "many",
+        "large",
+        "tab",
+        "control",
+        "digits",
+    ],
+)  # fmt: skip
 def test_a_broken_file_is_refused_quickly(copy: Path, text: str, part: str) -> None:
     (copy / "conf" / "method" / "nora.yaml").write_text(text, encoding="utf-8")
     assert part in _refused(copy)
@@ -210,6 +224,17 @@ def test_a_bomb_in_a_table_is_refused(copy: Path) -> None:
 )
 def test_what_is_no_choice_is_refused_with_the_choices(copy: Path, word: str, line: str) -> None:
     assert line in _refused(copy, word)
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["run", "-m"], ["plan", "table2"], ["launch", "table2", "scale=smoke"], ["status", "fig1"]]
+)
+def test_a_number_of_thousands_of_digits_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Python itself refuses to read one."""
+    for key in ("protocol.lr", "method.rank") if "fig1" not in words else ("solver.eta",):
+        assert cli.main([*words, f"{key}={'9' * 5_000}"]) == 2
+        err = capsys.readouterr().err
+        assert f"{key}=9" in err and "a number of 5000 digits, allowed 300" in err and err.count("\n") == 1
 
 
 def test_thousands_of_words_are_refused_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,7 @@ def choices_side_by_side(groups: Mapping[str, Sequence[str]], group: str, choice
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The override lists of a multirun: the product of every ``key=a,b``, the last one changing fastest."""
+    limits.check_overrides(tuple(overrides))
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
         words = {
@@ -213,6 +214,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 def parse_value(key: str, text: str) -> Json:
     """A value as Hydra's grammar reads it: 1e-3 is a number. UserError for one that it does not, and for several."""
+    limits.check_overrides((f"{key}={text}",))
     try:
         (override,) = OverridesParser.create().parse_overrides(overrides=[f"key={text}"])
         if override.is_sweep_override():
