@@ -7,6 +7,7 @@ adapter and predictions are byte-identical to those of an undisturbed run, and n
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from nora.execution.execute import execute
 from nora.files import canonical_json, sha256_bytes
 from nora.kinds import compose_run
 from nora.store.record import DamagedRecord
-from nora.store.runs import Store
+from nora.store.runs import Store, read_json_lines
 from nora.store.states import take_snapshot
 from nora.store.verify import verify_record
 from nora.workspace import find_checkout
@@ -37,18 +38,29 @@ from nora.workspace import find_checkout
 _WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "protocol.epochs=8", "exec.device=cpu",
           "exec.checkpoint_every=2", "exec.keep_adapter=true", "exec.progress=false"]  # fmt: skip
 _SYSCALLS = ("openat", "write", "fsync", "rename", "link", "unlink", "mkdir")
+_ERRORS = ("EIO", "ENOSPC", "EMFILE", "EINTR")
 _STATUS = {RunFailed: 3, AlreadyRunning: 0}
+
+
+_HERE = ["exec.device=cpu", "exec.progress=false", "exec.checkpoint_every=2"]
+_KINDS = {
+    "instruct": ["scale=smoke", "task=gsm8k", "protocol=metamath", "model=gemma_smoke", "method=nora_plus", *_HERE],
+    "DreamBooth": ["kind=dreambooth", "scale=smoke", "method=nora_plus", *_HERE],
+    "factorisation": ["kind=factorize", "problem.m=60", "protocol.iterations=40", *_HERE],
+    "deployment": ["kind=deployment", "adapter.init=kaiming", *_HERE],
+}
+"""Beside the few-shot run above."""
 
 
 class Subject:
     """The run under test and what it must come to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, words: list[str] = _WORDS) -> None:
         self.checkout = find_checkout(Path(__file__).parent)
-        self.spec, self.settings, _ = compose_run(self.checkout, _WORDS)
-        self.id = run_id(self.spec)
+        self.spec, self.settings, _ = compose_run(self.checkout, words)
+        self.id, self.kind = run_id(self.spec), self.spec.kind
         self.folder = folder
-        self.quiet = folder / "quiet"
+        self.quiet = folder / f"quiet-{self.id}"
         started = time.monotonic()
         assert self.wait(self.start(self.quiet)) == 0
         self.seconds = time.monotonic() - started
@@ -58,13 +70,14 @@ class Subject:
         """Result, adapter and predictions; None where they are not all there."""
         store = Store(results)
         try:
-            record = store.read("finetune", self.id)
+            record = store.read(self.kind, self.id)
         except DamagedRecord:
             return None
         if record is None or verify_record(store, record):
             return None
-        folder = store.run_dir("finetune", self.id)
-        files = {label: (folder / file["name"]).read_bytes() for label, file in record.result["files"].items()}
+        folder = store.run_dir(self.kind, self.id)
+        names = {label: file["name"] for label, file in record.result["files"].items()}
+        files = {label: (folder / name).read_bytes() for label, name in names.items() if (folder / name).is_file()}
         return canonical_json(record.result), files
 
     def start(self, results: Path, *, stopped: bool = False, on_step: Callable[[int], None] | None = None) -> int:
@@ -123,10 +136,35 @@ def random_steps(subject: Subject, trials: int, draw: random.Random) -> dict[str
         with subject.store(f"step-{trial}") as results:
             died = subject.wait(subject.start(results, on_step=kill)) == -signal.SIGKILL
             fine = died and subject.recovers(results)
-            record = Store(results).read("finetune", subject.id)
+            record = Store(results).read(subject.kind, subject.id)
             resumed = (record.run["resumed_at_step"] or 0) if record else 0
             passed.append(fine and at - resumed <= 4)
     return _tally(passed)
+
+
+def kills_of_every_kind(subjects: dict[str, Subject], trials: int, draw: random.Random) -> dict[str, Any]:
+    """SIGKILL to itself at a random one of all the moments at which a run says how far it is; ``trials`` of each."""
+    by: dict[str, list[bool]] = {}
+    for name, subject in subjects.items():
+        (attempt,) = Store(subject.quiet).attempts(subject.kind, subject.id)
+        moments = len(read_json_lines(attempt.journal))
+        for trial in range(trials):
+            with subject.store(f"{name}-{trial}") as results:
+                die = _die_at_moment(draw.randint(1, moments))
+                died = subject.wait(subject.start(results, on_step=die)) == -signal.SIGKILL
+                by.setdefault(name, []).append(died and subject.recovers(results))
+    every = [p for passed in by.values() for p in passed]
+    return _tally(every, by={name: _tally(passed) for name, passed in by.items()})
+
+
+def _die_at_moment(at: int) -> Callable[[int], None]:
+    met = itertools.count(1)
+
+    def die(step: int) -> None:
+        if next(met) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die
 
 
 def _traced(subject: Subject, results: Path, *options: str) -> tuple[int, str]:
@@ -170,15 +208,18 @@ def kills_in_file_operations(subject: Subject, trials: int, draw: random.Random)
 
 
 def errors_in_file_operations(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
-    """EIO from the k-th write, fsync, rename, link, mkdir: a typed failure or a right end, then recovery."""
+    """EIO, ENOSPC, EMFILE, EINTR in turn from the k-th write, fsync, rename, link, mkdir: a typed failure or a right
+    end, then recovery."""
     counts = {**_counts(subject), "openat": 0, "unlink": 0}
-    passed, typed = [], 0
+    typed, by = 0, {}
     for trial, (name, k) in enumerate(_spread(counts, trials, draw)):
-        with subject.store(f"eio-{trial}") as results:
-            code, _ = _traced(subject, results, "-e", f"inject={name}:error=EIO:when={k}")
+        error = _ERRORS[trial % len(_ERRORS)]
+        with subject.store(f"error-{trial}") as results:
+            code, _ = _traced(subject, results, "-e", f"inject={name}:error={error}:when={k}")
             typed += code == _STATUS[RunFailed]
-            passed.append(code in (0, _STATUS[RunFailed]) and subject.recovers(results))
-    return _tally(passed, typed_failures=typed)
+            by.setdefault(error, []).append(code in (0, _STATUS[RunFailed]) and subject.recovers(results))
+    every = [p for passed in by.values() for p in passed]
+    return _tally(every, typed_failures=typed, by={name: _tally(passed) for name, passed in by.items()})
 
 
 def disk_full(subject: Subject, sizes_kib: list[int]) -> dict[str, Any]:
@@ -223,7 +264,7 @@ def rot(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
                 else:
                     subject.wait(subject.start(results))
                     pattern = {"record": "record.json"}.get(what, f"{what}.*")
-                    path = next(store.run_dir("finetune", subject.id).glob(pattern))
+                    path = next(store.run_dir(subject.kind, subject.id).glob(pattern))
                 path.write_bytes(_DAMAGE[name](path.read_bytes(), draw))
                 seen = what == "checkpoint" or subject.outcome(results) is None
                 by.setdefault(what, []).append(seen and subject.recovers(results))
@@ -321,7 +362,7 @@ def starts_at_once(subject: Subject, rounds: int, processes: int) -> dict[str, A
             for child in children:
                 os.kill(child, signal.SIGCONT)
             codes = [subject.wait(child) for child in children]
-            attempts = Store(results).attempts("finetune", subject.id)
+            attempts = Store(results).attempts(subject.kind, subject.id)
             workers.append(sum((a.path / "finished").exists() for a in attempts))
             passed.append(codes == [0] * processes and subject.outcome(results) == subject.expected)
     return _tally(passed, processes=processes, attempts_that_worked=sorted(set(workers)))
