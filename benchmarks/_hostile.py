@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,18 @@ from typing import Any
 import yaml
 
 from nora.errors import UserError
+from nora.execution.tracker import history
+from nora.files import canonical_json, sha256_bytes
 from nora.kinds import compose_run
+from nora.launch.plan import run_progress
+from nora.launch.queue import logs, logs_text, why, why_text
+from nora.reporting.ledger import read_rows
+from nora.store.index import Index
+from nora.store.runs import Store
+from nora.store.states import take_snapshot
+from nora.store.verify import verify_record
+
+Subjects = dict[str, tuple[Any, Any]]
 
 _GROUPS = ("model", "task", "method", "protocol", "problem", "start", "solver", "scale", "kind", "exec")
 _VALUES = (
@@ -102,59 +114,99 @@ def _flip(data: bytes, draw: random.Random) -> bytes:
 
 
 def spoil(path: Path, how: str, other: Path | None, draw: random.Random) -> None:
-    """Puts something else in the place of a file."""
+    """Puts something else in the place of a file; another run's checkpoint under the name that is right for it."""
     data = path.read_bytes() or b"x"
     path.unlink()
     if how in _PLACES:
         _PLACES[how](path)
-    else:
-        path.write_bytes(other.read_bytes() if how == "another run's" and other else _CONTENT[how](data, draw))
+        return
+    path.write_bytes(other.read_bytes() if how == "another run's" and other else _CONTENT[how](data, draw))
+    if path.name.startswith("step-") and draw.random() < 0.7:
+        path.rename(path.with_name(f"{path.name.split('.')[0]}.{sha256_bytes(path.read_bytes())}.safetensors"))
+
+
+def spoilt_stores(subjects: Subjects, die: Callable[[int], None], folder: Path) -> dict[str, tuple[str, Path, Path]]:
+    """Name → whose it is, a finished, a killed or a failed run's store, and the same of another seed's."""
+    stores = {}
+    for name, pair in subjects.items():
+        for state in ("finished", "killed", "failed"):
+            places = []
+            for which, made in enumerate(pair):
+                place = folder / f"{name} {state} {which}"
+                made.wait(made.start(place, on_step=None if state == "finished" else die))
+                if state == "failed":
+                    Store(place).attempts(made.kind, made.id)[-1].fail("OSError: x", "a\nb")
+                elif state == "finished":
+                    shutil.copy(made.checkout / "results" / "theory.json", place)
+                    index = Index(place)
+                    take_snapshot(Store(place), index)
+                    index.save()
+                places.append(place)
+            stores[f"{name}, {state}"] = (name, places[0], places[1])
+    return stores
+
+
+def believed(results: Path, expected: dict[str, Any]) -> list[str]:
+    """What is read of a store and is not so; every reader is asked."""
+    store, wrong = Store(results), []
+    with suppress(UserError):  # a line, for a record of a schema to come
+        for snapshot in (take_snapshot(store), take_snapshot(store, Index(results))):
+            for identity, record in snapshot.items():
+                result, files = expected[identity]
+                if canonical_json(record.result) != result:
+                    wrong.append("counts with another result")
+                elif not verify_record(store, record):
+                    folder = store.run_dir(record.kind, identity)
+                    there = {label: folder / file["name"] for label, file in record.result["files"].items()}
+                    wrong += [
+                        f"{label} counts"
+                        for label, path in there.items()
+                        if path.is_file() and path.read_bytes() != files[label]
+                    ]
+    for folder in store.run_dirs():
+        kind, identity = folder.parent.name, folder.name
+        why_text(why(store, identity, None))
+        logs_text(logs(store, identity))
+        run_progress(store, kind, identity)
+        history(store, kind, identity)
+        store.failures(kind, identity)
+    with suppress(UserError, FileNotFoundError):
+        read_rows(results / "theory.json")
+    return wrong
 
 
 def corruptions(
-    stores: dict[str, tuple[Path, Path]],
-    read: Callable[[Path], list[str]],
-    restart: Callable[[str, Path], bool],
-    trials: int,
-    draw: random.Random,
-    *,
-    folder: Path,
-    restarts: int,
+    subjects: Subjects, die: Callable[[int], None], trials: int, draw: random.Random, *, restarts: int
 ) -> dict[str, Any]:
-    """Each file of each store (``stores``: name → it and a like one of another run) spoilt in each way. ``read``
-    reads everything there is and names what it believed wrongly; of so many ``restarts`` the
-    plain start must come to the expected end."""
-    hows = [*_CONTENT, *_PLACES, "another run's"]
-    plan = []
-    for name, (own, other) in stores.items():
-        for path in sorted(own.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                like = [p for p in other.rglob(path.name.split(".")[0] + ".*") if p.suffix == path.suffix]
-                plan += [(name, path.relative_to(own), how, like[0] if like else None) for how in hows]
-    rounds = -(-trials // len(plan))
-    plan = (plan * rounds)[:trials]
-    draw.shuffle(plan)
-    wrong, stuck, by = [], 0, {}
-    restarted = 0
-    for number, (name, file, how, other) in enumerate(plan):
-        place = folder / "spoilt"
-        shutil.copytree(stores[name][0], place)
-        what = f"{name}: {re.sub(r'[0-9a-f]{8,}|[0-9]{4,}', '…', str(file))}"
-        try:
-            spoil(place / file, how, other, draw)
-            found = read(place)
-            if number % max(1, trials // restarts) == 0:
-                restarted += 1
-                if not restart(name, place):
-                    stuck += 1
-                    found.append("a plain start did not come to the expected end")
-        except BaseException as error:
-            found = [f"{type(error).__name__}: {error!s:.100}"]
-        shutil.rmtree(place)
-        wrong += [f"{what}, {how}: {line}" for line in found]
-        tally = by.setdefault(what, {"trials": 0, "passed": 0})
-        tally["trials"] += 1
-        tally["passed"] += not found
+    """Every file of every store spoilt in each way, in an order drawn: nothing of it is believed that is not so, no
+    reader stops, and of so many the plain restart comes to the expected end. ``subjects``: name → a run, and one of
+    another seed; ``die``: told of each step, kills a run."""
+    expected = {own.id: own.expected for own, _ in subjects.values()}
+    wrong: list[str] = []
+    by: dict[str, dict[str, int]] = {}
+    restarted = stuck = 0
+    with next(iter(subjects.values()))[0].store("stores") as folder:
+        stores = spoilt_stores(subjects, die, folder)
+        plan = _plan(stores, trials, draw)
+        for number, (name, file, how, other) in enumerate(plan):
+            subject, place = subjects[stores[name][0]][0], folder / "spoilt"
+            shutil.copytree(stores[name][1], place)
+            try:
+                spoil(place / file, how, other, draw)
+                found = believed(place, expected)
+                if number % max(1, trials // restarts) == 0:
+                    restarted += 1
+                    if not subject.recovers(place):
+                        stuck += 1
+                        found.append("a plain start did not come to the expected end")
+            except Exception as error:
+                found = [f"{type(error).__name__}: {error!s:.100}"]
+            shutil.rmtree(place)
+            what = f"{name}: {re.sub(r'[0-9a-f]{8,}', '*', file.name)}"
+            wrong += [f"{what}, {how}: {line}" for line in found]
+            tally = by.setdefault(what, {"trials": 0, "passed": 0})
+            tally["trials"] += 1
+            tally["passed"] += not found
     passed = sum(tally["passed"] for tally in by.values())
     return {
         "trials": len(plan),
@@ -164,3 +216,20 @@ def corruptions(
         "wrong": wrong[:20],
         "by": by,
     }
+
+
+def _plan(
+    stores: dict[str, tuple[str, Path, Path]], trials: int, draw: random.Random
+) -> list[tuple[str, Path, str, Path | None]]:
+    """Store, file, way, and the like file of another run."""
+    every: list[tuple[str, Path, str, Path | None]] = []
+    for name, (_, own, other) in stores.items():
+        for path in sorted(path for path in own.rglob("*") if path.is_file()):
+            like = [p for p in other.rglob(f"{path.name.split('.')[0]}.*") if p.suffix == path.suffix]
+            hows = [*_CONTENT, *_PLACES, *(["another run's"] if like else [])]
+            every += [(name, path.relative_to(own), how, like[0] if like else None) for how in hows]
+    plan: list[tuple[str, Path, str, Path | None]] = []
+    while len(plan) < trials:
+        draw.shuffle(every)
+        plan += every
+    return plan[:trials]

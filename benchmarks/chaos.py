@@ -6,7 +6,6 @@ adapter and predictions are byte-identical to those of an undisturbed run, and n
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import os
@@ -27,14 +26,16 @@ from typing import Any
 from nora.config.spec import run_id
 from nora.errors import AlreadyRunning, RunFailed
 from nora.execution.execute import execute
-from nora.files import canonical_json, sha256_bytes
+from nora.files import canonical_json
 from nora.kinds import compose_run
 from nora.store.record import DamagedRecord
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import take_snapshot
 from nora.store.verify import verify_record
+from nora.verbs.machine import load_program
 from nora.workspace import find_checkout
 
+_hostile = load_program(Path(__file__).with_name("_hostile.py"))
 _WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "protocol.epochs=8", "exec.device=cpu",
           "exec.checkpoint_every=2", "exec.keep_adapter=true", "exec.progress=false"]  # fmt: skip
 _SYSCALLS = ("openat", "write", "fsync", "rename", "link", "unlink", "mkdir")
@@ -272,75 +273,11 @@ def rot(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
     return _tally(every, by={what: _tally(passed) for what, passed in by.items()})
 
 
-def _killed_and_finished(subject: Subject, words: list[str], folder: Path) -> dict[bool, Path]:
-    """Stores of a run that was killed at its eleventh step (True), and of it finished (False)."""
-    made = copy.copy(subject)
-    made.spec, made.settings, _ = compose_run(subject.checkout, [*_WORDS, *words])
-    stores = {True: folder / "killed", False: folder / "finished"}
-    made.wait(made.start(stores[True], on_step=_die_at(11)))
-    made.wait(made.start(stores[False]))
-    return stores
-
-
-_DEEP = b"[" * 10_000 + b"]" * 10_000
-_TYPES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    **_DAMAGE,
-    "zero tail": lambda data, draw: data + bytes(64),
-    "CRLF": lambda data, draw: data.replace(b",", b",\r\n") + b"\xff",
-    **{name: lambda data, draw, text=text: text for name, text in {  # type: ignore[misc]
-        "null": b"null", "list": b"[]", "digits": b'{"pid": ' + b"9" * 5_000 + b"}", "deep": _DEEP,
-        "surrogate": b'{"host": "\\ud800"}', "overflow": b'{"pid": 1e999}', "empty": b"",
-    }.items()},
-}  # fmt: skip
-_PLACES: dict[str, Callable[[Path], object]] = {
-    "directory": lambda path: path.mkdir(), "pipe": lambda path: os.mkfifo(path),
-    "endless link": lambda path: path.symlink_to("/dev/zero"),
-}  # fmt: skip
-
-
-def _spoil(path: Path, how: str, other: Path, draw: random.Random) -> None:
-    """Puts something else in the place of a file."""
-    data = path.read_bytes() or b"x"
-    path.unlink()
-    if how in _PLACES:
-        _PLACES[how](path)
-    else:
-        path.write_bytes(other.read_bytes() if how == "another run's" else _TYPES[how](data, draw))
-
-
-def strangers(subject: Subject, draw: random.Random, *, every: int = 1) -> dict[str, Any]:
-    """Every file of a killed and of a finished run, each in turn damaged, of another type, no file at all, or another
-    run's (a checkpoint under the name that is right for its content): no reader stops at it, nothing of it is taken
-    for the run's, and a plain restart comes to the expected end. ``every``: of the trials each so many-th."""
-    passed: list[bool] = []
-    by: dict[str, list[bool]] = {}
-    silent = stuck = 0
-    with subject.store("stranger-own") as own_folder, subject.store("stranger-other") as folder:
-        own = _killed_and_finished(subject, [], own_folder)
-        others = _killed_and_finished(subject, ["seed=1"], folder)
-        hows = [*_TYPES, *_PLACES, "another run's"]
-        files = [(True, name) for name in ("owner.json", "journal.jsonl", "heartbeat", "step")]
-        files += [(False, name) for name in ("record.json", "owner.json", "journal.jsonl", "predictions", "adapter")]
-        plan = [(dead, name, how) for dead, name in files for how in hows][::every]
-        for number, (dead, name, how) in enumerate(plan):
-            with subject.store(f"stranger-{number}") as results:
-                shutil.copytree(own[dead], results, dirs_exist_ok=True)
-                path = sorted(results.rglob(f"{name}*"))[-1]
-                other = sorted(others[dead].rglob(f"{name}*"))[-1]
-                _spoil(path, how, other, draw)
-                if name == "step" and how not in {*_DAMAGE, *_PLACES}:  # its name is right for what it holds
-                    digest = sha256_bytes(path.read_bytes())
-                    path = path.rename(path.with_name(f"{path.name.split('.')[0]}.{digest}.safetensors"))
-                snapshot = take_snapshot(Store(results))
-                counted = snapshot.get(subject.id)
-                wrong = counted is not None and canonical_json(counted.result) != subject.expected[0]
-                recovered = subject.recovers(results)
-                end = subject.outcome(results)
-                silent += wrong or (end is not None and end != subject.expected)
-                stuck += end is None
-                passed.append(recovered and not wrong)
-                by.setdefault(("killed " if dead else "finished ") + name, []).append(passed[-1])
-    return _tally(passed, silent=silent, stuck=stuck, by={what: _tally(one) for what, one in by.items()})
+def corruptions(folder: Path, trials: int, draw: random.Random, *, restarts: int) -> dict[str, Any]:
+    """Every file that killed, failed and finished runs of three kinds left."""
+    words = {"few-shot": _WORDS, **{name: _KINDS[name] for name in ("factorisation", "DreamBooth")}}
+    subjects = {name: (Subject(folder, own), Subject(folder, [*own, "seed=1"])) for name, own in words.items()}
+    return _hostile.corruptions(subjects, _die_at(3), trials, draw, restarts=restarts)  # type: ignore[no-any-return]
 
 
 def _die_at(at: int) -> Callable[[int], None]:
@@ -382,7 +319,7 @@ def run(*, quick: bool) -> dict[str, Any]:
                 None if shutil.which("strace") else "strace is not installed",
                 lambda: kills_in_file_operations(subject, 7 if quick else 50, draw),
             ),
-            "EIO from a file operation": (
+            "an error from a file operation": (
                 None if shutil.which("strace") else "strace is not installed",
                 lambda: errors_in_file_operations(subject, 5 if quick else 25, draw),
             ),
@@ -391,7 +328,20 @@ def run(*, quick: bool) -> dict[str, Any]:
                 lambda: disk_full(subject, [8, 64] if quick else [4, 8, 16, 32, 64, 96, 128, 192]),
             ),
             "damaged file": (None, lambda: rot(subject, 1 if quick else 9, draw)),
-            "a stranger in a file's place": (None, lambda: strangers(subject, draw, every=9 if quick else 1)),
+            "SIGKILL in every kind of run": (
+                None,
+                lambda: kills_of_every_kind(
+                    {n: Subject(folder, w) for n, w in _KINDS.items()}, 1 if quick else 60, draw
+                ),
+            ),
+            "a file spoilt, or a stranger in its place": (
+                None,
+                lambda: corruptions(Path(folder), 60 if quick else 2000, draw, restarts=6 if quick else 150),
+            ),
+            "a config generated at random": (
+                None,
+                lambda: _hostile.configs(subject.checkout, 200 if quick else 10_000, draw),
+            ),
             "started many times at once": (
                 None,
                 lambda: starts_at_once(subject, 1 if quick else 20, 8 if quick else 32),

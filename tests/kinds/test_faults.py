@@ -43,8 +43,22 @@ def test_kills_rot_and_many_starts(checkout: Path) -> None:
 
 
 def test_a_stranger_in_a_files_place(checkout: Path) -> None:
-    (part,) = _few(checkout, "[chaos.strangers(subject, draw, every=29)]")
-    assert part["passed"] == part["trials"] > 0 and part["silent"] == part["stuck"] == 0, part
+    (part,) = _few(checkout, "[chaos.corruptions(subject.folder, 60, draw, restarts=4)]")
+    assert part["passed"] == part["trials"] == 60 and part["restarted"] == 4 and part["stuck"] == 0, part
+
+
+@pytest.mark.slow
+def test_kills_in_every_kind_of_run(checkout: Path) -> None:
+    (part,) = _few(
+        checkout,
+        "[chaos.kills_of_every_kind({n: chaos.Subject(subject.folder, w) for n, w in chaos._KINDS.items()}, 1, draw)]",
+    )
+    assert part["passed"] == part["trials"] == 4, part
+
+
+def test_a_config_generated_at_random(checkout: Path) -> None:
+    (part,) = _few(checkout, "[chaos._hostile.configs(subject.checkout, 40, draw)]")
+    assert part["passed"] == part["trials"] == 40, part
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="NO FAULT INJECTION: strace is not installed")
