@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import random
 import re
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
 
+from nora import cli
+from nora.config.spec import run_id
 from nora.errors import UserError
 from nora.execution.tracker import history
 from nora.files import canonical_json, sha256_bytes
-from nora.kinds import compose_run
+from nora.kinds import compose_run, read_spec
 from nora.launch.plan import run_progress
 from nora.launch.queue import logs, logs_text, why, why_text
+from nora.reporting.collation import artefact_texts, report_text
 from nora.reporting.ledger import read_rows
 from nora.store.index import Index
+from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import take_snapshot
 from nora.store.verify import verify_record
+from nora.tables.target import load_target
 
 Subjects = dict[str, tuple[Any, Any]]
 
@@ -233,3 +243,141 @@ def _plan(
         draw.shuffle(every)
         plan += every
     return plan[:trials]
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+PAYLOADS = (
+    *(f"<{tag}" for tag in ("script>alert(1)</script>", "img src=x onerror=alert(1)>", "svg onload=alert(1)>",
+                            "iframe src=javascript:alert(1)>", "a href=javascript:alert(1)>x</a>", "/script><script>x",
+                            "!--", "style>*{display:none}</style>", "math><mi//xlink:href=javascript:x>",
+                            "base href=//x>", "form action=//x><input>", "meta http-equiv=refresh content=0>",
+                            "/td></tr></table>")),
+    "\"onmouseover=alert(1) x=\"", "'onfocus=alert(1) autofocus='", "&lt;script&gt;", "&#x3c;b&#x3e;", "{{7*7}}",
+    "{%x%}",
+    "${7*7}", "`id`", "$(id)", "]]>", "javascript:alert(1)",
+    *(f"\\{tex}" for tex in ("input{/etc/passwd}", "write18{id}", "immediate\\write18{id}", "openin5=x",
+                              "catcode`\\%=0", "def\\x{\\x}\\x", "include{x}", "end{document}",
+                              "csname input\\endcsname")),
+    "%x", "#1", "$x$", "a&b", "x_y^z", "{", "}", "~", "^^5cinput{x}",
+    *(f"{first}{rest}" for first in "=+-@" for rest in ("cmd|'/C calc'!A0", "SUM(1,1)*cmd", "HYPERLINK(\"//x\")")),
+    "\t=1+1", "\r=1+1", "\x1b[31mred", "\x1b]0;title\x07", "\x1b]8;;file:///x\x1b\\x", "\x9b2J", "\x1b[2J\x1b[H",
+    "\u202egnp.exe", "\u2066x\u2069", "\u061cx", "a\u2028b", "\x7f\x08\x08", "a\nb", "../../x", "-rf", "a\x00b",
+)  # fmt: skip
+
+
+class _Page(HTMLParser):
+    """What a browser would act on: scripts, handlers, addresses, frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acts: Counter[str] = Counter()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "iframe", "object", "embed", "base", "form", "meta", "style", "svg", "math", "img"):
+            self.acts[tag] += 1
+        for name, value in attrs:
+            if name.startswith("on") or re.match(r"\s*(javascript|data:text)", value or "", re.IGNORECASE):
+                self.acts[f"{name}={value}"] += 1
+
+
+def _acts(page: str) -> Counter[str]:
+    parser = _Page()
+    parser.feed(page)
+    return parser.acts
+
+
+def payloads(checkout: Path, folder: Path, texts: Sequence[str] = PAYLOADS) -> dict[str, Any]:
+    """Each text in every text field of a record's run part, and by itself in every text field of a spec, in front of
+    every sink: terminal, CSV, report and LaTeX. Nothing of it is a command there."""
+    committed = list(take_snapshot(Store(checkout / "results")).values())
+    like = [r for r in committed if r.kind == "finetune" and r.spec["model"]["name"] == "opt_mini"][: len(texts)]
+    clean, hostile = Store(folder / "clean"), Store(folder / "hostile")
+    for number, record in enumerate(like):
+        _put(clean, record, record)
+        _put(hostile, record, replace(record, run=_with_text(record.run, texts[number % len(texts)])))
+    wrong: list[str] = []
+    target = load_target(checkout, "table2")
+    acts, pages, trials = [], [], 0
+    for store in (clean, hostile):
+        snapshot = take_snapshot(store)
+        assert len(snapshot) == len(like), snapshot.troubles[:3]
+        tex: list[str] = []
+
+        def place(artefact: Any, tex: list[str] = tex) -> bytes:
+            tex += [text for path, text in artefact_texts(artefact, folder) if path.suffix == ".tex"]
+            return b""
+
+        page = report_text([target], snapshot, store.root, place=place)
+        acts.append(_acts(page))
+        pages.append((page, "".join(tex)))
+    wrong += [f"report: {act}" for act in acts[1] - acts[0]]
+    wrong += [
+        f"LaTeX: {text!r}"
+        for text in texts
+        if text.startswith("\\") and text in pages[1][1] and text not in pages[0][1]
+    ]
+    trials += 2 * len(texts)
+    for text in texts:
+        for record in _with_spec(like[0], text):
+            _put(hostile, like[0], record)
+            trials += 1
+            wrong += [f"show {record.id} ({text!r}): {line}" for line in _said(["show", record.id], hostile)]
+    for words in (
+        ["list", "runs"],
+        ["status", "table2"],
+        ["trace", "table2", "nora/cb"],
+        ["export", "--out", f"{folder}/out"],
+    ):
+        trials += 1
+        wrong += [f"{words[0]}: {line}" for line in _said(words, hostile)]
+    with (folder / "out" / "records.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.reader(file):
+            wrong += [f"CSV: {cell!r:.60}" for cell in row if cell[:1] in tuple("=+-@\t\r") and not _number(cell)]
+    return {"trials": trials, "passed": trials - len(wrong), "payloads": len(texts), "wrong": wrong[:20]}
+
+
+def _number(cell: str) -> bool:
+    with suppress(ValueError):
+        float(cell)
+        return True
+    return False
+
+
+def _put(store: Store, like: Record, record: Record) -> None:
+    path = store.record_path(record.kind, record.id)
+    path.parent.mkdir(parents=True)
+    path.write_text(record.to_json(), encoding="utf-8")
+    for file in like.result["files"].values():
+        if like.folder is not None and (like.folder / file["name"]).is_file():
+            shutil.copy(like.folder / file["name"], path.parent)
+
+
+def _with_text(run: Mapping[str, Any], text: str) -> dict[str, Any]:
+    fields = dict.fromkeys(
+        ("host", "device", "cpu", "machine", "commit", "python", "job", "git", "version", "new"), text
+    )
+    return {**run, **fields, "tags": [text], "libraries": {**run["libraries"], text: text}}
+
+
+def _with_spec(record: Record, text: str) -> Iterator[Record]:
+    """The record with the text in the place of each text of its spec in turn, where the spec is still one."""
+    for key in _keys(dict(record.spec)):
+        group, _, name = key.partition(".")
+        part = record.spec.get(group)
+        if not isinstance(part, dict) or not isinstance(part.get(name), str):
+            continue
+        spec = {**record.spec, group: {**part, name: text}}
+        with suppress(UserError):
+            read_spec(spec)
+            yield replace(record, id=run_id(spec), result={**record.result, "spec": spec})
+
+
+def _said(words: list[str], store: Store) -> list[str]:
+    """What a verb printed that no terminal should get."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = cli.main([*words, f"exec.results={store.root}"])
+    text = out.getvalue() + err.getvalue()
+    return [
+        *([f"exit {code}: {text[-100:]!r}"] if code else []),
+        *(f"printed {found!r}" for found in _CONTROL.findall(text)[:1]),
+    ]

@@ -338,6 +338,12 @@ def run(*, quick: bool) -> dict[str, Any]:
                 None,
                 lambda: corruptions(Path(folder), 60 if quick else 2000, draw, restarts=6 if quick else 150),
             ),
+            "a hostile text before a sink": (
+                None,
+                lambda: _hostile.payloads(
+                    subject.checkout, folder / "payloads", _hostile.PAYLOADS[:: 9 if quick else 1]
+                ),
+            ),
             "a config generated at random": (
                 None,
                 lambda: _hostile.configs(subject.checkout, 200 if quick else 10_000, draw),

@@ -89,7 +89,8 @@ def test_why_and_logs(store: Path, capsys: Out) -> None:
     assert str(path / "attempts" / "0001" / "journal.jsonl") in capsys.readouterr().out
     assert cli.main(["logs", path.name, where, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["id"] == path.name and json.loads(found["logs"][0]["tail"][0])["step"] == 1
+    assert found["id"] == path.name and json.loads(found["logs"][0]["tail"][1])["step"] == 1
+    assert json.loads(found["logs"][0]["tail"][0]) == {"run": path.name, "attempt": "0001"}, "whose journal it is"
     assert cli.main(["why", path.name, where]) == 0
     assert ", test 0/1: published its record" in capsys.readouterr().out, "the phase it was last in"
     assert cli.main(["why", path.name, where, "--json"]) == 0
@@ -259,13 +260,13 @@ def test_what_one_runs_stays_apart(
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EROFS, errno.EIO, errno.ENOSPC])
 def test_an_error_of_the_system_is_one_line(
-    number: int, store: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(directory: Path, data: object) -> Path:
         raise OSError(number, os.strerror(number), str(directory / "x"))
 
     monkeypatch.setattr("nora.files._write_temporary", refused)
-    assert cli.main(["collate", *_words(store)]) == 1
+    assert cli.main(["collate", *_words(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and os.strerror(number) in err and errno.errorcode[number] in err and "/x: " in err
 

@@ -73,3 +73,9 @@ def test_kills_and_errors_inside_file_operations(checkout: Path) -> None:
 def test_a_full_disk_is_a_typed_failure(checkout: Path) -> None:
     (part,) = _few(checkout, "[chaos.disk_full(subject, [8])]")
     assert part["passed"] == part["trials"] == 1 and part["typed_failures"] == 1
+
+
+def test_a_hostile_text_is_a_text_before_every_sink(checkout: Path) -> None:
+    """HTML, LaTeX, CSV and the terminal."""
+    (part,) = _few(checkout, "[chaos._hostile.payloads(subject.checkout, subject.folder / 'payloads')]")
+    assert part["wrong"] == [] and part["passed"] == part["trials"] > 200 and part["payloads"] >= 60, part

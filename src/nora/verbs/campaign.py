@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -285,7 +286,9 @@ def _status(words: Sequence[str], index: Index, *, as_json: bool, watch: bool) -
             print(json.dumps(body), flush=True)
         else:
             text = "\n".join(status_text(target, planned[target.name], steps[target.name]) for target in targets)
-            print(("\033[2J\033[H" if watch and sys.stdout.isatty() else "") + text, flush=True)
+            if watch and sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\033[2J\033[H")
+            print(text, flush=True)
         active = any(p.state in (State.RUNNING, State.QUEUED) for cells in planned.values() for p in cells)
         if not watch or not active:
             return 0
