@@ -124,14 +124,15 @@ def _flip(data: bytes, draw: random.Random) -> bytes:
 
 
 def spoil(path: Path, how: str, other: Path | None, draw: random.Random) -> None:
-    """Puts something else in the place of a file; another run's checkpoint under the name that is right for it."""
+    """Puts something else in the place of a file; another run's checkpoint under the name that is right for it. (One of its
+    own run that is forged so, hash and all, is no accident and cannot be told.)"""
     data = path.read_bytes() or b"x"
     path.unlink()
     if how in _PLACES:
         _PLACES[how](path)
         return
     path.write_bytes(other.read_bytes() if how == "another run's" and other else _CONTENT[how](data, draw))
-    if path.name.startswith("step-") and draw.random() < 0.7:
+    if path.name.startswith("step-") and how == "another run's":
         path.rename(path.with_name(f"{path.name.split('.')[0]}.{sha256_bytes(path.read_bytes())}.safetensors"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,8 +136,9 @@ def run_progress(store: Store, kind: str, identity: str) -> dict[str, Json] | No
     left = None
     made = last["step"] - first["step"]
     if last["phase"] == first["phase"] and made > 0:
-        elapsed = time.time() - (attempts[-1].path / "owner.json").stat().st_mtime
-        left = elapsed / (made + 1) * (last["total"] - last["step"])
+        with suppress(OSError):  # it may be gone by now
+            elapsed = time.time() - (attempts[-1].path / "owner.json").stat().st_mtime
+            left = elapsed / (made + 1) * (last["total"] - last["step"])
     return {"phase": last["phase"], "step": last["step"], "total": last["total"], "seconds_left": left}
 
 
