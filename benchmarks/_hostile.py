@@ -124,8 +124,8 @@ def _flip(data: bytes, draw: random.Random) -> bytes:
 
 
 def spoil(path: Path, how: str, other: Path | None, draw: random.Random) -> None:
-    """Puts something else in the place of a file; another run's checkpoint under the name that is right for it. (One of its
-    own run that is forged so, hash and all, is no accident and cannot be told.)"""
+    """Puts something else in the place of a file; another run's checkpoint under the name that is right for it. (One of
+    the own run that is forged so, hash and all, is no accident and cannot be told.)"""
     data = path.read_bytes() or b"x"
     path.unlink()
     if how in _PLACES:
