@@ -357,7 +357,9 @@ def test_bombs_are_one_line_and_never_in_memory_whole(tmp_path: Path) -> None:
         list(read_bounded_lines(whole))
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize(
+    "make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("nowhere")]
+)
 def test_a_file_of_a_record_that_is_none_is_a_problem_even_where_it_need_not_be_kept(
     make: Callable[[Path], Any], tmp_path: Path
 ) -> None:

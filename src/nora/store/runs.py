@@ -169,7 +169,7 @@ class Store:
         if path.is_file():
             if sha256_file(path) != sha256:
                 path.unlink(missing_ok=True)
-        elif path.exists():
+        elif os.path.lexists(path):
             path.rename(path.with_name(f"{name}.damaged-{secrets.token_hex(4)}"))
 
     def publish_record(self, record: Record) -> bool:
@@ -214,7 +214,7 @@ class Store:
         for label, file in record.result["files"].items():
             path = folder / file["name"]
             if not path.is_file():
-                if path.exists():
+                if os.path.lexists(path):
                     problems.append(f"{path}: not a regular file ({label})")
                 elif label not in _NOT_ALWAYS_KEPT:
                     problems.append(f"{path}: missing ({label})")
