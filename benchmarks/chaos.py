@@ -273,9 +273,16 @@ def rot(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
     return _tally(every, by={what: _tally(passed) for what, passed in by.items()})
 
 
-def corruptions(folder: Path, trials: int, draw: random.Random, *, restarts: int) -> dict[str, Any]:
-    """Every file that killed, failed and finished runs of three kinds left."""
-    words = {"few-shot": _WORDS, **{name: _KINDS[name] for name in ("factorisation", "DreamBooth")}}
+def corruptions(
+    folder: Path,
+    trials: int,
+    draw: random.Random,
+    *,
+    restarts: int,
+    names: tuple[str, ...] = ("few-shot", "factorisation", "DreamBooth"),
+) -> dict[str, Any]:
+    """Every file that killed, failed and finished runs of some kinds left."""
+    words = {name: {"few-shot": _WORDS, **_KINDS}[name] for name in names}
     subjects = {name: (Subject(folder, own), Subject(folder, [*own, "seed=1"])) for name, own in words.items()}
     return _hostile.corruptions(subjects, _die_at(3), trials, draw, restarts=restarts)  # type: ignore[no-any-return]
 

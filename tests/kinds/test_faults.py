@@ -43,8 +43,9 @@ def test_kills_rot_and_many_starts(checkout: Path) -> None:
 
 
 def test_a_stranger_in_a_files_place(checkout: Path) -> None:
-    (part,) = _few(checkout, "[chaos.corruptions(subject.folder, 60, draw, restarts=4)]")
-    assert part["passed"] == part["trials"] == 60 and part["restarted"] == 4 and part["stuck"] == 0, part
+    few = "[chaos.corruptions(subject.folder, 40, draw, restarts=3, names=('few-shot',))]"
+    (part,) = _few(checkout, few)
+    assert part["passed"] == part["trials"] == 40 and part["restarted"] >= 3 and part["stuck"] == 0, part
 
 
 @pytest.mark.slow
@@ -57,8 +58,8 @@ def test_kills_in_every_kind_of_run(checkout: Path) -> None:
 
 
 def test_a_config_generated_at_random(checkout: Path) -> None:
-    (part,) = _few(checkout, "[chaos._hostile.configs(subject.checkout, 40, draw)]")
-    assert part["passed"] == part["trials"] == 40, part
+    (part,) = _few(checkout, "[chaos._hostile.configs(subject.checkout, 20, draw)]")
+    assert part["passed"] == part["trials"] == 20, part
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="NO FAULT INJECTION: strace is not installed")
