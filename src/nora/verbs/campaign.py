@@ -157,11 +157,10 @@ def _planned(
     snapshot = take_snapshot(workspace.store, index)
     for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
-    queue, memory, measured = queue_of(workspace), device_memory(workspace), measured_hours(snapshot.values())
-    return {
-        target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue, memory, measured)
-        for target in targets
-    }
+    queue = queue_of(workspace)
+    cells = {target.name: target.cells(snapshot) for target in targets}
+    memory, measured = device_memory(workspace), measured_hours(snapshot.values())
+    return {name: plan_of(own, workspace.store, snapshot, queue, memory, measured) for name, own in cells.items()}
 
 
 def _banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[list[str]]:
