@@ -6,7 +6,7 @@ adapter and predictions are byte-identical to those of an undisturbed run, and n
 
 from __future__ import annotations
 
-import copy
+import itertools
 import json
 import os
 import random
@@ -26,29 +26,42 @@ from typing import Any
 from nora.config.spec import run_id
 from nora.errors import AlreadyRunning, RunFailed
 from nora.execution.execute import execute
-from nora.files import canonical_json, sha256_bytes
+from nora.files import canonical_json
 from nora.kinds import compose_run
 from nora.store.record import DamagedRecord
-from nora.store.runs import Store
+from nora.store.runs import Store, read_json_lines
 from nora.store.states import take_snapshot
 from nora.store.verify import verify_record
+from nora.verbs.machine import load_program
 from nora.workspace import find_checkout
 
+_hostile = load_program(Path(__file__).with_name("_hostile.py"))
 _WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "protocol.epochs=8", "exec.device=cpu",
           "exec.checkpoint_every=2", "exec.keep_adapter=true", "exec.progress=false"]  # fmt: skip
 _SYSCALLS = ("openat", "write", "fsync", "rename", "link", "unlink", "mkdir")
+_ERRORS = ("EIO", "ENOSPC", "EMFILE", "EINTR")
 _STATUS = {RunFailed: 3, AlreadyRunning: 0}
+
+
+_HERE = ["exec.device=cpu", "exec.progress=false", "exec.checkpoint_every=2"]
+_KINDS = {
+    "instruct": ["scale=smoke", "task=gsm8k", "protocol=metamath", "model=gemma_smoke", "method=nora_plus", *_HERE],
+    "DreamBooth": ["kind=dreambooth", "scale=smoke", "method=nora_plus", *_HERE],
+    "factorisation": ["kind=factorize", "problem.m=60", "protocol.iterations=40", *_HERE],
+    "deployment": ["kind=deployment", "adapter.init=kaiming", *_HERE],
+}
+"""Beside the few-shot run above."""
 
 
 class Subject:
     """The run under test and what it must come to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, words: list[str] = _WORDS) -> None:
         self.checkout = find_checkout(Path(__file__).parent)
-        self.spec, self.settings, _ = compose_run(self.checkout, _WORDS)
-        self.id = run_id(self.spec)
+        self.spec, self.settings, _ = compose_run(self.checkout, words)
+        self.id, self.kind = run_id(self.spec), self.spec.kind
         self.folder = folder
-        self.quiet = folder / "quiet"
+        self.quiet = folder / f"quiet-{self.id}"
         started = time.monotonic()
         assert self.wait(self.start(self.quiet)) == 0
         self.seconds = time.monotonic() - started
@@ -58,13 +71,14 @@ class Subject:
         """Result, adapter and predictions; None where they are not all there."""
         store = Store(results)
         try:
-            record = store.read("finetune", self.id)
+            record = store.read(self.kind, self.id)
         except DamagedRecord:
             return None
         if record is None or verify_record(store, record):
             return None
-        folder = store.run_dir("finetune", self.id)
-        files = {label: (folder / file["name"]).read_bytes() for label, file in record.result["files"].items()}
+        folder = store.run_dir(self.kind, self.id)
+        names = {label: file["name"] for label, file in record.result["files"].items()}
+        files = {label: (folder / name).read_bytes() for label, name in names.items() if (folder / name).is_file()}
         return canonical_json(record.result), files
 
     def start(self, results: Path, *, stopped: bool = False, on_step: Callable[[int], None] | None = None) -> int:
@@ -123,10 +137,35 @@ def random_steps(subject: Subject, trials: int, draw: random.Random) -> dict[str
         with subject.store(f"step-{trial}") as results:
             died = subject.wait(subject.start(results, on_step=kill)) == -signal.SIGKILL
             fine = died and subject.recovers(results)
-            record = Store(results).read("finetune", subject.id)
+            record = Store(results).read(subject.kind, subject.id)
             resumed = (record.run["resumed_at_step"] or 0) if record else 0
             passed.append(fine and at - resumed <= 4)
     return _tally(passed)
+
+
+def kills_of_every_kind(subjects: dict[str, Subject], trials: int, draw: random.Random) -> dict[str, Any]:
+    """SIGKILL to itself at a random one of all the moments at which a run says how far it is; ``trials`` of each."""
+    by: dict[str, list[bool]] = {}
+    for name, subject in subjects.items():
+        (attempt,) = Store(subject.quiet).attempts(subject.kind, subject.id)
+        moments = len(read_json_lines(attempt.journal))
+        for trial in range(trials):
+            with subject.store(f"{name}-{trial}") as results:
+                die = _die_at_moment(draw.randint(1, moments))
+                died = subject.wait(subject.start(results, on_step=die)) == -signal.SIGKILL
+                by.setdefault(name, []).append(died and subject.recovers(results))
+    every = [p for passed in by.values() for p in passed]
+    return _tally(every, by={name: _tally(passed) for name, passed in by.items()})
+
+
+def _die_at_moment(at: int) -> Callable[[int], None]:
+    met = itertools.count(1)
+
+    def die(step: int) -> None:
+        if next(met) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die
 
 
 def _traced(subject: Subject, results: Path, *options: str) -> tuple[int, str]:
@@ -170,15 +209,18 @@ def kills_in_file_operations(subject: Subject, trials: int, draw: random.Random)
 
 
 def errors_in_file_operations(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
-    """EIO from the k-th write, fsync, rename, link, mkdir: a typed failure or a right end, then recovery."""
+    """EIO, ENOSPC, EMFILE, EINTR in turn from the k-th write, fsync, rename, link, mkdir: a typed failure or a right
+    end, then recovery."""
     counts = {**_counts(subject), "openat": 0, "unlink": 0}
-    passed, typed = [], 0
+    typed, by = 0, {}
     for trial, (name, k) in enumerate(_spread(counts, trials, draw)):
-        with subject.store(f"eio-{trial}") as results:
-            code, _ = _traced(subject, results, "-e", f"inject={name}:error=EIO:when={k}")
+        error = _ERRORS[trial % len(_ERRORS)]
+        with subject.store(f"error-{trial}") as results:
+            code, _ = _traced(subject, results, "-e", f"inject={name}:error={error}:when={k}")
             typed += code == _STATUS[RunFailed]
-            passed.append(code in (0, _STATUS[RunFailed]) and subject.recovers(results))
-    return _tally(passed, typed_failures=typed)
+            by.setdefault(error, []).append(code in (0, _STATUS[RunFailed]) and subject.recovers(results))
+    every = [p for passed in by.values() for p in passed]
+    return _tally(every, typed_failures=typed, by={name: _tally(passed) for name, passed in by.items()})
 
 
 def disk_full(subject: Subject, sizes_kib: list[int]) -> dict[str, Any]:
@@ -223,7 +265,7 @@ def rot(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
                 else:
                     subject.wait(subject.start(results))
                     pattern = {"record": "record.json"}.get(what, f"{what}.*")
-                    path = next(store.run_dir("finetune", subject.id).glob(pattern))
+                    path = next(store.run_dir(subject.kind, subject.id).glob(pattern))
                 path.write_bytes(_DAMAGE[name](path.read_bytes(), draw))
                 seen = what == "checkpoint" or subject.outcome(results) is None
                 by.setdefault(what, []).append(seen and subject.recovers(results))
@@ -231,75 +273,18 @@ def rot(subject: Subject, trials: int, draw: random.Random) -> dict[str, Any]:
     return _tally(every, by={what: _tally(passed) for what, passed in by.items()})
 
 
-def _killed_and_finished(subject: Subject, words: list[str], folder: Path) -> dict[bool, Path]:
-    """Stores of a run that was killed at its eleventh step (True), and of it finished (False)."""
-    made = copy.copy(subject)
-    made.spec, made.settings, _ = compose_run(subject.checkout, [*_WORDS, *words])
-    stores = {True: folder / "killed", False: folder / "finished"}
-    made.wait(made.start(stores[True], on_step=_die_at(11)))
-    made.wait(made.start(stores[False]))
-    return stores
-
-
-_DEEP = b"[" * 10_000 + b"]" * 10_000
-_TYPES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    **_DAMAGE,
-    "zero tail": lambda data, draw: data + bytes(64),
-    "CRLF": lambda data, draw: data.replace(b",", b",\r\n") + b"\xff",
-    **{name: lambda data, draw, text=text: text for name, text in {  # type: ignore[misc]
-        "null": b"null", "list": b"[]", "digits": b'{"pid": ' + b"9" * 5_000 + b"}", "deep": _DEEP,
-        "surrogate": b'{"host": "\\ud800"}', "overflow": b'{"pid": 1e999}', "empty": b"",
-    }.items()},
-}  # fmt: skip
-_PLACES: dict[str, Callable[[Path], object]] = {
-    "directory": lambda path: path.mkdir(), "pipe": lambda path: os.mkfifo(path),
-    "endless link": lambda path: path.symlink_to("/dev/zero"),
-}  # fmt: skip
-
-
-def _spoil(path: Path, how: str, other: Path, draw: random.Random) -> None:
-    """Puts something else in the place of a file."""
-    data = path.read_bytes() or b"x"
-    path.unlink()
-    if how in _PLACES:
-        _PLACES[how](path)
-    else:
-        path.write_bytes(other.read_bytes() if how == "another run's" else _TYPES[how](data, draw))
-
-
-def strangers(subject: Subject, draw: random.Random, *, every: int = 1) -> dict[str, Any]:
-    """Every file of a killed and of a finished run, each in turn damaged, of another type, no file at all, or another
-    run's (a checkpoint under the name that is right for its content): no reader stops at it, nothing of it is taken
-    for the run's, and a plain restart comes to the expected end. ``every``: of the trials each so many-th."""
-    passed: list[bool] = []
-    by: dict[str, list[bool]] = {}
-    silent = stuck = 0
-    with subject.store("stranger-own") as own_folder, subject.store("stranger-other") as folder:
-        own = _killed_and_finished(subject, [], own_folder)
-        others = _killed_and_finished(subject, ["seed=1"], folder)
-        hows = [*_TYPES, *_PLACES, "another run's"]
-        files = [(True, name) for name in ("owner.json", "journal.jsonl", "heartbeat", "step")]
-        files += [(False, name) for name in ("record.json", "owner.json", "journal.jsonl", "predictions", "adapter")]
-        plan = [(dead, name, how) for dead, name in files for how in hows][::every]
-        for number, (dead, name, how) in enumerate(plan):
-            with subject.store(f"stranger-{number}") as results:
-                shutil.copytree(own[dead], results, dirs_exist_ok=True)
-                path = sorted(results.rglob(f"{name}*"))[-1]
-                other = sorted(others[dead].rglob(f"{name}*"))[-1]
-                _spoil(path, how, other, draw)
-                if name == "step" and how not in {*_DAMAGE, *_PLACES}:  # its name is right for what it holds
-                    digest = sha256_bytes(path.read_bytes())
-                    path = path.rename(path.with_name(f"{path.name.split('.')[0]}.{digest}.safetensors"))
-                snapshot = take_snapshot(Store(results))
-                counted = snapshot.get(subject.id)
-                wrong = counted is not None and canonical_json(counted.result) != subject.expected[0]
-                recovered = subject.recovers(results)
-                end = subject.outcome(results)
-                silent += wrong or (end is not None and end != subject.expected)
-                stuck += end is None
-                passed.append(recovered and not wrong)
-                by.setdefault(("killed " if dead else "finished ") + name, []).append(passed[-1])
-    return _tally(passed, silent=silent, stuck=stuck, by={what: _tally(one) for what, one in by.items()})
+def corruptions(
+    folder: Path,
+    trials: int,
+    draw: random.Random,
+    *,
+    restarts: int,
+    names: tuple[str, ...] = ("few-shot", "factorisation", "DreamBooth"),
+) -> dict[str, Any]:
+    """Every file that killed, failed and finished runs of some kinds left."""
+    words = {name: {"few-shot": _WORDS, **_KINDS}[name] for name in names}
+    subjects = {name: (Subject(folder, own), Subject(folder, [*own, "seed=1"])) for name, own in words.items()}
+    return _hostile.corruptions(subjects, _die_at(3), trials, draw, restarts=restarts)  # type: ignore[no-any-return]
 
 
 def _die_at(at: int) -> Callable[[int], None]:
@@ -321,7 +306,7 @@ def starts_at_once(subject: Subject, rounds: int, processes: int) -> dict[str, A
             for child in children:
                 os.kill(child, signal.SIGCONT)
             codes = [subject.wait(child) for child in children]
-            attempts = Store(results).attempts("finetune", subject.id)
+            attempts = Store(results).attempts(subject.kind, subject.id)
             workers.append(sum((a.path / "finished").exists() for a in attempts))
             passed.append(codes == [0] * processes and subject.outcome(results) == subject.expected)
     return _tally(passed, processes=processes, attempts_that_worked=sorted(set(workers)))
@@ -341,7 +326,7 @@ def run(*, quick: bool) -> dict[str, Any]:
                 None if shutil.which("strace") else "strace is not installed",
                 lambda: kills_in_file_operations(subject, 7 if quick else 50, draw),
             ),
-            "EIO from a file operation": (
+            "an error from a file operation": (
                 None if shutil.which("strace") else "strace is not installed",
                 lambda: errors_in_file_operations(subject, 5 if quick else 25, draw),
             ),
@@ -350,7 +335,26 @@ def run(*, quick: bool) -> dict[str, Any]:
                 lambda: disk_full(subject, [8, 64] if quick else [4, 8, 16, 32, 64, 96, 128, 192]),
             ),
             "damaged file": (None, lambda: rot(subject, 1 if quick else 9, draw)),
-            "a stranger in a file's place": (None, lambda: strangers(subject, draw, every=9 if quick else 1)),
+            "SIGKILL in every kind of run": (
+                None,
+                lambda: kills_of_every_kind(
+                    {n: Subject(folder, w) for n, w in _KINDS.items()}, 1 if quick else 60, draw
+                ),
+            ),
+            "a file spoilt, or a stranger in its place": (
+                None,
+                lambda: corruptions(Path(folder), 60 if quick else 2000, draw, restarts=6 if quick else 150),
+            ),
+            "a hostile text before a sink": (
+                None,
+                lambda: _hostile.payloads(
+                    subject.checkout, folder / "payloads", _hostile.PAYLOADS[:: 9 if quick else 1]
+                ),
+            ),
+            "a config generated at random": (
+                None,
+                lambda: _hostile.configs(subject.checkout, 200 if quick else 10_000, draw),
+            ),
             "started many times at once": (
                 None,
                 lambda: starts_at_once(subject, 1 if quick else 20, 8 if quick else 32),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -238,45 +242,72 @@ def _take_folder(arguments: Sequence[str]) -> list[str]:
     return rest
 
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves the cursor, names the window or turns the reading direction, and what is no character."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A text stream on which what ``_UNSEEN`` finds is spelt: names and texts of records are somebody else's."""
+
+    _stream: TextIO
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    out, err = cast(TextIO, _Plain(sys.stdout)), cast(TextIO, _Plain(sys.stderr))
     words, before = list(sys.argv[1:] if arguments is None else arguments), os.environ.get(starts.FOLDER)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        if not _FOLDER.isdisjoint(word.split("=")[0] for word in words):
-            words = _take_folder(words)
-        code = nora.main(words, prog_name="nora", standalone_mode=False)
-        return int(code or 0)
-    except click.ClickException as error:
-        print(f"nora: {error.format_message()}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"nora: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"nora: {error}", file=sys.stderr)
-        return 1
-    except PermissionError as error:
-        from nora.store.runs import refusal
+    with redirect_stdout(out), redirect_stderr(err):
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        try:
+            if not _FOLDER.isdisjoint(word.split("=")[0] for word in words):
+                words = _take_folder(words)
+            code = nora.main(words, prog_name="nora", standalone_mode=False)
+            return int(code or 0)
+        except click.ClickException as error:
+            print(f"nora: {error.format_message()}", file=sys.stderr)
+            return 2
+        except UserError as error:
+            print(f"nora: {error}", file=sys.stderr)
+            return 2
+        except RunFailed as error:
+            print(f"nora: {error}", file=sys.stderr)
+            return 1
+        except PermissionError as error:
+            from nora.store.runs import refusal
 
-        print(f"nora: {refusal(error)}", file=sys.stderr)
-        return 1
-    except AlreadyRunning as running:
-        print(f"{running}; nothing to do")
-        return 0
-    except Interrupted as stopped:
-        _say(f"nora: {stopped}; the same command goes on from there")
-        return 130
-    except (KeyboardInterrupt, click.Abort):
-        _say("nora: interrupted; what was finished is kept")
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    finally:
-        os.environ.pop(starts.FOLDER, None)
-        if before is not None:
-            os.environ[starts.FOLDER] = before
+            print(f"nora: {refusal(error)}", file=sys.stderr)
+            return 1
+        except AlreadyRunning as running:
+            print(f"{running}; nothing to do")
+            return 0
+        except Interrupted as stopped:
+            _say(f"nora: {stopped}; the same command goes on from there")
+            return 130
+        except (KeyboardInterrupt, click.Abort):
+            _say("nora: interrupted; what was finished is kept")
+            return 130
+        except BrokenPipeError:
+            sys.stderr.close()
+            return 0
+        except OSError as error:  # no file descriptor left, a read-only file system, a disk that fails
+            where = f"{error.filename}: " if error.filename is not None else ""
+            code_name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            _say(f"nora: {where}{error.strerror or error} ({code_name})")
+            return 1
+        finally:
+            os.environ.pop(starts.FOLDER, None)
+            if before is not None:
+                os.environ[starts.FOLDER] = before
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +188,11 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_temporary(directory: Path, data: bytes) -> Path:
+def _write_temporary(directory: Path, data: bytes | Iterable[bytes]) -> Path:
     temporary = directory / f".tmp-{secrets.token_hex(8)}"
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
@@ -201,8 +201,8 @@ def _write_temporary(directory: Path, data: bytes) -> Path:
     return temporary
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replaces ``path`` with ``data``: a reader sees the old content or the new, never a part."""
+def write_atomic(path: Path, data: bytes | str | Iterable[bytes]) -> None:
+    """Replaces ``path`` with ``data`` (or its parts, one after the other): a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _write_temporary(path.parent, data.encode() if isinstance(data, str) else data)
     try:

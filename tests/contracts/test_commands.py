@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -88,7 +89,8 @@ def test_why_and_logs(store: Path, capsys: Out) -> None:
     assert str(path / "attempts" / "0001" / "journal.jsonl") in capsys.readouterr().out
     assert cli.main(["logs", path.name, where, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["id"] == path.name and json.loads(found["logs"][0]["tail"][0])["step"] == 1
+    assert found["id"] == path.name and json.loads(found["logs"][0]["tail"][1])["step"] == 1
+    assert json.loads(found["logs"][0]["tail"][0]) == {"run": path.name, "attempt": "0001"}, "whose journal it is"
     assert cli.main(["why", path.name, where]) == 0
     assert ", test 0/1: published its record" in capsys.readouterr().out, "the phase it was last in"
     assert cli.main(["why", path.name, where, "--json"]) == 0
@@ -254,3 +256,27 @@ def test_what_one_runs_stays_apart(
     assert len(list((tmp_path / "there").glob("runs/*/*/record.json"))) == 1
     assert cli.main(["run", "-m", *words, "seed=1"]) == 0
     assert len(list(copy.glob("results/mine/runs/*/*/record.json"))) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EROFS, errno.EIO, errno.ENOSPC])
+def test_an_error_of_the_system_is_one_line(
+    number: int, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(directory: Path, data: object) -> Path:
+        raise OSError(number, os.strerror(number), str(directory / "x"))
+
+    monkeypatch.setattr("nora.files._write_temporary", refused)
+    assert cli.main(["collate", *_words(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and os.strerror(number) in err and errno.errorcode[number] in err and "/x: " in err
+
+
+@pytest.mark.parametrize("words", [["status", "table2"], ["collate", "table2"], ["run", "scale=smoke"], ["export"]])
+def test_without_file_descriptors_there_is_one_line(words: list[str], checkout: Path, tmp_path: Path) -> None:
+    """Files that are opened one after the other need few; where there is none at all no verb ends in a traceback."""
+    code = (
+        "import resource, sys; from nora.cli import main; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); "
+        f"sys.exit(main({[*words, f'exec.results={tmp_path}']!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Too many open files" in done.stderr, done.stderr

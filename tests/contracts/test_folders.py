@@ -183,5 +183,12 @@ def test_readmes_list_of_methods_is_made_from_the_folders() -> None:
 
     text = list_methods.README.read_text(encoding="utf-8")
     assert list_methods.written(text) == text, "python tools/list_methods.py"
+
+
+def test_readmes_table_of_faults_is_what_the_counts_say() -> None:
+    import list_faults
+
+    text = list_faults.README.read_text(encoding="utf-8")
+    assert list_faults.BEGIN in text and list_faults.written(text) == text, "python tools/list_faults.py"
     for axis in ("inits", "variants", "optimizers"):
         assert all(f"- `{name}`: " in text for name in registry.names(axis))

@@ -61,8 +61,9 @@ def test_no_file_is_a_book_and_most_are_more_than_a_note() -> None:
     assert {path: n for path, n in lengths.items() if n > 400} == {}
     registries = {"tasks", "superglue", "instruct", "inits", "variants", "optimizers", "layouts"}
     rooms = [n for path, n in lengths.items() if path.parent.name not in registries]
-    # The bank (5), kept adapters, what paper scale needs (readiness), claims (5), inference, what a plan can see.
-    rooms_since = 14
+    # The bank (5), kept adapters, what paper scale needs (readiness), claims (5), inference, what a plan can see,
+    # the memory beside thousands of records (store/index.py).
+    rooms_since = 15
     assert median(rooms) >= 100 and len(FILES) <= 165 + 27 + rooms_since
 
 

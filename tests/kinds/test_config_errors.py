@@ -142,9 +142,23 @@ def _refused(copy: Path, *overrides: str) -> str:
         ("a: " + "x" * 1_100_000, "bytes, allowed 1000000"),
         ("\t- x: %", "nora.yaml, line 1: not valid YAML"),
         ("x: \x07", "nora.yaml"),
+        ("xi: -" + "9" * 5_000, "nora.yaml, line 1: a number of 5001 digits, allowed 300"),
     ],
-    ids=["syntax", "alias", "deep", "twice", "twice within", "python tag", "tag", "many", "large", "tab", "control"],
-)
+    ids=[
+        "syntax",
+        "alias",
+        "deep",
+        "twice",
+        "twice within",
+        "python tag",
+        "tag",
+        "many",
+        "large",
+        "tab",
+        "control",
+        "digits",
+    ],
+)  # fmt: skip
 def test_a_broken_file_is_refused_quickly(copy: Path, text: str, part: str) -> None:
     (copy / "conf" / "method" / "nora.yaml").write_text(text, encoding="utf-8")
     assert part in _refused(copy)
@@ -204,11 +218,39 @@ def test_a_bomb_in_a_table_is_refused(copy: Path) -> None:
         ("scale=../scale/mini", "scale: given '../scale/mini', allowed mini"),
         ("model=[opt_mini,opt_mini]", "model: given '[opt_mini,opt_mini]', allowed"),
         ("model=${oc.decode:'1'}", "model: given \"${oc.decode:'1'}\", allowed"),
-        ("a" + "." * 1500 + "=1", "a key of 1501 characters, allowed 500"),
+        ("a" + "." * 1500 + "=1", "a key of 1501 characters, allowed 200"),
+        ("a." * 130 + "a=1", "a key of 261 characters, allowed 200"),
     ],
 )
 def test_what_is_no_choice_is_refused_with_the_choices(copy: Path, word: str, line: str) -> None:
     assert line in _refused(copy, word)
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["run", "-m"], ["plan", "table2"], ["launch", "table2", "scale=smoke"], ["status", "fig1"]]
+)
+def test_a_number_of_thousands_of_digits_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Python itself refuses to read one."""
+    for key in ("protocol.lr", "method.rank") if "fig1" not in words else ("solver.eta",):
+        assert cli.main([*words, f"{key}={'9' * 5_000}"]) == 2
+        err = capsys.readouterr().err
+        assert f"{key}=9" in err and "a number of 5000 digits, allowed 300" in err and err.count("\n") == 1
+
+
+def test_thousands_of_words_are_refused_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nora.config.compose.OverridesParser", None)
+    assert "5000 words, allowed 500" in _refused(copy, *(f"protocol.x{i}=1" for i in range(5_000)))
+
+
+@pytest.mark.parametrize("word", ["hydra/launcher=[1,2]", "hydra/launcher={a: 1}", "hydra/sweeper=${oc.env:HOME}"])
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+def test_what_is_no_choice_of_hydras_is_one_line(
+    word: str, multirun: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, _, value = word.partition("=")
+    assert cli.main(["run", *multirun, word, "scale=smoke"]) == 2
+    err = capsys.readouterr().err
+    assert f"{group}: given {value!r}, required the name of one choice" in err and err.count("\n") == 1
 
 
 def test_a_deployment_of_another_kind_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

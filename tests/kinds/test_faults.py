@@ -43,8 +43,23 @@ def test_kills_rot_and_many_starts(checkout: Path) -> None:
 
 
 def test_a_stranger_in_a_files_place(checkout: Path) -> None:
-    (part,) = _few(checkout, "[chaos.strangers(subject, draw, every=29)]")
-    assert part["passed"] == part["trials"] > 0 and part["silent"] == part["stuck"] == 0, part
+    few = "[chaos.corruptions(subject.folder, 40, draw, restarts=3, names=('few-shot',))]"
+    (part,) = _few(checkout, few)
+    assert part["passed"] == part["trials"] == 40 and part["restarted"] >= 3 and part["stuck"] == 0, part
+
+
+@pytest.mark.slow
+def test_kills_in_every_kind_of_run(checkout: Path) -> None:
+    (part,) = _few(
+        checkout,
+        "[chaos.kills_of_every_kind({n: chaos.Subject(subject.folder, w) for n, w in chaos._KINDS.items()}, 1, draw)]",
+    )
+    assert part["passed"] == part["trials"] == 4, part
+
+
+def test_a_config_generated_at_random(checkout: Path) -> None:
+    (part,) = _few(checkout, "[chaos._hostile.configs(subject.checkout, 20, draw)]")
+    assert part["passed"] == part["trials"] == 20, part
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="NO FAULT INJECTION: strace is not installed")
@@ -59,3 +74,9 @@ def test_kills_and_errors_inside_file_operations(checkout: Path) -> None:
 def test_a_full_disk_is_a_typed_failure(checkout: Path) -> None:
     (part,) = _few(checkout, "[chaos.disk_full(subject, [8])]")
     assert part["passed"] == part["trials"] == 1 and part["typed_failures"] == 1
+
+
+def test_a_hostile_text_is_a_text_before_every_sink(checkout: Path) -> None:
+    """HTML, LaTeX, CSV and the terminal."""
+    (part,) = _few(checkout, "[chaos._hostile.payloads(subject.checkout, subject.folder / 'payloads')]")
+    assert part["wrong"] == [] and part["passed"] == part["trials"] > 200 and part["payloads"] >= 60, part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nora import files
 from nora.config.spec import run_id
 from nora.errors import Interrupted, RunFailed
 from nora.execution.execute import execute
@@ -22,6 +24,15 @@ from nora.store.states import run_state
 
 FACTORIZE = ["kind=factorize", "problem.m=60", "protocol.iterations=40", "exec.device=cpu", "exec.progress=false"]
 FINETUNE = ["scale=smoke", "task=cb", "method=nora_plus", "exec.device=cpu", "exec.progress=false"]
+
+
+KINDS = {
+    "few_shot": FINETUNE,
+    "instruct": ["scale=smoke", "protocol=metamath", "model=gemma_smoke", "task=gsm8k", *FINETUNE[3:]],
+    "dreambooth": ["kind=dreambooth", "scale=smoke", "method=nora", *FINETUNE[3:]],
+    "factorize": FACTORIZE,
+    "deployment": ["kind=deployment", "adapter.init=kaiming", *FINETUNE[3:]],
+}
 
 
 def _execute(checkout: Path, words: list[str], folder: Path, **given: Any) -> Any:
@@ -105,3 +116,31 @@ def test_a_failure_in_the_final_evaluation_is_retried_from_the_trained_state(che
         _execute(checkout, FINETUNE, tmp_path, show=fail)
     record = _execute(checkout, FINETUNE, tmp_path)
     assert record.run["resumed_at_step"] == record.metrics["steps"]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EMFILE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "dreambooth")) for k in KINDS])
+def test_a_stop_whose_disk_fails_is_an_end_with_a_name(
+    kind: str, error: int, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the order on no file can be written: neither the state nor the reason. The next start needs no hand."""
+    words, store, asked = KINDS[kind], Store(tmp_path), itertools.count()
+
+    def stop() -> bool:
+        if next(asked) == 0:
+
+            def refused(directory: Path, data: object) -> Path:
+                raise OSError(error, os.strerror(error), str(directory))
+
+            monkeypatch.setattr(files, "_write_temporary", refused)
+        return True
+
+    with pytest.raises((Interrupted, RunFailed)):
+        _execute(checkout, words, store.root, stop_requested=stop)
+    monkeypatch.undo()
+    (folder,) = store.run_dirs()
+    state = run_state(store, folder.parent.name, folder.name)
+    assert state.state in ("failed", "interrupted") and state.reason
+    record = _execute(checkout, words, store.root)
+    assert record.status == "done" and run_state(store, folder.parent.name, record.id).state == "done"
+    assert not list(store.root.rglob(".tmp-*"))

@@ -277,6 +277,27 @@ def test_a_torn_journal_line_is_left_out(tmp_path: Path) -> None:
     assert read_json_lines(path) == lines
 
 
+def test_another_runs_journal_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that is swapped in says whose it is; those of before they did are read as they were."""
+    from nora.execution.progress import Reporter
+    from nora.execution.tracker import Tracker
+    from nora.kinds.parts.recipe import Update
+
+    store = Store(tmp_path)
+    own, other = (store.new_attempt("finetune", identity * 16) for identity in "01")
+    for step, attempt in ((1, own), (2, other)):
+        with Reporter(attempt, Tracker(), lambda update: None) as report:
+            report(Update("train", step, 2, {}))
+    assert [line["step"] for line in read_json_lines(own.journal)] == [1]
+    own.journal.write_bytes(other.journal.read_bytes())
+    assert read_json_lines(own.journal) == [] and "foreign (of run 1111111111111111" in caplog.text
+    later = store.new_attempt("finetune", "1" * 16)
+    later.journal.write_bytes(other.journal.read_bytes())
+    assert read_json_lines(later.journal) == [], "another attempt's"
+    own.journal.write_text("".join(other.journal.read_text().splitlines(keepends=True)[1:]))
+    assert [line["step"] for line in read_json_lines(own.journal)] == [2]
+
+
 def test_files_are_checked_against_the_record(tmp_path: Path) -> None:
     from nora.files import sha256_bytes
 
@@ -336,7 +357,9 @@ def test_bombs_are_one_line_and_never_in_memory_whole(tmp_path: Path) -> None:
         list(read_bounded_lines(whole))
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize(
+    "make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("nowhere")]
+)
 def test_a_file_of_a_record_that_is_none_is_a_problem_even_where_it_need_not_be_kept(
     make: Callable[[Path], Any], tmp_path: Path
 ) -> None:

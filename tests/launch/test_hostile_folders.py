@@ -324,3 +324,21 @@ def test_a_foreign_submission_is_refused(whole: Path, tmp_path: Path) -> None:
     other = folder.rename(folder.with_name("beef0000"))
     with pytest.raises(RunFailed, match=f"foreign .*{folder.name}"):
         load(other)
+
+
+def test_another_submissions_note_of_its_job_is_left_out(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By it a cancel would reach a job that is not ours; one of before they said whose they are counts."""
+    shutil.copytree(whole, tmp_path / "store", symlinks=True)
+    (folder,) = (tmp_path / "store" / "submissions").iterdir()
+    own = load(folder)
+    monkeypatch.setattr("nora.launch.slurm.cluster", lambda: "site")
+    monkeypatch.setattr("nora.launch.slurm.this_user", lambda: "me")
+    own.write_job(0, "12")
+    assert own.job(0) == "12"
+    note = folder / "array-0.json"
+    (folder / "array-1.json").write_bytes(note.read_bytes())
+    assert own.note(1) == {} and f"foreign (the note of {own.job_name(0)})" in caplog.text
+    note.write_text('{"job": "13"}')
+    assert own.job(0) == "13"

@@ -10,7 +10,7 @@ import pytest
 from nora import cli
 from nora.config.spec import run_id
 from nora.launch import local
-from nora.launch.plan import SUBMITTABLE, counts, plan
+from nora.launch.plan import SUBMITTABLE, counts, plan, run_progress
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, take_snapshot
@@ -123,3 +123,13 @@ def test_texts_show_states_and_reasons(table: Table, stage1: list[Cell], tmp_pat
     for text in (plan_text(table, planned), status_text(table, planned)):
         assert "1 done" in text and "1 failed" in text and "2 missing" in text
         assert f"{stage1[1].id}" in text and "full disk" in text
+
+
+def test_how_far_a_run_is_needs_no_owner(tmp_path: Path) -> None:
+    """Between the look at who is alive and this one the file may go; the time left is then unknown."""
+    attempt = Store(tmp_path).new_attempt("finetune", "0" * 16)
+    attempt.journal.write_text("".join(f'{{"phase": "train", "step": {step}, "total": 9}}\n' for step in (1, 2)))
+    found = run_progress(Store(tmp_path), "finetune", "0" * 16)
+    assert found is not None and found["seconds_left"] is not None
+    (attempt.path / "owner.json").unlink()
+    assert run_progress(Store(tmp_path), "finetune", "0" * 16) == {**found, "seconds_left": None}

@@ -132,3 +132,30 @@ def test_what_was_started_with_hup_ignored_goes_on_ignoring_it() -> None:
     )
     done = subprocess.run(["nohup", sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_second_order_does_not_wait_for_a_disk_that_hangs(checkout: Path, tmp_path: Path) -> None:
+    """The first waits until the state is on disk; the second waits for nothing, and the next start begins anew."""
+    given = [*WORDS["run"], f"exec.results={tmp_path}"]
+    code = (
+        "import sys, time\nfrom nora.cli import main\nfrom nora.execution import checkpoint\n"
+        "def hang(*given): print('writing', flush=True); time.sleep(600)\n"
+        f"checkpoint.write_atomic = hang\nsys.exit(main({given!r}))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(checkout / "src")}, preexec_fn=_hear,
+    )  # fmt: skip
+    try:
+        _wait_for_step(process, tmp_path, 5)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        time.sleep(1.2)
+        assert process.poll() is None, "the first order waits"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in err, err
+    (folder,) = tmp_path.glob("runs/*/*")
+    assert run_state(Store(tmp_path), folder.parent.name, folder.name).state == "interrupted"

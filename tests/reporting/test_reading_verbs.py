@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from nora import cli
 from nora.config.spec import run_id
 from nora.reporting.exports import export, flat_record
 from nora.reporting.provenance import differences
-from nora.store.record import Record
+from nora.store.record import Record, read_record
 from nora.store.runs import Store
 from nora.store.states import take_snapshot
 from synthetic import ADAPTER_SHA256
@@ -127,12 +129,53 @@ def test_verify_compares_the_artefacts_with_the_records(tmp_path: Path, capsys: 
     assert cli.main(["verify", *words]) == 0, "a file that was not made is no problem"
 
 
+def _exported(store: Store) -> dict[str, bytes]:
+    return {name: b"".join(parts) for name, parts in export(take_snapshot(store).values(), store)}
+
+
+def test_export_keeps_no_record(store: Store) -> None:
+    """While one is read those before it are gone; a column of several types is text, of whole and broken numbers a
+    float, in both files."""
+    import pandas as pd
+
+    alive: list[weakref.ref[Record]] = []
+
+    def one_by_one() -> Iterator[Record]:
+        for number, folder in enumerate(store.run_dirs()):
+            read = read_record(folder / "record.json")
+            assert read is not None
+            run = {
+                **read.run,
+                "cpus": 2 + number,
+                "machine": "m",
+                "extra": [True, 1, 2.5, "=x", 7][number % 5],
+                "n": 10**number,
+            }
+            run["half"] = 1 if number % 2 else 0.5
+            made = Record(read.id, read.result, run)
+            del read
+            alive.append(weakref.ref(made))
+            yield made
+            del made
+            assert sum(ref() is not None for ref in alive) <= 1
+
+    files = {name: b"".join(parts) for name, parts in export(one_by_one(), store)}
+    assert len(alive) > 5
+    rows = list(csv.DictReader(io.StringIO(files["records.csv"].decode())))
+    frame = pd.read_parquet(io.BytesIO(files["records.parquet"]))
+    assert [row["run.extra"] for row in rows[:5]] == ["True", "1", "2.5", "'=x", "7"]
+    assert list(frame["run.extra"][:5]) == ["True", "1", "2.5", "=x", "7"]
+    assert [row["run.half"] for row in rows[:2]] == ["0.5", "1.0"] and frame["run.half"].dtype == float
+    assert frame["run.cpus"].dtype == int and frame["proof.passed"].dtype == bool
+    assert list(frame["run.n"]) == [str(10**number) for number in range(len(alive))], "more than 64 bits: text"
+
+
 def test_export_as_csv_and_parquet_hold_every_number(store: Store) -> None:
     import pandas as pd
 
     snapshot = take_snapshot(store)
-    files = dict(export(snapshot, store))
-    assert dict(export(take_snapshot(store), store)) == files, "the same bytes again"
+    files = _exported(store)
+    assert _exported(store) == files, "the same bytes again"
     rows = list(csv.DictReader(io.StringIO(files["records.csv"].decode())))
     frame = pd.read_parquet(io.BytesIO(files["records.parquet"])).set_index("id")
     assert [row["id"] for row in rows] == sorted(snapshot) == list(frame.index)
@@ -145,7 +188,7 @@ def test_export_as_csv_and_parquet_hold_every_number(store: Store) -> None:
 
 
 def test_export_for_peft_has_what_pefts_own_reader_asks_for(store: Store) -> None:
-    files = {name: data for name, data in export(take_snapshot(store), store) if name.startswith("peft/")}
+    files = {name: data for name, data in _exported(store).items() if name.startswith("peft/")}
     assert len(files) == len(_ids(store))
     for data in files.values():
         body = json.loads(data)
@@ -184,3 +227,23 @@ def test_verify_compares_a_curve_with_the_value_reported_from_it(checkout: Path)
     better = Record(record.id, {**record.result, "metrics": {**record.metrics, "final": final}}, record.run)
     (problem,) = verify_record(real, better)
     assert problem.startswith(f"{record.id}: the curve of error ends at ") and problem.endswith(" 1e-16")
+
+
+def test_verify_compares_the_choice_with_the_search_it_follows_from(checkout: Path, tmp_path: Path) -> None:
+    """A choice changed by hand would choose the runs of whole tables."""
+    import shutil
+
+    from nora.reporting.collation import audit
+    from nora.tables.target import load_target
+
+    shutil.copytree(checkout / "conf", tmp_path / "conf")
+    for name in ("data", "assets"):
+        (tmp_path / name).symlink_to(checkout / name)
+    snapshot = take_snapshot(Store(checkout / "results"))
+    target = load_target(tmp_path, "tuning")
+    assert audit(target, snapshot, tmp_path / "results") == []
+    path = tmp_path / "conf" / "chosen" / "table2.mini.yaml"
+    path.write_text(path.read_text().replace("protocol.lr: 0.03", "protocol.lr: 0.01"))
+    (problem,) = audit(target, snapshot, tmp_path / "results")
+    assert problem.startswith(f"{path}: not what the records give")
+    assert audit(target, snapshot, tmp_path / "another" / "store") == [], "of other records it was not made"

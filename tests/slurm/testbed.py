@@ -69,7 +69,7 @@ class Testbed:
         if not attempts or not attempts[-1].journal.is_file():
             return 0
         lines = attempts[-1].journal.read_text().splitlines()
-        steps = [json.loads(line)["step"] for line in lines[-3:] if line.endswith("}")]
+        steps = [json.loads(line).get("step", 0) for line in lines[-3:] if line.endswith("}")]
         return max(steps, default=0)
 
     def logs(self) -> str:

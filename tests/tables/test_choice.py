@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nora.errors import UserError
 from nora.store.record import Record
-from nora.tables.choice import Trial, choose, grid_points, summarize
+from nora.tables.choice import Trial, choose, chosen_path, grid_points, read_chosen, summarize
 
 
 def _trial(metric: float, loss: float, lr: float = 1e-3, xi: float = 0.1, **changes: Any) -> Trial:
@@ -60,3 +62,13 @@ def test_grid_points_in_the_order_written() -> None:
         {"b": 8, "a": 2.0},
     ]
     assert grid_points({}) == [{}]
+
+
+def test_another_tables_choice_is_refused(checkout: Path, tmp_path: Path) -> None:
+    text = chosen_path(checkout, "table2", "mini").read_text()
+    for table, scale in (("table2", "small"), ("table8", "mini")):
+        path = chosen_path(tmp_path, table, scale)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"chosen/.*: foreign \(the choice of table2 at scale=mini\)"):
+            read_chosen(tmp_path, table, scale)

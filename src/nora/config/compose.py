@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import hydra
+import omegaconf
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,6 +28,8 @@ from nora.config import limits
 from nora.errors import UserError, nearest
 from nora.files import Json
 
+_Files = tuple[tuple[str, int, int], ...]
+"""Path, time and size of every file that a composition may read."""
 OWN_STORE = "exec.results=results/mine"
 """The word `nora run` adds where no place for its records is typed; no message repeats it."""
 
@@ -77,13 +84,47 @@ def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Json]:
     before (targets share most of their cells) is only copied, as long as no file has changed."""
     files = tuple(
         sorted(
-            (entry.path, entry.stat().st_mtime_ns)
+            (entry.path, entry.stat().st_mtime_ns, entry.stat().st_size)
             for folder in folders(conf)
             for entry in _entries(folder)
             if entry.name.endswith(".yaml")
         )
     )
-    return copy.deepcopy(_compose(conf, tuple(overrides), files))
+    if _known is None or all(word.startswith("exec") for word in overrides):  # a workspace's is all about exec
+        return copy.deepcopy(_compose(conf, tuple(overrides), files))
+    return _recall(conf, tuple(overrides), files, _known)
+
+
+_known: dict[str, Json] | None = None
+
+
+@contextmanager
+def remembering(known: dict[str, Json]) -> Iterator[None]:
+    """Within it what ``known`` has of the same files is not composed again, and what is composed is put there, without
+    ``exec``, which may refer to the surroundings. For what is only shown: composing is most of what it costs."""
+    global _known
+    before, _known = _known, known
+    try:
+        yield
+    finally:
+        _known = before
+
+
+def _recall(conf: Path, overrides: tuple[str, ...], files: _Files, known: dict[str, Json]) -> dict[str, Json]:
+    own = Path(__file__).stat()
+    state = f"{hydra.__version__} {omegaconf.__version__} {own.st_mtime_ns} {own.st_size} {files}"
+    group = hashlib.sha256(state.encode()).hexdigest()
+    for stale in [key for key in known if not key.startswith(group)]:
+        del known[stale]
+    key = " ".join([group, *overrides])
+    if key not in known:
+        made = {name: value for name, value in _compose(conf, overrides, files).items() if name != "exec"}
+        text = json.dumps(made)
+        if json.loads(text) != made:  # holds what JSON cannot keep
+            return copy.deepcopy(made)
+        known[key] = text
+    recalled: dict[str, Json] = json.loads(known[key])
+    return recalled
 
 
 def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
@@ -114,7 +155,7 @@ def _missing(node: Json, path: str = "") -> Iterator[str]:
 
 
 @lru_cache(maxsize=1024)
-def _compose(conf: Path, overrides: tuple[str, ...], files: tuple[tuple[str, int], ...]) -> dict[str, Json]:
+def _compose(conf: Path, overrides: tuple[str, ...], files: _Files) -> dict[str, Json]:
     del files  # part of the key
     for folder in folders(conf):
         limits.check_folder(folder)
@@ -160,6 +201,7 @@ def choices_side_by_side(groups: Mapping[str, Sequence[str]], group: str, choice
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The override lists of a multirun: the product of every ``key=a,b``, the last one changing fastest."""
+    limits.check_overrides(tuple(overrides))
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
         words = {
@@ -172,6 +214,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 def parse_value(key: str, text: str) -> Json:
     """A value as Hydra's grammar reads it: 1e-3 is a number. UserError for one that it does not, and for several."""
+    limits.check_overrides((f"{key}={text}",))
     try:
         (override,) = OverridesParser.create().parse_overrides(overrides=[f"key={text}"])
         if override.is_sweep_override():

@@ -19,10 +19,13 @@ from nora.files import Json
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000
 MAX_DEPTH = 32
+MAX_WORDS = 500
 MAX_SECONDS = 3.0
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 _SURROUNDINGS = re.compile(r"\$\{\s*(oc\.env|hydra|now|exec)\b")
 """What is read of the machine, not of the config: a secret of it would stand in every record."""
+_LONG_DIGITS = re.compile(r"\d[\d_]{300,}")
+"""More than a float holds, and from some length on more than Python reads."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -43,7 +46,8 @@ def check_file(path: Path) -> None:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuses a YAML text of over 10,000 nodes, deeper than 32, with aliases, tags or a key that stands twice."""
+    """Refuses a YAML text of over 10,000 nodes, deeper than 32, with aliases, tags, a number of over
+    300 digits or a key that stands twice."""
     nodes = 0
     open_keys: list[dict[str, None] | None] = []
     """Of every open collection: a mapping's keys so far, None for a list."""
@@ -57,6 +61,8 @@ def check_text(text: str, where: str) -> None:
             tag = getattr(event, "tag", None)
             if tag is not None:
                 raise UserError(f"{at}: the tag {tag} is not allowed; write the plain value")
+            if isinstance(event, yaml.ScalarEvent) and _LONG_DIGITS.fullmatch(event.value.lstrip("+-")):
+                raise UserError(f"{at}: a number of {len(event.value)} digits, allowed 300")
             if isinstance(event, yaml.NodeEvent):
                 nodes += 1
                 if open_keys and (keys := open_keys[-1]) is not None:
@@ -92,11 +98,15 @@ def check_folder(folder: Path) -> None:
 
 def check_overrides(overrides: tuple[str, ...]) -> None:
     """The same limits for what was typed."""
+    if len(overrides) > MAX_WORDS:
+        raise UserError(f"{len(overrides)} words, allowed {MAX_WORDS}; many values are a file of conf/experiment/")
     for override in overrides:
-        if len(key := override.partition("=")[0]) > 500:
-            raise UserError(f"{key[:40]}…: a key of {len(key)} characters, allowed 500")
+        if len(key := override.partition("=")[0]) > 200:  # a file system's names end at 255
+            raise UserError(f"{key[:40]}…: a key of {len(key)} characters, allowed 200")
         if len(override) > 10_000:
             raise UserError(f"{override[:40]}…: {len(override)} characters, allowed 10000")
+        if found := _LONG_DIGITS.search(override):
+            raise UserError(f"{override[:40]}…: a number of {len(found[0])} digits, allowed 300")
         if sum(override.count(c) for c in "[{,") > 1_000 or override.count("[") + override.count("{") > MAX_DEPTH * 2:
             raise UserError(f"{override[:40]}…: too many or too deeply nested values")
 

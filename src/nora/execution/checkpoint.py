@@ -11,9 +11,10 @@ import json
 import logging
 import stat
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -73,14 +74,14 @@ class CheckpointWriter:
     """Writes one checkpoint at a time into ``folder`` beside the training; what fails there is raised by the next call.
 
     ``earlier``: the folders of attempts before this one, whose checkpoints may be continued if they are of the run with
-    the id ``run``. As a context it ends with nothing in flight.
+    the id ``run``. As a context it ends with nothing in flight, unless KeyboardInterrupt (the second order to stop)
+    ends it.
     """
 
     def __init__(self, folder: Path, earlier: Iterable[Path] = (), *, run: str = "") -> None:
         self._folder = folder
         self._earlier = tuple(earlier)
         self._run = run
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._in_flight: Future[None] | None = None
 
     def save(self, state: LoopState) -> None:
@@ -88,7 +89,18 @@ class CheckpointWriter:
         self.join()
         tensors = _copy_tensors(state)
         metadata = {"state": _scalars(state), **_stamp(self._run, self._folder, state.step)}
-        self._in_flight = self._thread.submit(_write, self._folder, state.step, tensors, metadata)
+        written: Future[None] = Future()
+
+        def write(step: int) -> None:
+            try:
+                _write(self._folder, step, tensors, metadata)
+                written.set_result(None)
+            except BaseException as error:
+                written.set_exception(error)
+
+        # A daemon: told a second time to stop, the process waits for no disk that hangs.
+        Thread(target=write, args=(state.step,), name="checkpoint", daemon=True).start()
+        self._in_flight = written
 
     def join(self) -> None:
         """Waits until what was saved is on disk; OSError where it could not be written."""
@@ -116,14 +128,14 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, KeyboardInterrupt):  # told twice: at once
+            return
         try:
             self.join()
         except Exception as failure:
             if error is None:
                 raise
             _LOG.warning("%s: the last checkpoint could not be written: %s", self._folder, failure)
-        finally:
-            self._thread.shutdown()
 
 
 def _stamp(run: str, folder: Path, step: int) -> dict[str, str]:

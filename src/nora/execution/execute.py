@@ -153,21 +153,31 @@ def attempted(
         own.made = store.publish_record(own.record)
         attempt.finish()
     except Interrupted as error:
-        attempt.interrupt(str(error))
+        with _ending(attempt):
+            attempt.interrupt(str(error))
         raise
     except BankEnded as error:
-        attempt.interrupt(str(error))
+        with _ending(attempt):
+            attempt.interrupt(str(error))
     except Exception as error:
-        try:
+        with _ending(attempt):
             attempt.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
-        except OSError:
-            _LOG.warning("%s: the reason of the failure could not be written (disk full?)", attempt.path)
         if isinstance(error, RunFailed):
             raise
         raise RunFailed(f"run {identity}: {type(error).__name__}: {error} (see {attempt.path}/failed.json)") from error
     except BaseException as error:  # Ctrl-C and the like
-        attempt.interrupt(f"{type(error).__name__}")
+        with _ending(attempt):
+            attempt.interrupt(f"{type(error).__name__}")
         raise
+
+
+@contextmanager
+def _ending(attempt: Attempt) -> Iterator[None]:
+    """How an attempt ended is still raised where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        _LOG.warning("%s: how it ended could not be written (%s)", attempt.path, error.strerror or error)
 
 
 def execute(

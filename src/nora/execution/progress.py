@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ class Reporter:
         self._tracker = tracker
         self._show = show
         self._file = attempt.journal.open("a", encoding="utf-8")
+        self._file.write(json.dumps(attempt.stamp()) + "\n")
         self._over = threading.Event()
         self._beats = threading.Thread(target=self._beat, args=(attempt,), daemon=True)
         self._beats.start()
@@ -62,7 +64,7 @@ class Reporter:
 @contextmanager
 def progress_bar(label: str, *, enabled: bool) -> Iterator[Callable[[Update], None]]:
     """Yields a callable that takes Updates; draws on standard error, only on a terminal."""
-    console = Console(stderr=True)
+    console = Console(file=sys.__stderr__)
     if not (enabled and console.is_terminal):
         yield lambda update: None
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nora.launch.queue import Queue, with_queue
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.cell import Cell
-from nora.tables.estimate import estimate, fit_of, measured_hours
+from nora.tables.estimate import Measured, estimate, fit_of, measured_hours
 from nora.tables.target import AnyTarget
 from nora.workspace import Workspace
 
@@ -73,9 +74,11 @@ def plan(
     snapshot: Snapshot,
     queue: Queue | None = None,
     device_gib: float = DEVICE_GIB,
+    measured: Measured | None = None,
 ) -> list[PlannedCell]:
-    """The state of every cell, in their order; with ``queue`` what SLURM holds is part of it."""
-    measured = measured_hours(snapshot.values())
+    """The state of every cell, in their order; with ``queue`` what SLURM holds is part of it. ``measured``: of the
+    snapshot's records, where several targets share them."""
+    measured = measured_hours(snapshot.values()) if measured is None else measured
     planned = []
     for cell in cells:
         hours, source = estimate(cell, measured)
@@ -133,8 +136,9 @@ def run_progress(store: Store, kind: str, identity: str) -> dict[str, Json] | No
     left = None
     made = last["step"] - first["step"]
     if last["phase"] == first["phase"] and made > 0:
-        elapsed = time.time() - (attempts[-1].path / "owner.json").stat().st_mtime
-        left = elapsed / (made + 1) * (last["total"] - last["step"])
+        with suppress(OSError):  # it may be gone by now
+            elapsed = time.time() - (attempts[-1].path / "owner.json").stat().st_mtime
+            left = elapsed / (made + 1) * (last["total"] - last["step"])
     return {"phase": last["phase"], "step": last["step"], "total": last["total"], "seconds_left": left}
 
 

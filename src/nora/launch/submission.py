@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -126,6 +127,7 @@ def snapshot_code(checkout: Path, results: Path) -> tuple[Path, str]:
     return folder, commit
 
 
+_LOG = logging.getLogger(__name__)
 FOLDER = "submissions"
 _FROZEN = ("submission.json", "submission.copy.json")
 """Twice the same: of one that is cut short its jobs can still be told, and run."""
@@ -162,6 +164,9 @@ class Submission:
             note = read_json(self.folder / f"array-{array}.json", {})
         except (FileNotFoundError, DamagedFile):
             return {}
+        if note.get("of", self.job_name(array)) != self.job_name(array):
+            _LOG.warning("%s: foreign (the note of %s): left out", self.folder / f"array-{array}.json", note["of"])
+            return {}
         return {key: str(value) for key, value in note.items()}
 
     def job(self, array: int) -> str | None:
@@ -170,7 +175,7 @@ class Submission:
 
     def write_job(self, array: int, job: str) -> None:
         """Notes that an array was accepted by SLURM, by this cluster, from this user."""
-        note = {"job": job, "cluster": slurm.cluster(), "user": slurm.this_user()}
+        note = {"of": self.job_name(array), "job": job, "cluster": slurm.cluster(), "user": slurm.this_user()}
         write_atomic(self.folder / f"array-{array}.json", json.dumps(note))
 
     def spec(self, identity: str) -> AnySpec:

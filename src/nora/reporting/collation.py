@@ -240,7 +240,8 @@ def _differing(texts: Sequence[tuple[Path, str]], results: Path, again: str) -> 
     return [
         f"{path}: not what the records give; `nora collate {again}` writes it again"
         for path, text in texts
-        if path.is_relative_to(results) and path.is_file() and path.read_text(encoding="utf-8") != text
+        # Of the checkout's own store the choices too: of another's records conf/chosen was not made.
+        if path.is_relative_to(results.parent) and path.is_file() and path.read_text(encoding="utf-8") != text
     ]
 
 

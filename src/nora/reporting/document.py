@@ -96,8 +96,12 @@ def to_markdown(document: Document) -> str:
 
 
 def as_text_cell(value: object) -> object:
-    """A CSV cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe before it."""
-    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r") or not value:
+    """A CSV cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe before it. Nor
+    does a carriage return, which Python's writer leaves without quotes, begin another row."""
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    if value[:1] not in ("=", "+", "-", "@", "\t", "\n") or not value:
         return value
     try:
         float(value)
@@ -110,7 +114,7 @@ def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A header and rows as CSV."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(map(as_text_cell, header))
     writer.writerows([as_text_cell(value) for value in row] for row in rows)
     return buffer.getvalue()
 

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import csv
 import io
-from collections.abc import Mapping
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import IO
 
 from nora.files import Json, readable_json
 from nora.reporting import labels
-from nora.reporting.document import as_text_cell
+from nora.reporting.document import as_text_cell, csv_text
 from nora.reporting.proofs import proof_line
 from nora.reporting.provenance import flat_values
 from nora.store.record import Record
 from nora.store.runs import Store
-from nora.store.states import Snapshot
 
 _PACKAGES = ("transformers", "datasets", "peft", "torch", "bitsandbytes")
 _FLOAT_BYTES = 4  # adapters are kept in float32
 
 
-def export(snapshot: Snapshot, store: Store) -> list[tuple[str, bytes]]:
-    """(name below the folder, content) of every file; the same records give the same bytes."""
-    records = [snapshot[identity] for identity in sorted(snapshot)]
-    files = list(_tables(records).items())
-    for record in records:
-        if record.spec["kind"] == "finetune":
-            files.append((f"peft/{record.id}.json", readable_json(peft_result(record)).encode()))
-            kept = record.result["files"].get("adapter")
-            if kept and (store.run_dir(record.spec["kind"], record.id) / kept["name"]).is_file():
-                files.append((f"cards/{record.id}.md", model_card(record).encode()))
-    return files
+def export(records: Iterable[Record], store: Store) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """(name below the folder, content in parts) of every file; the same records give the same bytes. Records are taken
+    one by one and none is kept: what it needs of memory does not grow with their number."""
+    types: dict[str, set[type]] = {}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as rows:
+        for record in records:
+            row = flat_record(record)
+            for key, value in row.items():
+                large = type(value) is int and abs(value) >> 63  # more than a column of numbers holds
+                types.setdefault(key, set()).add(str if large else type(value))
+            rows.write(json.dumps(row) + "\n")
+            if record.spec["kind"] == "finetune":
+                yield f"peft/{record.id}.json", [readable_json(peft_result(record)).encode()]
+                kept = record.result["files"].get("adapter")
+                if kept and (store.run_dir(record.spec["kind"], record.id) / kept["name"]).is_file():
+                    yield f"cards/{record.id}.md", [model_card(record).encode()]
+        columns = {key: _column_type(types[key]) for key in sorted(types, key=lambda key: (key != "id", key))}
+        yield "records.csv", _csv(rows, columns)
+        with tempfile.TemporaryFile() as file:
+            _write_parquet(file, rows, columns)
+            file.seek(0)
+            yield "records.parquet", iter(lambda: file.read(1 << 20), b"")
 
 
 def flat_record(record: Record) -> dict[str, Json]:
@@ -42,19 +57,44 @@ def flat_record(record: Record) -> dict[str, Json]:
     return {key: value for key, value in row.items() if value is not None and not isinstance(value, list)}
 
 
-def _tables(records: list[Record]) -> dict[str, bytes]:
-    """One row per record, as CSV and Parquet."""
-    import pandas as pd
+_BATCH = 500
 
-    rows = [flat_record(record) for record in records]
-    columns = sorted({key for row in rows for key in row}, key=lambda key: (key != "id", key))
-    frame = pd.DataFrame(rows, columns=columns).convert_dtypes()
-    for column in frame.select_dtypes(include="object"):  # of several types (a name here, a number there): text
-        frame[column] = frame[column].map(str, na_action="ignore").astype("string")
-    parquet = io.BytesIO()
-    frame.to_parquet(parquet, index=False)
-    text = frame.map(as_text_cell).to_csv(index=False, lineterminator="\n")
-    return {"records.csv": text.encode(), "records.parquet": parquet.getvalue()}
+
+def _column_type(found: set[type]) -> type:
+    """The one type that holds every value of a column; of several (a name here, a number there) it is text."""
+    if found == {int, float}:
+        return float
+    return next(iter(found)) if len(found) == 1 else str
+
+
+def _batches(rows: IO[str], columns: Mapping[str, type]) -> Iterator[list[list[Json]]]:
+    """The rows, a list of values each, in the columns' order and types; None where a row has none."""
+    rows.seek(0)
+    while lines := list(itertools.islice(rows, _BATCH)):
+        found = map(json.loads, lines)
+        yield [[None if key not in row else kind(row[key]) for key, kind in columns.items()] for row in found]
+
+
+def _csv(rows: IO[str], columns: Mapping[str, type]) -> Iterator[bytes]:
+    yield csv_text(list(columns), []).encode()
+    for batch in _batches(rows, columns):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([as_text_cell(value) for value in row] for row in batch)
+        yield text.getvalue().encode()
+
+
+def _write_parquet(file: IO[bytes], rows: IO[str], columns: Mapping[str, type]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    known = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+    schema = pa.schema([(key, known.get(kind, pa.string())) for key, kind in columns.items()])
+    with pq.ParquetWriter(file, schema) as writer:
+        for batch in _batches(rows, columns):
+            arrays = [
+                pa.array(values, field.type) for values, field in zip(zip(*batch, strict=True), schema, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def _peft_config(spec: Mapping[str, Json]) -> dict[str, Json]:

@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,10 @@ class Attempt:
     def journal(self) -> Path:
         return self.path / "journal.jsonl"
 
+    def stamp(self) -> dict[str, str]:
+        """Whose attempt it is: what its journal begins with."""
+        return {"run": self.path.parent.parent.name, "attempt": self.path.name}
+
     def owner(self) -> dict[str, Any]:
         """Host, process and SLURM job that made the attempt; {} where that was not written or is damaged."""
         owner = self._object("owner.json")
@@ -123,7 +128,7 @@ class Attempt:
 
     def interrupt(self, reason: str) -> None:
         """Writes down that the attempt stopped on purpose and can be continued."""
-        write_atomic(self.path / "interrupted.json", json.dumps({"reason": reason}))
+        self._end("interrupted.json", {"reason": reason})
 
     def interruption(self) -> str | None:
         """Why the attempt stopped on purpose, None where it did not."""
@@ -132,7 +137,16 @@ class Attempt:
 
     def fail(self, error: str, detail: str = "") -> None:
         """Writes down why the attempt ended without a record."""
-        write_atomic(self.path / "failed.json", json.dumps({"error": error, "detail": detail}, indent=1))
+        self._end("failed.json", {"error": error, "detail": detail})
+
+    def _end(self, name: str, body: dict[str, str]) -> None:
+        try:
+            write_atomic(self.path / name, json.dumps(body, indent=1))
+        except OSError:
+            # Its process may live on (a worker, a multirun): whoever cannot say that it ended has no owner any more.
+            with suppress(OSError):
+                (self.path / "owner.json").unlink()
+            raise
 
     def failure(self) -> str | None:
         error = self._object("failed.json").get("error")

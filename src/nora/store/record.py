@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -173,6 +174,13 @@ def _of_numbers(scores: Json) -> bool:
     if isinstance(scores, dict):
         return all(map(_of_numbers, scores.values()))
     return isinstance(scores, int | float | list)
+
+
+def read_unchecked(path: Path) -> Record:
+    """The record at ``path`` as it is, of which it is known that it was whole; LookupError, TypeError, ValueError or
+    OSError where it is none."""
+    body = json.loads(read_regular(path))
+    return Record(body["id"], body["result"], body["run"], run_is_hashed="run_sha256" in body, folder=path.parent)
 
 
 def read_record(path: Path) -> Record | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import pwd
 import secrets
@@ -27,6 +28,7 @@ from nora.store.attempt import (
 )
 from nora.store.record import DamagedRecord, Record, read_record
 
+_LOG = logging.getLogger(__name__)
 OWN = "mine"
 """Below the store of the tables: what a person runs, in no commit and in no table."""
 _NOT_ALWAYS_KEPT = ("adapter",)  # exec.keep_adapter decides; its hash is in the record either way
@@ -69,8 +71,19 @@ class Store:
     def home(self, beginning: str) -> Store:
         """Where a run whose id starts so is found: here, or among what `nora run` has put into the folder ``OWN``."""
         own = Store(self.root / OWN)
-        there = any(own.root.glob(f"runs/*/{beginning}*")) and not any(self.root.glob(f"runs/*/{beginning}*"))
+        there = any(own.run_dirs(beginning)) and not any(self.run_dirs(beginning))
         return own if beginning.isalnum() and there else self
+
+    def run_dirs(self, beginning: str = "") -> list[Path]:
+        """The folders of all runs whose id starts so, by id; a stray file is no run. (Names are read and no file is
+        looked at: of a hundred thousand a glob takes seconds.)"""
+        found = []
+        for kind in self.root.glob("runs/*/"):
+            with suppress(OSError), os.scandir(kind) as entries:
+                found += [
+                    (e.name, kind.name, kind / e.name) for e in entries if e.name.startswith(beginning) and e.is_dir()
+                ]
+        return [folder for _, _, folder in sorted(found)]
 
     def run_dir(self, kind: str, run_id: str) -> Path:
         return self.root / "runs" / kind / run_id
@@ -156,7 +169,7 @@ class Store:
         if path.is_file():
             if sha256_file(path) != sha256:
                 path.unlink(missing_ok=True)
-        elif path.exists():
+        elif os.path.lexists(path):
             path.rename(path.with_name(f"{name}.damaged-{secrets.token_hex(4)}"))
 
     def publish_record(self, record: Record) -> bool:
@@ -186,6 +199,11 @@ class Store:
         """The other results of a run (``nora merge``), which no table reads."""
         return sorted(self.run_dir(kind, run_id).glob("record-*.json"))
 
+    def contest(self, folder: Path) -> str:
+        """A line where the run in a folder has other results beside its record, else ""."""
+        names = ", ".join(path.name for path in self.others(folder.parent.name, folder.name))
+        return f"{folder}: two results of one run: record.json counts; beside it {names}" if names else ""
+
     def read(self, kind: str, run_id: str) -> Record | None:
         return read_record(self.record_path(kind, run_id))
 
@@ -196,7 +214,7 @@ class Store:
         for label, file in record.result["files"].items():
             path = folder / file["name"]
             if not path.is_file():
-                if path.exists():
+                if os.path.lexists(path):
                     problems.append(f"{path}: not a regular file ({label})")
                 elif label not in _NOT_ALWAYS_KEPT:
                     problems.append(f"{path}: missing ({label})")
@@ -206,7 +224,8 @@ class Store:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out."""
+    """The complete lines of an append-only journal; a torn last line, and what is none of a journal's, is left out.
+    [], with a warning, where its first line says that it is another run's or attempt's (older ones do not say)."""
     try:
         content = read_regular(path)
     except (OSError, DamagedFile):
@@ -217,6 +236,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             lines.append(parse_json(line, where=path, finite=False))  # a loss may be NaN
         except DamagedFile:
             break
+    stamp = lines[0] if lines and isinstance(lines[0], dict) and "run" in lines[0] else None
+    if stamp is not None and stamp != Attempt(path.parent).stamp():
+        _LOG.warning("%s: foreign (of run %s, attempt %s): left out", path, stamp.get("run"), stamp.get("attempt"))
+        return []
     return [line for line in lines if isinstance(line, dict) and _is_update(line)]
 
 

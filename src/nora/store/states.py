@@ -8,13 +8,16 @@ another version of its protocol.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nora.config.spec import versionless_id
-from nora.store.record import DamagedRecord, Record
+from nora.store.index import Index
+from nora.store.record import DamagedRecord, Record, read_unchecked
 from nora.store.runs import Store
 
 if TYPE_CHECKING:
@@ -145,20 +148,32 @@ class Snapshot(Mapping[str, Record]):
         return found
 
 
-def take_snapshot(store: Store) -> Snapshot:
-    """Reads every run once."""
+def runs(store: Store, index: Index | None = None) -> Iterator[tuple[Path, RunState]]:
+    """Every run's folder and state, in order, read as they are asked for; what ``index`` saw whole, and has not changed
+    since, is not checked again."""
+    for folder in store.run_dirs():
+        if index is not None and index.saw_whole(folder):
+            with suppress(LookupError, TypeError, ValueError, OSError):
+                yield folder, _ended(read_unchecked(folder / "record.json"))
+                continue
+        found = run_state(store, folder.parent.name, folder.name)
+        if index is not None and found.record is not None:
+            index.remember(folder)
+        yield folder, found
+
+
+def take_snapshot(store: Store, index: Index | None = None) -> Snapshot:
+    """Reads every run once. With ``index`` (for what is only shown) those it saw whole are not checked again."""
     records: dict[str, Record] = {}
     damaged: dict[str, str] = {}
     contested: dict[str, str] = {}
     unfinished: dict[str, RunState] = {}
-    for folder in sorted(store.root.glob("runs/*/*/")):  # a stray file is no run
+    for folder, found in runs(store, index):
         kind, run_id = folder.parent.name, folder.name
-        found = run_state(store, kind, run_id)
         if found.record is not None:
             records[run_id] = found.record
-            if others := store.others(kind, run_id):
-                names = ", ".join(path.name for path in others)
-                contested[run_id] = f"{folder}: two results of one run: record.json counts; beside it {names}"
+            if line := store.contest(folder):
+                contested[run_id] = line
         elif found.state is State.DAMAGED:
             # A run of that id may stand whole under its own kind.
             damaged[f"{kind}/{run_id}" if run_id in records or run_id in damaged else run_id] = found.reason

@@ -85,6 +85,8 @@ def read_chosen(checkout: Path, table: str, scale: str) -> Mapping[str, Mapping[
         raise UserError(f"{where}: not there yet; `nora collate tuning` writes it from the search")
     content = read_yaml(path)
     try:
+        if (content["table"], content["scale"]) != (table, scale):
+            raise UserError(f"{where}: foreign (the choice of {content['table']} at scale={content['scale']})")
         return {
             task: {method: entry["settings"] for method, entry in methods.items()}
             for task, methods in content["chosen"].items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from nora.config.compose import remembering
 from nora.errors import RunFailed, UserError
 from nora.files import Json
 from nora.launch import queue as slurm_queue
@@ -32,7 +34,9 @@ from nora.launch.plan import (
 from nora.launch.plan import plan as plan_of
 from nora.launch.queue import Queue, logs_text, read_queue, why_text
 from nora.launch.submission import FOLDER
+from nora.store.index import Index
 from nora.store.states import State, take_snapshot
+from nora.tables.estimate import measured_hours
 from nora.tables.target import AnyTarget
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
 from nora.workspace import Workspace, open_workspace
@@ -147,15 +151,16 @@ def queue_of(workspace: Workspace) -> Queue | None:
     return queue
 
 
-def _planned(targets: Sequence[AnyTarget], workspace: Workspace) -> dict[str, list[PlannedCell]]:
-    snapshot = take_snapshot(workspace.store)
+def _planned(
+    targets: Sequence[AnyTarget], workspace: Workspace, index: Index | None = None
+) -> dict[str, list[PlannedCell]]:
+    snapshot = take_snapshot(workspace.store, index)
     for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(workspace)
-    return {
-        target.name: plan_of(target.cells(snapshot), workspace.store, snapshot, queue, device_memory(workspace))
-        for target in targets
-    }
+    cells = {target.name: target.cells(snapshot) for target in targets}
+    memory, measured = device_memory(workspace), measured_hours(snapshot.values())
+    return {name: plan_of(own, workspace.store, snapshot, queue, memory, measured) for name, own in cells.items()}
 
 
 def _banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[list[str]]:
@@ -264,16 +269,25 @@ def _under_way(cells: Sequence[PlannedCell], steps: Json) -> dict[str, Json]:
 @click.option("--watch", is_flag=True, help="refresh every few seconds")
 def status(words: Sequence[str], as_json: bool, watch: bool) -> int:
     """How far a target is."""
+    index = Index(open_workspace(words).store.root)
+    with remembering(index.composed):
+        return _status(words, index, as_json=as_json, watch=watch)
+
+
+def _status(words: Sequence[str], index: Index, *, as_json: bool, watch: bool) -> int:
     targets, workspace = read_targets(words)
     while True:
-        planned = _planned(targets, workspace)
+        planned = _planned(targets, workspace, index)
+        index.save()
         steps = {name: progress(cells, workspace.store) for name, cells in planned.items()}
         if as_json:
             body = {name: {**counts(cells), **_under_way(cells, steps[name])} for name, cells in planned.items()}
             print(json.dumps(body), flush=True)
         else:
             text = "\n".join(status_text(target, planned[target.name], steps[target.name]) for target in targets)
-            print(("\033[2J\033[H" if watch and sys.stdout.isatty() else "") + text, flush=True)
+            if watch and sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\033[2J\033[H")
+            print(text, flush=True)
         active = any(p.state in (State.RUNNING, State.QUEUED) for cells in planned.values() for p in cells)
         if not watch or not active:
             return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ from nora.errors import UserError, one_of
 from nora.files import Json, write_atomic
 from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store
-from nora.store.states import Snapshot, take_snapshot
+from nora.store.states import Snapshot, State, runs, take_snapshot
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
 from nora.workspace import find_checkout, open_workspace
 
@@ -29,6 +29,16 @@ def _snapshot(store: Store) -> Snapshot:
     for line in snapshot.troubles:
         _warn(line)
     return snapshot
+
+
+def _counted(store: Store) -> Iterator[Record]:
+    """The records that count, by id, one at a time; the others are named on stderr."""
+    for folder, found in runs(store):
+        line = found.reason if found.state is State.DAMAGED else store.contest(folder) if found.record else ""
+        if line:
+            _warn(line)
+        if found.record is not None:
+            yield found.record
 
 
 def _whole(words: Sequence[str]) -> bool:
@@ -97,7 +107,7 @@ def verify(words: Sequence[str], as_json: bool) -> int:
             print(
                 f"{unhashed} records were written before their run part (host, times, libraries; in no table's number) "
                 "had a hash: its types and ranges are checked, its values are not vouched for. Nor are journals, which "
-                "no table reads",
+                "no table reads, and whose first line says whose they are only since then",
                 file=sys.stderr,
             )
         print("\n".join([*problems, f"{len(checked)} records checked, {len(problems)} problems"]))
@@ -146,13 +156,12 @@ def _one_record(store: Store, given: str) -> Record:
     """The record whose id starts so; UserError unless there is exactly one, with why one there is not believed."""
     found, why = [], ""
     store = store.home(given)
-    for folder in sorted(store.root.glob("runs/*/*/")):
-        if folder.name.startswith(given):
-            try:
-                record = store.read(folder.parent.name, folder.name)
-                found += [] if record is None else [record]
-            except DamagedRecord as error:
-                why += f"; {error}"
+    for folder in store.run_dirs(given):
+        try:
+            record = store.read(folder.parent.name, folder.name)
+            found += [] if record is None else [record]
+        except DamagedRecord as error:
+            why += f"; {error}"
     if len(found) == 1:
         return found[0]
     raise UserError(f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{why}")
@@ -197,13 +206,13 @@ def export(words: Sequence[str], out: Path, dry_run: bool) -> int:
     from nora.reporting.exports import export as exported
 
     store = open_workspace(words).store
-    files = exported(_snapshot(store), store)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: given {out}, which is a file; required a folder")
-    for name, data in files:
+    shown: Counter[str] = Counter()
+    for name, parts in exported(_counted(store), store):
+        shown[name.split("/")[0] if "/" in name else name] += 1
         if not dry_run:
-            write_atomic(out / name, data)
-    shown = Counter(name.split("/")[0] if "/" in name else name for name, _ in files)
+            write_atomic(out / name, parts)
     for name, count in shown.items():
         print(f"{out / name}{f' ({count} files)' if '/' not in name and count > 1 else ''}")
     return 0

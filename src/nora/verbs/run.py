@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -203,6 +204,9 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
     if shows and multirun:
         raise UserError(f"{', '.join(sorted(shows))}: given with -m; required without it: it shows one run's config")
     own = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    for group, _, value in (o.partition("=") for o in overrides if o not in own):
+        if "/" in group and re.search(r"[\[{$]", value):
+            raise UserError(f"{group.lstrip('+~')}: given {value!r}, required the name of one choice of Hydra's")
     jobs: list[tuple[Spec, Store]] = []
     if multirun:
         for words in expand_sweep(own):  # all are right before the first one starts

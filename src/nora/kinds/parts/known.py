@@ -5,7 +5,7 @@ It reads no weights and imports no torch, so that the plan of a table can ask it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ def check_known(spec: AnySpec, checkout: Path) -> None:
     if isinstance(model, ModelSpec):
         problems += _of_model(model, checkout)
         shape = {} if problems else _shape(model, checkout)
-        problems += _of_vocabulary(model, shape)
+        problems += [*_of_vocabulary(model, shape), *_of_architecture(model)]
         problems += _of_targets(model, getattr(method, "rank", None), shape, _times(method))
         if isinstance(method, MethodSpec):
             problems += _of_method(method, shape)
@@ -59,14 +59,55 @@ def _of_model(model: ModelSpec, checkout: Path) -> Iterator[str]:
 
 
 def _of_vocabulary(model: ModelSpec, shape: Mapping[str, Json]) -> Iterator[str]:
-    size, kind = shape.get("vocab_size"), shape.get("model_type")
+    size = shape.get("vocab_size")
     if model.bos_token_id is not None and isinstance(size, int) and model.bos_token_id >= size:
         yield f"model.bos_token_id: given {model.bos_token_id}, the model's vocabulary has {size} entries"
-    if model.family != "stable_diffusion" and shape and kind not in ("opt", "llama", "gemma"):
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-        if kind not in CONFIG_MAPPING_NAMES:
+
+_TEXT_KEYS = frozenset(
+    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim hidden_act max_position_embeddings initializer_range rms_norm_eps rope_parameters rope_theta "
+    "attention_bias attention_dropout mlp_bias tie_word_embeddings pad_token_id bos_token_id eos_token_id ffn_dim "
+    "word_embed_proj_dim do_layer_norm_before dropout activation_function layerdrop init_std enable_bias "
+    "layer_norm_elementwise_affine".split()
+)
+"""Of OPT, LLaMA and Gemma: sizes and shapes. What else a configuration object takes may change which code runs."""
+_PICTURE_KEYS = frozenset(
+    "sample_size in_channels out_channels block_out_channels down_block_types up_block_types layers_per_block "
+    "cross_attention_dim attention_head_dim norm_num_groups latent_channels scaling_factor act_fn vocab_size "
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings hidden_act "
+    "projection_dim pad_token_id bos_token_id eos_token_id".split()
+)
+
+
+def _of_architecture(model: ModelSpec) -> Iterator[str]:
+    """Keys that are no size or shape of a model."""
+    given = model.architecture or {}
+    if model.family == "stable_diffusion":
+        for part, keys in given.items():
+            if part not in ("unet", "vae", "text_encoder") or not isinstance(keys, dict):
+                yield f"model.architecture.{part}: given {keys!r:.60}, allowed unet, vae, text_encoder with keys each"
+            else:
+                yield from _unknown(f"model.architecture.{part}", keys, _PICTURE_KEYS)
+        return
+    kind, allowed = given.get("model_type"), _TEXT_KEYS
+    if given and kind not in ("opt", "llama", "gemma"):
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
             yield f"model.architecture: given model_type {kind!r}, which transformers does not know"
+            return
+        own = getattr(CONFIG_MAPPING[kind], "__annotations__", {})
+        allowed = frozenset({"model_type", *(key for key in own if not key.startswith("_"))})
+    yield from _unknown("model.architecture", given, allowed)
+
+
+def _unknown(where: str, given: Mapping[str, Json], allowed: Collection[str]) -> Iterator[str]:
+    names = sorted(allowed)
+    for key in given:
+        if key not in allowed:
+            said = ", ".join(names) + nearest(str(key), names)
+            yield f"{where}.{key}: given {given[key]!r:.60}, no size or shape of a model, allowed {said}"
 
 
 def _shape(model: ModelSpec, checkout: Path) -> Mapping[str, Json]:
