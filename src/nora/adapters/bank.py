@@ -56,7 +56,7 @@ class BankedLinear(nn.Module):
         y: Tensor = self.base_layer(x)
         rows = x.reshape(len(self.A), -1, x.shape[-1])  # [K, n, in]
         half = torch.is_autocast_enabled(x.device.type)
-        if self._dropout or not half:  # autocast would take it back to 16 bits as it was: two passes over it for nothing
+        if self._dropout or not half:  # autocast would take it back to 16 bits as it was: two passes for nothing
             rows = rows.to(self.A.dtype)
         dropped = F.dropout(rows, self._dropout, self.training) if self._dropout else rows
         low = torch.bmm(dropped, self.A.mT) * self._scaling
