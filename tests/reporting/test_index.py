@@ -153,13 +153,23 @@ def test_a_store_that_cannot_be_written_is_read(store: Store, capsys: Out, monke
     assert not (store.root / "not there").exists()
 
 
+def test_a_plan_with_the_memory_is_the_one_without(store: Store, capsys: Out) -> None:
+    where = ["plan", "table2", "scale=smoke", f"exec.results={store.root}"]
+    said = []
+    for _ in range(3):  # nothing there, what the first one composed, the same again
+        assert cli.main(where) == 0
+        said.append(capsys.readouterr().out)
+    (store.root / NAME).unlink()
+    assert cli.main(where) == 0
+    assert {*said, capsys.readouterr().out} == {said[0]} and said[0].startswith("table2 at scale=smoke")
+
+
 def test_no_table_and_no_launch_asks_it(store: Store, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
     _seen(store)
     monkeypatch.setattr(Index, "saw_whole", lambda *given: pytest.fail("asked"))
     where = [*STATUS[1:], f"exec.results={store.root}"]
     assert cli.main(["collate", *where]) == 0
     assert cli.main(["verify", *where]) in (0, 1)
-    assert cli.main(["plan", *where]) == 0
     assert cli.main(["launch", *where, "--dry-run"]) == 0
 
 

@@ -35,7 +35,7 @@ from nora.launch.plan import plan as plan_of
 from nora.launch.queue import Queue, logs_text, read_queue, why_text
 from nora.launch.submission import FOLDER
 from nora.store.index import Index
-from nora.store.states import State, take_snapshot
+from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.estimate import measured_hours
 from nora.tables.target import AnyTarget
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
@@ -151,10 +151,7 @@ def queue_of(workspace: Workspace) -> Queue | None:
     return queue
 
 
-def _planned(
-    targets: Sequence[AnyTarget], workspace: Workspace, index: Index | None = None
-) -> dict[str, list[PlannedCell]]:
-    snapshot = take_snapshot(workspace.store, index)
+def _planned(targets: Sequence[AnyTarget], workspace: Workspace, snapshot: Snapshot) -> dict[str, list[PlannedCell]]:
     for line in snapshot.troubles:
         print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(workspace)
@@ -191,8 +188,16 @@ def _with_banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[di
 @click.option("--sbatch", is_flag=True, help="print the job scripts (SLURM is not needed)")
 def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     """The cells of a target: state, reason, cost."""
+    index = Index(open_workspace(words).store.root)
+    with remembering(index.composed):
+        return _plan(words, index, as_json=as_json, sbatch=sbatch)
+
+
+def _plan(words: Sequence[str], index: Index, *, as_json: bool, sbatch: bool) -> int:
     targets, workspace = read_targets(words)
-    planned = _planned(targets, workspace)
+    snapshot = take_snapshot(workspace.store, index)
+    planned = _planned(targets, workspace, snapshot)
+    index.save()
     for cells in planned.values():
         check_cells(cells, workspace.checkout)
     on_cluster = workspace.settings.name == "slurm"
@@ -203,7 +208,6 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
         return 0
     from nora.reporting.sensitivity import sensitivity_line
 
-    snapshot = take_snapshot(workspace.store)
     for target in targets:
         if sbatch:
             text = planned_scripts(target, planned[target.name], workspace)
@@ -248,7 +252,7 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
         elif workspace.settings.name == "slurm":
             code |= launch_slurm(target, workspace, retry=retry, dry_run=dry_run)
         elif dry_run:
-            for p in _planned([target], workspace)[target.name]:
+            for p in _planned([target], workspace, take_snapshot(workspace.store))[target.name]:
                 if p.state in (RETRIED if retry else SUBMITTABLE):
                     print(shlex.join(["nora", "run", *p.cell.overrides, f"exec.results={workspace.settings.results}"]))
         else:
@@ -277,7 +281,7 @@ def status(words: Sequence[str], as_json: bool, watch: bool) -> int:
 def _status(words: Sequence[str], index: Index, *, as_json: bool, watch: bool) -> int:
     targets, workspace = read_targets(words)
     while True:
-        planned = _planned(targets, workspace, index)
+        planned = _planned(targets, workspace, take_snapshot(workspace.store, index))
         index.save()
         steps = {name: progress(cells, workspace.store) for name, cells in planned.items()}
         if as_json:
