@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -25,10 +26,11 @@ from typing import Any
 
 from nora.config.spec import run_id
 from nora.errors import AlreadyRunning, RunFailed
+from nora.execution.bank import BankRun, execute_bank
 from nora.execution.execute import execute
 from nora.files import canonical_json
 from nora.kinds import compose_run
-from nora.store.record import DamagedRecord
+from nora.store.record import DamagedRecord, Record
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import take_snapshot
 from nora.store.verify import verify_record
@@ -156,6 +158,61 @@ def kills_of_every_kind(subjects: dict[str, Subject], trials: int, draw: random.
                 by.setdefault(name, []).append(died and subject.recovers(results))
     every = [p for passed in by.values() for p in passed]
     return _tally(every, by={name: _tally(passed) for name, passed in by.items()})
+
+
+def kills_of_a_bank(folder: Path, trials: int, draw: random.Random) -> dict[str, Any]:
+    """SIGKILL from outside at a random moment of a bank of three; one plain restart, and every member has its record.
+
+    What a member is trained beside after that may differ, and so may its last digits: its losses are those of the quiet
+    bank to 1e-4, its files are whole.
+    """
+    checkout = find_checkout(Path(__file__).parent)
+    words = [w for w in _WORDS if not w.startswith("method=")]
+    composed = [compose_run(checkout, [*words, f"method={name}"]) for name in ("lora", "nora", "nora_plus")]
+    specs, settings = [spec for spec, _, _ in composed], replace(composed[0][1], threads=1)
+
+    def start(results: Path) -> int:
+        sys.stdout.flush()
+        child = os.fork()
+        if child:
+            return child
+        code = 4
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            ended: list[Any] = []
+            execute_bank(
+                [BankRun(spec) for spec in specs], settings, checkout=checkout, store=Store(results),
+                on_ended=lambda number, how: ended.append(how),
+            )  # fmt: skip
+            code = 0 if all(isinstance(how, Record) for how in ended) and len(ended) == len(specs) else 3
+        finally:
+            os._exit(code)
+
+    def losses(results: Path) -> list[float]:
+        store, found = Store(results), []
+        for spec in specs:
+            record = store.read(spec.kind, run_id(spec))
+            if record is None or verify_record(store, record):
+                return []
+            found += [record.metrics["test"]["loss"], *(entry["loss"] for entry in record.metrics["epochs"])]
+        return found
+
+    began = time.monotonic()
+    assert os.waitstatus_to_exitcode(os.waitpid(start(folder / "bank"), 0)[1]) == 0
+    seconds, expected, passed = time.monotonic() - began, losses(folder / "bank"), []
+    while len(passed) < trials:
+        results = folder / f"bank-{len(passed)}"
+        child = start(results)
+        time.sleep(seconds * draw.uniform(0.1, 0.95))
+        os.kill(child, signal.SIGKILL)
+        died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        again = os.waitstatus_to_exitcode(os.waitpid(start(results), 0)[1]) == 0
+        found = losses(results)
+        shutil.rmtree(results)
+        if died:  # else it had ended: nothing was tried
+            near = [math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found, expected, strict=False)]
+            passed.append(again and len(found) == len(expected) and all(near))
+    return _tally(passed)
 
 
 def _die_at_moment(at: int) -> Callable[[int], None]:
@@ -341,6 +398,7 @@ def run(*, quick: bool) -> dict[str, Any]:
                     {n: Subject(folder, w) for n, w in _KINDS.items()}, 1 if quick else 60, draw
                 ),
             ),
+            "SIGKILL in a bank": (None, lambda: kills_of_a_bank(folder, 2 if quick else 50, draw)),
             "a file spoilt, or a stranger in its place": (
                 None,
                 lambda: corruptions(Path(folder), 60 if quick else 2000, draw, restarts=6 if quick else 150),
