@@ -50,11 +50,13 @@ def test_a_stranger_in_a_files_place(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_kills_in_every_kind_of_run(checkout: Path) -> None:
-    (part,) = _few(
+    every, bank = _few(
         checkout,
-        "[chaos.kills_of_every_kind({n: chaos.Subject(subject.folder, w) for n, w in chaos._KINDS.items()}, 1, draw)]",
+        "[chaos.kills_of_every_kind({n: chaos.Subject(subject.folder, w) for n, w in chaos._KINDS.items()}, 1, draw),"
+        " chaos.kills_of_a_bank(subject.folder, 1, draw)]",
     )
-    assert part["passed"] == part["trials"] == 4, part
+    assert every["passed"] == every["trials"] == 4, every
+    assert bank["passed"] == bank["trials"] == 1, bank
 
 
 def test_a_config_generated_at_random(checkout: Path) -> None:
