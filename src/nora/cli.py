@@ -51,6 +51,7 @@ _VERBS = {
     "doctor": ("machine", "what this machine has: libraries, disk, Hub, SLURM, W&B"),
     "pretrain": ("machine", "make a small base model (of text: from a folder)"),
     "bench": ("machine", "run benchmarks/NAME.py"),
+    "model": ("own", "a model of your own under a name: nora model add NAME PATH"),
     "list": ("words", "methods, tasks, models, tables, … there are; the runs of a store"),
     "help": ("", "all commands, or one of them"),
     "completion": ("", "a completion script for the shell: source <(nora completion bash)"),
@@ -76,6 +77,7 @@ _EXAMPLES = {
     "doctor": "table2 scale=paper",
     "pretrain": "opt_mini",
     "bench": "step --quick",
+    "model": "add my_model ~/models/my_model",
     "list": "runs nora_plus sst2",
     "claims": "few-shot-pissa",
     "help": "plan",
@@ -163,6 +165,7 @@ def run(words: tuple[str, ...]) -> int:
     spec, settings, _ = kinds.compose_run(checkout, words)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
+    _tell_what_was_found(words, checkout)
     from nora.execution.execute import execute
     from nora.execution.progress import progress_bar
     from nora.execution.stops import listening
@@ -180,6 +183,15 @@ def run(words: tuple[str, ...]) -> int:
     if replicas is None or replicas.rank == 0:
         print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     return 0 if record.status == "done" else 1
+
+
+def _tell_what_was_found(words: Sequence[str], checkout: Path) -> None:
+    """Of a model of one's own: what its config and tokenizer say."""
+    if "model=auto" in words:
+        from nora.config.compose import compose_config
+        from nora.config.own_model import found
+
+        _say(found(compose_config(checkout / "conf", words)["model"], checkout)[1])
 
 
 @nora.command(name="help")

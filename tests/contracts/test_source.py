@@ -62,7 +62,8 @@ def test_no_file_is_a_book_and_most_are_more_than_a_note() -> None:
     registries = {"tasks", "superglue", "instruct", "inits", "variants", "optimizers", "layouts"}
     rooms = [n for path, n in lengths.items() if path.parent.name not in registries]
     # The bank (5), kept adapters, what paper scale needs (readiness), claims (5), inference, what a plan can see.
-    rooms_since = 14
+    # Own models and rows: what a model says it is, what rows are, the task they make, the two verbs.
+    rooms_since = 14 + 4
     assert median(rooms) >= 100 and len(FILES) <= 165 + 26 + rooms_since
 
 

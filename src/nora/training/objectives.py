@@ -76,6 +76,15 @@ def base_of(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel | Bank) else model
 
 
+def as_read(mask: Tensor, base: Any) -> Tensor:
+    """A mask that is True where a query may read, as the model's attention takes it: one without PyTorch's own kernels
+    (GPT-J, GPT-Neo) adds it to the scores."""
+    if base.config._attn_implementation != "eager":
+        return mask
+    least = torch.finfo(base.dtype).min
+    return torch.zeros_like(mask, dtype=base.dtype).masked_fill(~mask, least)
+
+
 def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
     """Last hidden states [b, n, h] under an explicit mask [b, 1, n, n] and explicit positions.
 
@@ -92,7 +101,7 @@ def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, 
         mask = torch.cat([prefix, mask], dim=3)
     return base.base_model(
         input_ids=input_ids,
-        attention_mask=mask,
+        attention_mask=as_read(mask, base),
         position_ids=position_ids,
         past_key_values=past,
         use_cache=past is not None,
