@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -52,6 +53,7 @@ _VERBS = {
     "pretrain": ("machine", "make a small base model (of text: from a folder)"),
     "bench": ("machine", "run benchmarks/NAME.py"),
     "model": ("own", "a model of your own under a name: nora model add NAME PATH"),
+    "task": ("own", "what a task's rows are to the model: nora task show NAME -n 3"),
     "list": ("words", "methods, tasks, models, tables, … there are; the runs of a store"),
     "help": ("", "all commands, or one of them"),
     "completion": ("", "a completion script for the shell: source <(nora completion bash)"),
@@ -78,6 +80,7 @@ _EXAMPLES = {
     "pretrain": "opt_mini",
     "bench": "step --quick",
     "model": "add my_model ~/models/my_model",
+    "task": "show cb -n 1 model=opt_mini",
     "list": "runs nora_plus sst2",
     "claims": "few-shot-pissa",
     "help": "plan",
@@ -252,6 +255,9 @@ def _take_folder(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal of few letters gets a code for the others, and no traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words, before = list(sys.argv[1:] if arguments is None else arguments), os.environ.get(starts.FOLDER)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:

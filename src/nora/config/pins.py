@@ -165,6 +165,10 @@ class Pins:
             pinned = self.lock.get("tasks", {}).get(task.get("name"), {})
             task["revision"] = _commit("task.revision", task.get("revision"), pinned)
             task["files"] = pinned.get("files") if task["revision"] == pinned.get("commit") else None
+        elif task.get("source") == "file":
+            from nora.config import own_rows
+
+            task = own_rows.found(task, self._checkout)
         elif task.get("source") in ("slice", "small"):
             folder = f"{'small/' if task['source'] == 'small' else ''}{task.get('name')}"
             files = self._manifest_of(folder)

@@ -232,16 +232,42 @@ class ExecSpec:
 class TaskSpec:
     """A data set and how many of its rows are used.
 
-    The rows come from data/<name>/ (slice), from data/small/<name>/ (small) or from the Hub."""
+    The rows come from data/<name>/ (slice), from data/small/<name>/ (small), from the Hub, or from a file of one's own,
+    whose prompt, answers and metric are then said here (``nora.tasks.own``)."""
 
     name: Name
     suite: Name
-    source: Literal["slice", "small", "hub"]
+    source: Literal["slice", "small", "hub", "file"]
     num_train: Count
     num_dev: Count
     num_test: Count
     revision: str | None = None
     files: dict[str, str] | None = None
+    file: str | None = None
+    test_file: str | None = None
+    prompt: str | None = None
+    label: str | None = None
+    labels: dict[str, str] | None = None
+    candidates: str | None = None
+    response: str | None = None
+    answer: str | None = None
+    answer_after: str | None = None
+    metric: str | None = None
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _own_rows_are_said(self) -> TaskSpec:
+        own = ("file", "test_file", "prompt", "label", "labels", "candidates", "response", "answer", "answer_after",
+               "metric", "id")  # fmt: skip
+        choice = ("label", "labels", "candidates")
+        foreign = own if self.source != "file" else choice if self.suite == "instruct" else own[6:9]
+        given = [key for key in foreign if getattr(self, key) is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)}: no meaning with source={self.source}, suite={self.suite}")
+        needed = {"choice": "label", "instruct": "response"}.get(self.suite, "file")
+        if self.source == "file" and getattr(self, needed) is None:
+            raise ValueError(f"{needed}: required with suite={self.suite}")
+        return self
 
 
 def _keys_at(schema: object, path: list[str]) -> list[str]:

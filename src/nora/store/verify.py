@@ -44,6 +44,6 @@ def _rescored(store: Store, record: Record) -> list[str]:
     if file is None:
         return []
     path = store.run_dir(record.spec["kind"], record.id) / file["name"]
-    metric = tasks.load(record.spec["task"]["suite"], record.spec["task"]["name"]).METRIC
+    metric = tasks.of(record.spec["task"]).METRIC
     recorded, again = record.metrics["test"][metric], rescore(path, metric)
     return [] if recorded == again else [f"{path}: the predictions score {again}, the record says {recorded}"]

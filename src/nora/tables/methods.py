@@ -103,8 +103,7 @@ class SpecBook:
 
     def metric(self, column: str) -> str:
         """The metric a column is reported with."""
-        task = self._config(self._file.axis, column)["task"]
-        return str(tasks.load(task["suite"], task["name"]).METRIC)
+        return str(tasks.of(self._config(self._file.axis, column)["task"]).METRIC)
 
     def spec(
         self, method: str, column: str, seed: int, measure: list[str], settings: Settings

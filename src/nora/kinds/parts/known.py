@@ -169,6 +169,12 @@ def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
 
 
 def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
+    if task.source == "file":  # its rows were looked at when they were hashed
+        fits = "choice" if suite == "superglue" else "instruct"
+        if task.suite != fits:
+            other = "protocol=mezo" if task.suite == "choice" else "protocol=llm_adapters_modern"
+            yield f"task: given {task.name} (suite {task.suite}), the protocol is for the suite {fits}; give {other}"
+        return
     if task.suite not in tasks.suites():
         yield f"task.suite: given {task.suite}, allowed {', '.join(tasks.suites())}"
         return

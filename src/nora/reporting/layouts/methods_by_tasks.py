@@ -121,7 +121,7 @@ def _majority(record: Record) -> float | None:
 
 def _zero_shot(record: Record) -> float | None:
     scores = record.metrics.get("zero_shot", {})
-    found = [scores[name] for name in ("accuracy", "mean_accuracy", "f1") if name in scores]
+    found = [scores[name] for name in ("accuracy", "mean_accuracy", "macro_f1", "f1") if name in scores]
     return float(found[0]) if found else None
 
 
