@@ -21,7 +21,7 @@ from nora.tables.subjects import Deployments, Subjects
 from nora.tables.target import Costs, has_scale, load_target
 
 ROOT = Path(__file__).resolve().parents[2]
-ALIASES = {"sd_paper"}  # of sd14
+ALIASES = {"sd_paper", "auto"}  # of sd14; of whatever model.repo says (test_own_model)
 MODELS = sorted({p.stem for p in (ROOT / "conf" / "model").glob("*.yaml")} - ALIASES)
 SETS = sorted(str(p.parent.relative_to(ROOT / "data")) for p in (ROOT / "data").glob("**/NOTICE"))
 FOLDERS = sorted({p.parent for p in (ROOT / "data").glob("**/*.jsonl*")} | {ROOT / "data" / "dreambooth"})

@@ -199,6 +199,10 @@ def test_test_rows_of_their_own_are_kept_apart_from_the_training_rows(checkout: 
     train, unseen = written(tmp_path / "my.jsonl"), [row(text="unseen", label="pos")]
     spec = spec_of(checkout, f"task.file={train}", f"task.test_file={written(tmp_path / 'test.jsonl', unseen)}")
     assert (spec.task.num_train, spec.task.num_dev, spec.task.num_test) == (16, 4, 1)
+    more = written(tmp_path / "more.jsonl", [row(text=f"unseen {i}") for i in range(9)])
+    part = spec_of(checkout, f"task.file={train}", f"task.test_file={more}", "task.num_test=3")
+    drawn = [few_shot_rows(part.task, tasks.of(part.task), checkout, seed=seed).test for seed in (0, 1)]
+    assert {r["text"] for r in drawn[0]} == {r["text"] for r in drawn[1]} and len(drawn[0]) == 3
     assert few_shot_rows(spec.task, tasks.of(spec.task), checkout, seed=0).test == unseen
     leak = written(tmp_path / "leak.jsonl", [*unseen, row(id=5, text=ROWS[2]["text"])])
     with pytest.raises(UserError, match=r"leak.jsonl, line 2: asks what my.jsonl, line 3 asks: it is in training and"):

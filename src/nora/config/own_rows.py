@@ -94,8 +94,8 @@ def found(task: Mapping[str, Json], checkout: Path) -> dict[str, Json]:
     a question twice, a test label that no training row has.
     """
     given = {key: value for key, value in task.items() if value is not None}
-    for key, kind in {"file": f"a file of {', '.join(FORMATS)}", "prompt": "a template with {fields}", "metric": "a name",
-                      "suite": "choice or instruct"}.items():  # fmt: skip
+    needed = {"prompt": "a template with {fields}", "metric": "a name", "suite": "choice or instruct"}
+    for key, kind in {"file": f"a file of {', '.join(FORMATS)}", **needed}.items():
         if not isinstance(given.get(key), str):
             raise UserError(f"task.{key}: given {given.get(key)!r}, required {kind}")
     one_of("task.suite", given["suite"], list(own.METRICS))
@@ -238,8 +238,8 @@ def _near(error: str, row: Mapping[str, Json]) -> str:
 def splits(
     files: Mapping[str, str], file: str, test_file: str | None, num_test: int, checkout: Path
 ) -> tuple[list[Json], list[Json]]:
-    """The rows to train and choose on, and those to test on. Of one file, the rows whose hashes come first are tested:
-    the same for every seed, in whatever order the file has them. RunFailed where a file is not what was hashed."""
+    """The rows to train and choose on, and those to test on: of the test file, or of the one file, those whose hashes
+    come first, the same for every seed and any order of the file. RunFailed where a file is not what was hashed."""
     rows = []
     for key, given in (("file", file), ("test_file", test_file)):
         if given is not None:
@@ -247,8 +247,9 @@ def splits(
             if not path.is_file() or sha256_file(path) != files.get(key):
                 raise RunFailed(f"{path}: not the file that was hashed when the run was planned; plan it again")
             rows.append([line.row for line in read(path)])
-    if len(rows) == 2:
-        return rows[0], rows[1]
-    ranked = sorted(rows[0], key=lambda row: hashlib.sha256(canonical_json(row).encode()).digest())
-    tested = {id(row) for row in ranked[:num_test]}
-    return [row for row in rows[0] if id(row) not in tested], ranked[:num_test]
+    *pool, held = rows
+    ranked = sorted(held, key=lambda row: hashlib.sha256(canonical_json(row).encode()).digest())[:num_test]
+    if pool:
+        return pool[0], ranked
+    tested = {id(row) for row in ranked}
+    return [row for row in held if id(row) not in tested], ranked

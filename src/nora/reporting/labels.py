@@ -101,6 +101,7 @@ BANNERS = {
     "mini": "Mini scale: a small base model on a slice of the data. Trends only, not the paper's numbers.",
     "smoke": "SMOKE TEST: random weights and a few rows. These numbers mean nothing.",
 }
+OWN_ROWS = "Rows of one's own, with the settings of the {scale} scale: not the paper's numbers."
 
 
 BOLD = (
