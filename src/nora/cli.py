@@ -157,10 +157,12 @@ def run(words: tuple[str, ...]) -> int:
     if words in (("--help",), ("-h",)):
         click.echo(_RUN_HELP)
         return 0
-    from nora.workspace import find_checkout, with_own_store
+    from nora.workspace import find_checkout, with_own_store, with_wandb
 
     checkout = find_checkout()
-    words = with_own_store(words)
+    words, told = with_wandb(with_own_store(words))
+    if told:
+        _say(told)
     if any(word.startswith("-") or word.startswith("hydra") for word in words):
         from nora.verbs.run import run_by_hydra
 

@@ -35,7 +35,7 @@ from nora.launch.submission import FOLDER
 from nora.store.states import State, take_snapshot
 from nora.tables.target import AnyTarget
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
-from nora.workspace import Workspace, open_workspace
+from nora.workspace import Workspace, open_workspace, with_wandb
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
 _TOLD = (State.FAILED, State.INTERRUPTED, State.DAMAGED, State.DIVERGED, State.STALE)
@@ -235,6 +235,8 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
     from nora.launch.local import launch_local
 
     targets, workspace = read_targets(words)
+    if told := with_wandb(words)[1]:
+        print(told, file=sys.stderr)
     code = 0
     for target in targets:
         check_cells(current_plan(target, workspace), workspace.checkout)
