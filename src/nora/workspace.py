@@ -85,7 +85,8 @@ def with_wandb(words: Sequence[str]) -> tuple[tuple[str, ...], str]:
 def open_workspace(words: Sequence[str] = ()) -> Workspace:
     """The workspace around the working directory, with the words that say something of exec."""
     checkout = find_checkout()
-    overrides = tuple(word for word in with_wandb(words)[0] if word.startswith("exec"))
+    words = with_wandb(words)[0] if {"WANDB_MODE", "WANDB_PROJECT"} & os.environ.keys() else words
+    overrides = tuple(word for word in words if word.startswith("exec"))
     config = compose_config(checkout / "conf", overrides)
     settings = validate(config["exec"], ExecSpec, prefix="exec.")
     return Workspace(checkout, Store(checkout / settings.results), settings, overrides)

@@ -41,9 +41,12 @@ def _tracked() -> list[Path]:
 
 
 def test_every_task_has_a_config_and_every_config_a_task() -> None:
-    configured = {(str(c["suite"]), str(c["name"])) for c in _conf("task").values() if c["suite"] != "dreambooth"}
+    shipped = {
+        stem: c for stem, c in _conf("task").items() if c["source"] != "file"
+    }  # the others are of one's own rows
+    configured = {(str(c["suite"]), str(c["name"])) for c in shipped.values() if c["suite"] != "dreambooth"}
     assert configured == {(suite, name) for suite in {s for s, _ in configured} for name in tasks.names(suite)}
-    assert all(c["name"] == stem for stem, c in _conf("task").items())
+    assert all(c["name"] == stem for stem, c in shipped.items())
     for suite, name in configured:
         module = tasks.load(suite, name)
         if suite == "instruct":

@@ -179,8 +179,8 @@ def test_what_is_wrong_with_the_rows_is_one_line_with_its_place(
         (["task.num_train=15"], "15 rows are asked for, 12 of 20 are left beside dev and test"),
         (["protocol=llm_adapters_modern"], "the protocol is for the suite instruct; give protocol=mezo"),
         (["task.candidates=text"], "task.labels: given with task.candidates; required one"),
-        (["task.response=x"], "response: no meaning with source=file, suite=choice"),
-        (["task=cb", "task.prompt=x"], "prompt"),
+        (["task.response=x"], "task.response: no meaning with task.suite=choice"),
+        (["task=cb", "task.prompt=x"], "task.prompt: no meaning with source=slice"),
         (["task.file=null"], "task.file: given None, required a file of .jsonl"),
     ],
 )
@@ -199,7 +199,7 @@ def test_test_rows_of_their_own_are_kept_apart_from_the_training_rows(checkout: 
     train, unseen = written(tmp_path / "my.jsonl"), [row(text="unseen", label="pos")]
     spec = spec_of(checkout, f"task.file={train}", f"task.test_file={written(tmp_path / 'test.jsonl', unseen)}")
     assert (spec.task.num_train, spec.task.num_dev, spec.task.num_test) == (16, 4, 1)
-    more = written(tmp_path / "more.jsonl", [row(text=f"unseen {i}") for i in range(9)])
+    more = written(tmp_path / "more.jsonl", [row(id=i, text=f"unseen {i}") for i in range(9)])
     part = spec_of(checkout, f"task.file={train}", f"task.test_file={more}", "task.num_test=3")
     drawn = [few_shot_rows(part.task, tasks.of(part.task), checkout, seed=seed).test for seed in (0, 1)]
     assert {r["text"] for r in drawn[0]} == {r["text"] for r in drawn[1]} and len(drawn[0]) == 3

@@ -100,6 +100,13 @@ def found(task: Mapping[str, Json], checkout: Path) -> dict[str, Json]:
             raise UserError(f"task.{key}: given {given.get(key)!r}, required {kind}")
     one_of("task.suite", given["suite"], list(own.METRICS))
     one_of("task.metric", given["metric"], own.METRICS[given["suite"]])
+    foreign = {"choice": ("response", "answer", "answer_after"), "instruct": ("label", "labels", "candidates")}
+    for key in foreign[given["suite"]]:
+        if key in given:
+            raise UserError(f"task.{key}: no meaning with task.suite={given['suite']}")
+    key = {"choice": "label", "instruct": "response"}[given["suite"]]
+    if key not in given:
+        raise UserError(f"task.{key}: required with task.suite={given['suite']}")
     if "labels" in given and "candidates" in given:
         raise UserError("task.labels: given with task.candidates; required one of them")
     paths = {}

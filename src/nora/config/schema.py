@@ -255,20 +255,6 @@ class TaskSpec:
     metric: str | None = None
     id: str | None = None
 
-    @model_validator(mode="after")
-    def _own_rows_are_said(self) -> TaskSpec:
-        own = ("file", "test_file", "prompt", "label", "labels", "candidates", "response", "answer", "answer_after",
-               "metric", "id")  # fmt: skip
-        choice = ("label", "labels", "candidates")
-        foreign = own if self.source != "file" else choice if self.suite == "instruct" else own[6:9]
-        given = [key for key in foreign if getattr(self, key) is not None]
-        if given:
-            raise ValueError(f"{', '.join(given)}: no meaning with source={self.source}, suite={self.suite}")
-        needed = {"choice": "label", "instruct": "response"}.get(self.suite, "file")
-        if self.source == "file" and getattr(self, needed) is None:
-            raise ValueError(f"{needed}: required with suite={self.suite}")
-        return self
-
 
 def _keys_at(schema: object, path: list[str]) -> list[str]:
     """The field names the schema has at a path, [] if it has no say."""

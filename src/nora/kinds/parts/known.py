@@ -168,6 +168,12 @@ def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
         yield f"method.num_virtual_tokens: given {tokens}, required fewer than the model's {positions} positions"
 
 
+_OF_OWN_ROWS = (
+    "file", "test_file", "prompt", "label", "labels", "candidates", "response", "answer", "answer_after", "metric",
+    "id",
+)  # fmt: skip
+
+
 def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
     if task.source == "file":  # its rows were looked at when they were hashed
         fits = "choice" if suite == "superglue" else "instruct"
@@ -175,6 +181,9 @@ def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
             other = "protocol=mezo" if task.suite == "choice" else "protocol=llm_adapters_modern"
             yield f"task: given {task.name} (suite {task.suite}), the protocol is for the suite {fits}; give {other}"
         return
+    foreign = [key for key in _OF_OWN_ROWS if getattr(task, key) is not None]
+    if foreign:
+        yield f"task.{foreign[0]}: no meaning with source={task.source}; rows of your own: task=choice or task=instruct"
     if task.suite not in tasks.suites():
         yield f"task.suite: given {task.suite}, allowed {', '.join(tasks.suites())}"
         return
