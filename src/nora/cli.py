@@ -157,10 +157,10 @@ def run(words: tuple[str, ...]) -> int:
     if words in (("--help",), ("-h",)):
         click.echo(_RUN_HELP)
         return 0
-    from nora.workspace import find_checkout, with_own_store, with_wandb
+    from nora.workspace import find_checkout, seen_from_here, with_own_store, with_wandb
 
     checkout = find_checkout()
-    words, told = with_wandb(with_own_store(words))
+    words, told = with_wandb(with_own_store(seen_from_here(words, checkout)))
     if told:
         _say(told)
     if any(word.startswith("-") or word.startswith("hydra") for word in words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,19 @@ def with_own_store(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words) if typed else (*words, OWN_STORE)
 
 
+def seen_from_here(words: Sequence[str], checkout: Path) -> tuple[str, ...]:
+    """The words with a relative ``exec.results`` as the folder it is from the working directory; in the checkout it
+    stays as it is typed."""
+    if Path.cwd() == checkout:
+        return tuple(words)
+    cut = [word.partition("=") for word in words]
+    here = {"exec.results", "+exec.results", "++exec.results"}
+    return tuple(
+        f"{key}={Path.cwd() / value}" if key in here and re.match(r"[\w.]", value) else word
+        for word, (key, _, value) in zip(words, cut, strict=True)
+    )
+
+
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "none"}
 
 
@@ -86,6 +100,7 @@ def open_workspace(words: Sequence[str] = ()) -> Workspace:
     """The workspace around the working directory, with the words that say something of exec."""
     checkout = find_checkout()
     words = with_wandb(words)[0] if {"WANDB_MODE", "WANDB_PROJECT"} & os.environ.keys() else words
+    words = words if Path.cwd() == checkout else seen_from_here(words, checkout)
     overrides = tuple(word for word in words if word.startswith("exec"))
     config = compose_config(checkout / "conf", overrides)
     settings = validate(config["exec"], ExecSpec, prefix="exec.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,17 @@ def test_a_multirun_takes_what_a_run_takes(words: list[str], jobs: int, tmp_path
     assert len(list(tmp_path.glob("runs/finetune/*/record.json"))) == jobs
 
 
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """--info sets every logger to write to the terminal of the moment."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("loggers")
 def test_its_flags(capsys: Out) -> None:
     for flags, said in ((["--info", "searchpath"], "conf"), (["-cn", "config", "--cfg", "job"], "kind: finetune")):
         assert cli.main(["run", *SMOKE, *flags]) == 0
@@ -66,3 +79,20 @@ def test_a_multirun_where_nothing_can_be_written_and_nothing_is_asserted(checkou
     )  # fmt: skip
     assert done.returncode == 0 and "2 jobs: 2 done" in done.stdout, done.stderr
     assert list(tmp_path.glob("nora-multirun-*")), "Hydra's notes lie elsewhere"
+
+
+def test_a_place_for_results_is_seen_from_where_one_stands(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", *SMOKE, "protocol.max_steps=1", "exec.results=mine/results"]) == 0
+    (record,) = tmp_path.glob("mine/results/runs/finetune/*/record.json")
+    assert f"[{record.parent}]" in capsys.readouterr().out
+    assert cli.main(["show", record.parent.name, "exec.results=mine/results"]) == 0
+    assert not (checkout / "mine").exists()
+
+
+def test_a_command_that_repeats_a_run_names_the_folder_it_needs(tmp_path: Path, capsys: Out) -> None:
+    words = ["trace", "fig1", "GD, small start", "--config-dir", str(tmp_path), f"exec.results={tmp_path}"]
+    assert cli.main(words) == 0
+    assert f"--config-dir {tmp_path}" in capsys.readouterr().out

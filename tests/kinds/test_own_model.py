@@ -191,6 +191,11 @@ def test_a_gguf_file_is_read_as_the_weights_it_holds(tmp_path: Path, checkout: P
     assert torch.equal(base.model.state_dict()["model.layers.0.self_attn.v_proj.weight"], wanted)
 
 
+def test_a_link_is_called_what_it_is_called(folder: Path, checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "named").symlink_to(folder)
+    assert _spec(checkout, "model=auto", f"model.repo={tmp_path / 'named'}").model.name == "named"
+
+
 def test_a_pipeline_folder_is_one_of_diffusers(checkout: Path, tmp_path: Path) -> None:
     shutil.copytree(checkout / "assets" / "sd_mini", tmp_path / "drawings")
     spec, _, _ = compose_run(checkout, ["kind=dreambooth", "model=auto", f"model.repo={tmp_path / 'drawings'}"])

@@ -95,6 +95,12 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
+def run_words(overrides: Sequence[str]) -> list[str]:
+    """A command that makes a run, with the folder of ``--config-dir`` where there is one."""
+    own = os.environ.get(starts.FOLDER)
+    return ["nora", "run", *overrides, *(["--config-dir", own] if own else [])]
+
+
 def search_path() -> list[str]:
     """Hydra's own word for the folder of ``--config-dir``."""
     own = os.environ.get(starts.FOLDER)

@@ -5,6 +5,7 @@ Nothing of it is run: a repository that needs code of its own is refused. No wei
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -24,15 +25,17 @@ def place(given: str, checkout: Path) -> Path | None:
     """The folder or file that a path means: as seen from the working directory, or else from the checkout; None where
     nothing lies there."""
     try:
-        return next((p.resolve() for p in (Path(given).expanduser(), checkout / given) if p.exists()), None)
+        seen = (Path(given).expanduser(), checkout / given)
+        return next(
+            (Path(os.path.abspath(p)) for p in seen if p.exists()), None
+        )  # a link keeps its own name and suffix
     except (OSError, ValueError, RuntimeError):  # too long a name, no such user
         return None
 
 
 def as_written(path: Path, checkout: Path) -> str:
     """A path for a spec: below the checkout as seen from there, elsewhere whole."""
-    inside = path.is_relative_to(checkout.resolve())
-    return str(path.relative_to(checkout.resolve())) if inside else str(path)
+    return str(path.relative_to(checkout)) if path.is_relative_to(checkout) else str(path)
 
 
 def found(model: Mapping[str, Json], checkout: Path) -> tuple[dict[str, Json], str]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import wrap
 
+from nora.config.compose import run_words
 from nora.config.spec import spec_dict
 from nora.errors import UserError, nearest
 from nora.files import Json
@@ -156,7 +157,7 @@ def run_facts(cells: Sequence[Cell[AnySpec]], snapshot: Snapshot) -> dict[str, d
 
 def command(cell: Cell[AnySpec]) -> str:
     """What repeats a cell's run, as a shell takes it."""
-    return shlex.join(["nora", "run", *cell.overrides])
+    return shlex.join(run_words(cell.overrides))
 
 
 def outcome(record: Record) -> dict[str, Json]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from nora.config.compose import run_words
 from nora.errors import RunFailed, UserError
 from nora.files import Json
 from nora.launch import queue as slurm_queue
@@ -247,7 +248,7 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
         elif dry_run:
             for p in _planned([target], workspace)[target.name]:
                 if p.state in (RETRIED if retry else SUBMITTABLE):
-                    print(shlex.join(["nora", "run", *p.cell.overrides, f"exec.results={workspace.settings.results}"]))
+                    print(shlex.join(run_words([*p.cell.overrides, f"exec.results={workspace.settings.results}"])))
         else:
             code |= launch_local(target, workspace, queue=queue_of(workspace), retry=retry)
     return code
