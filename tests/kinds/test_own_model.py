@@ -20,6 +20,8 @@ from nora.execution import prefetch
 from nora.kinds import FewShotSpec, compose_run
 from nora.kinds.parts.bases import load_base
 from nora.store.runs import Store
+from nora.training.batches import EncodedText
+from nora.training.objectives import InstructObjective
 from nora.training.scoring import check_rows, rows_differ
 
 COMMIT = "c" * 40
@@ -248,6 +250,9 @@ FAMILIES = {
     "qwen3": ({**GATED, "head_dim": 8}, ["q_proj", "v_proj"]),
     "phi": (GATED, ["q_proj", "v_proj", "fc1", "fc2"]),
     "olmo2": (GATED, ALL),
+    "granite": ({**GATED, "logits_scaling": 4.0}, ALL),
+    "cohere": ({**GATED, "logit_scale": 0.25}, ALL),
+    "gemma2": ({**GATED, "head_dim": 8, "final_logit_softcapping": 2.0}, ["q_proj", "v_proj"]),
 }  # fmt: skip
 
 
@@ -259,10 +264,37 @@ def test_architectures_read_our_rows_as_their_own_forward_reads_each_text(family
     assert rows_differ(model, range(3, 35)) < 1e-4
 
 
+@pytest.mark.parametrize("family", ["granite", "cohere", "gemma2"])
+def test_what_is_done_to_the_logits_has_its_gradient(family: str) -> None:
+    """Of instructions, whose loss is computed a few tokens at a time, beside the library's own."""
+    model = tiny(family, **FAMILIES[family][0]).double().requires_grad_(False)
+    layer = model.get_decoder().layers[0].self_attn.v_proj.weight
+    ids = torch.arange(3, 35)
+    gradients = []
+    for ours in (True, False):
+        layer.requires_grad_(True)
+        if ours:
+            text = EncodedText(tuple(ids.tolist()), 1, 0, False)
+            loss = InstructObjective([text], 0).loss(model, [0])
+        else:
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum")
+        gradients.append((loss.detach(), *torch.autograd.grad(loss, [layer])))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_window_bounds_the_texts(folder: Path, copied: Path, checkout: Path) -> None:
+    shutil.rmtree(copied)
+    tiny("mistral", **{**GATED, "vocab_size": 1024}, sliding_window=48, max_position_embeddings=256).save_pretrained(
+        copied
+    )
+    AutoTokenizer.from_pretrained(folder).save_pretrained(copied)
+    assert _spec(checkout, "model=auto", f"model.repo={copied}").model.max_length == 48
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "said"),
     [
-        ("granite", {**GATED, "logits_scaling": 4.0}, "log-probability is off by"),
         ("mpt", {"vocab_size": 128, "d_model": 32, "n_layers": 2, "n_heads": 4}, "log-probability is off by"),
         ("bloom", {"vocab_size": 128, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "reads no rows with a mask"),
     ],

@@ -25,10 +25,8 @@ def place(given: str, checkout: Path) -> Path | None:
     """The folder or file that a path means: as seen from the working directory, or else from the checkout; None where
     nothing lies there."""
     try:
-        seen = (Path(given).expanduser(), checkout / given)
-        return next(
-            (Path(os.path.abspath(p)) for p in seen if p.exists()), None
-        )  # a link keeps its own name and suffix
+        seen = next((p for p in (Path(given).expanduser(), checkout / given) if p.exists()), None)
+        return None if seen is None else Path(os.path.abspath(seen))  # a link keeps its own name and suffix
     except (OSError, ValueError, RuntimeError):  # too long a name, no such user
         return None
 
@@ -171,6 +169,12 @@ def _of_files(folder: Path, gguf: str | None, changed: tuple[tuple[int, int], ..
     begins = f"texts begin with BOS {ids[0]}" if ids[0] == tokenizer.bos_token_id else "no BOS is put before a text"
     pads = f"pad {pad}" if pad is not None else "pad 0 (never read)"
     lengths = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    if getattr(config, "sliding_window", None) and set(getattr(config, "layer_types", None) or ["sliding"]) != {
+        "full_attention"
+    }:
+        lengths.append(config.sliding_window)  # our masks know no window: texts stay within it
+    if config.model_type == "gpt_neo":
+        lengths.append(config.window_size // 2)  # its window counts a row's tokens, which hold several answers
     known = [int(n) for n in lengths if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
     return {
         "family": str(config.model_type), "targets": default_targets(config, str(where)),

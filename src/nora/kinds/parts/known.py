@@ -37,6 +37,9 @@ def check_known(spec: AnySpec, checkout: Path) -> None:
             problems += _of_method(method, shape)
     if isinstance(model, ModelSpec) and isinstance(task, TaskSpec):
         problems += _of_length(model, task, getattr(spec.protocol, "max_new_tokens", None))
+        cutoff = getattr(spec.protocol, "cutoff", None)
+        if cutoff is not None and cutoff > model.max_length:
+            problems.append(f"protocol.cutoff: given {cutoff}, required at most {model.max_length} with {model.name}")
     if isinstance(task, TaskSpec):
         problems += _of_task(task, "superglue" if spec.protocol.name == _FEW_SHOT else "instruct", checkout)
     if problems:
