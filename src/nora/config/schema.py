@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -300,5 +301,9 @@ def validate(value: object, schema: type[Checked], *, prefix: str = "") -> Check
             json.dumps(value)
         )  # JSON mode: strict types, yet dicts make dataclasses
     except ValidationError as error:
-        problems = [_sentence(e, schema, prefix) for e in error.errors(include_url=False)]
+        problems, listed = [], set[str]()
+        for problem in (_sentence(e, schema, prefix) for e in error.errors(include_url=False)):
+            known = re.search(r", allowed here: [^;]*", problem)
+            problems.append(problem.replace(known[0], "") if known and known[0] in listed else problem)
+            listed |= {known[0]} if known else set()  # what is allowed in a place is said once
         raise UserError("; ".join(prefix + p for p in problems)) from None
