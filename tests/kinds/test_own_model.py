@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from nora import cli, streams
@@ -153,7 +153,9 @@ def test_a_name_of_the_hub_is_pinned_to_the_commit_that_is_here(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="`make small` was not run")
-def test_a_gguf_file_is_read_as_the_weights_it_holds(tmp_path: Path, checkout: Path) -> None:
+def test_a_gguf_file_is_read_as_the_weights_it_holds(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import gguf
 
     merges = json.loads((checkout / "assets" / "llama_mini" / "tokenizer.json").read_text())["model"]["merges"]
@@ -191,6 +193,14 @@ def test_a_gguf_file_is_read_as_the_weights_it_holds(tmp_path: Path, checkout: P
     base = load_base(composed, tmp_path, CPU)
     wanted = model.state_dict()["model.layers.0.self_attn.v_proj.weight"]
     assert torch.equal(base.model.state_dict()["model.layers.0.self_attn.v_proj.weight"], wanted)
+    monkeypatch.setattr("nora.kinds.parts.gguf.DOWNLOADS", tmp_path / "downloads")
+    words = ["scale=smoke", "task=cb", "model=auto", f"model.repo={path}", "exec.device=cpu", "exec.progress=false"]
+    assert cli.main(["run", *words, "exec.keep_adapter=true", f"exec.results={tmp_path / 'store'}"]) == 0
+    (folder,) = (tmp_path / "store").glob("runs/finetune/*/adapter")
+    assert "gguf_file='Tiny-Q.gguf'" in (folder / "README.md").read_text()
+    own = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
+    given = PeftModel.from_pretrained(own, str(folder))(torch.tensor([[1, 50, 60]])).logits
+    assert (given - base.model(torch.tensor([[1, 50, 60]])).logits).abs().max() > 1e-4
 
 
 def test_a_link_is_called_what_it_is_called(folder: Path, checkout: Path, tmp_path: Path) -> None:
