@@ -23,6 +23,7 @@ nora run [-m] key=value …      one run; with -m a Hydra multirun over every ke
   nora run method=nora task=cb seed=0
   nora run -m method=lora,nora seed=0,1
   nora run method=nora_plus method.xi=0.2 protocol.lr=1e-3 --cfg job --resolve
+  nora run model=auto model.repo=FOLDER task=choice task.file=my.jsonl 'task.prompt="{text}\\nIt was"'
 
 With --config-dir FOLDER (of any verb) its method/mine.yaml, table/mine.yaml, … and inits/mine.py count too.
 Groups: scale model task method protocol exec (their choices are the files of conf/GROUP/).

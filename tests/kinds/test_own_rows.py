@@ -249,6 +249,9 @@ def test_task_show_prints_the_strings_the_tokens_and_where_the_loss_falls(
     assert cli.main(["task", "show", "choice", *words, "-n", "3"]) == 0
     out = capsys.readouterr().out
     assert out.count("training row") == 3 and r"\n It was great'" in out and "12 train, 4 dev, 4 test rows" in out
+    assert "runs into" not in out
+    assert cli.main(["task", "show", "choice", *words[:2], "task.prompt='{text} it was'", "-n", "1"]) == 0
+    assert "runs into the answer" in capsys.readouterr().out
     assert cli.main(["task", "show", "choice", *words, "-n", "1", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     tokenizer = AutoTokenizer.from_pretrained(checkout / "assets" / "opt_mini")

@@ -111,6 +111,10 @@ def task_show(name: str, words: Sequence[str], count: int, as_json: bool) -> int
     print(f"{spec.task.name} for {spec.model.name}: {counts} rows; metric {said['metric']}; {said['loss']}")
     for number, row in enumerate(rows, start=1):
         print(f"\ntraining row {number}" + (f", {row['cut']} tokens cut" if row["cut"] else ""))
+        if row["glued"]:
+            print(
+                "  note: a word of the prompt runs into the answer; end the prompt, or begin the answer, with a blank"
+            )
         for place, text in enumerate(row["texts"]):
             mark = "right  " if text["right"] else "wrong  "
             print(f"  {mark if len(row['texts']) > 1 else 'text   '}{text['text']!r}")
@@ -139,6 +143,11 @@ def _tokenizer_of(spec: Any, checkout: Path) -> PreTrainedTokenizerBase:
     return found
 
 
+def _glued(prompt: str, answers: Sequence[str]) -> bool:
+    """Whether a prompt's last word and an answer's first are one."""
+    return prompt[-1:].isalnum() and any(answer[:1].isalnum() for answer in answers)
+
+
 def _texts(
     spec: kinds.FinetuneSpec, tokenizer: PreTrainedTokenizerBase, checkout: Path, count: int
 ) -> tuple[list[dict[str, Json]], dict[str, Json]]:
@@ -162,16 +171,21 @@ def _texts(
                 text((example.prompt + answer).lstrip().strip(" "), ids, len(ids) - scored, n in example.correct)
                 for n, (answer, ids, scored) in enumerate(of)
             ]
-            rows.append({"texts": texts, "cut": encoded.truncated})
+            rows.append({"texts": texts, "cut": encoded.truncated, "glued": _glued(example.prompt, example.candidates)})
         loss = "the loss compares the answers by the tokens after |" if made.LOSS == "classification" else ""
         counts = {"train": len(splits.train), "dev": len(splits.dev), "test": len(splits.test)}
         return rows, {"counts": counts, "metric": made.METRIC, "loss": loss or "the loss falls on the tokens after |"}
     found = load_instruct_rows(spec.task, made, checkout, seed=spec.seed)
     eos, protocol = int(tokenizer.eos_token_id), spec.protocol
     for one in found.train[:count]:
+        glued = _glued(one.prompt, [one.target])
         learnt = encode_text(one, tokenizer, cutoff=protocol.cutoff, loss_on=protocol.loss_on, eos=eos)
         rows.append(
-            {"texts": [text(one.prompt + one.target, learnt.ids, learnt.first_scored, True)], "cut": learnt.cut}
+            {
+                "texts": [text(one.prompt + one.target, learnt.ids, learnt.first_scored, True)],
+                "cut": learnt.cut,
+                "glued": glued,
+            }
         )
     counts = {"train": len(found.train), "dev": len(found.dev), "test": len(found.test)}
     return rows, {"counts": counts, "metric": made.METRIC, "loss": "the loss falls on the tokens after |"}
