@@ -208,6 +208,16 @@ def test_a_link_is_called_what_it_is_called(folder: Path, checkout: Path, tmp_pa
     assert _spec(checkout, "model=auto", f"model.repo={tmp_path / 'named'}").model.name == "named"
 
 
+def test_a_path_is_written_so_that_a_job_finds_it(tmp_path: Path) -> None:
+    """A snapshot of the checkout has its data/ and assets/, and nothing else that git does not know."""
+    for given, written in (
+        ("assets/mine", "assets/mine"),
+        ("data/x.jsonl", "data/x.jsonl"),
+        ("mine", f"{tmp_path}/mine"),
+    ):
+        assert own_model.as_written(tmp_path / given, tmp_path) == written
+
+
 def test_a_pipeline_folder_is_one_of_diffusers(checkout: Path, tmp_path: Path) -> None:
     shutil.copytree(checkout / "assets" / "sd_mini", tmp_path / "drawings")
     spec, _, _ = compose_run(checkout, ["kind=dreambooth", "model=auto", f"model.repo={tmp_path / 'drawings'}"])

@@ -32,8 +32,10 @@ def place(given: str, checkout: Path) -> Path | None:
 
 
 def as_written(path: Path, checkout: Path) -> str:
-    """A path for a spec: below the checkout as seen from there, elsewhere whole."""
-    return str(path.relative_to(checkout)) if path.is_relative_to(checkout) else str(path)
+    """A path for a spec: below data/ and assets/, which a snapshot of the code has too, as seen from the checkout;
+    elsewhere whole, so that a job finds it from wherever it runs."""
+    inside = any(path.is_relative_to(checkout / folder) for folder in ("data", "assets"))
+    return str(path.relative_to(checkout)) if inside else str(path)
 
 
 def found(model: Mapping[str, Json], checkout: Path) -> tuple[dict[str, Json], str]:
