@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,8 +58,9 @@ def test_a_run_hands_it_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
         given.append(words)
         return SimpleNamespace(log=lambda values, step: None, summary={}, finish=lambda: None)
 
-    fake = SimpleNamespace(init=init, Settings=lambda **kw: kw, api=SimpleNamespace(api_key="key"))
-    monkeypatch.setitem(__import__("sys").modules, "wandb", fake)
+    spec = ModuleSpec("wandb", None)  # other libraries look whether it is installed
+    fake = SimpleNamespace(__spec__=spec, init=init, Settings=lambda **kw: kw, api=SimpleNamespace(api_key="key"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
     for name, value in (("WANDB_MODE", "offline"), ("WANDB_PROJECT", "mine"), ("WANDB_DIR", str(tmp_path / "w"))):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tracker, "_FINISH_SECONDS", 30)
