@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ nora run [-m] key=value …      one run; with -m a Hydra multirun over every ke
   nora run method=nora task=cb seed=0
   nora run -m method=lora,nora seed=0,1
   nora run method=nora_plus method.xi=0.2 protocol.lr=1e-3 --cfg job --resolve
+  nora run model=auto model.repo=FOLDER task=choice task.file=my.jsonl 'task.prompt="{text}\\nIt was"'
 
 With --config-dir FOLDER (of any verb) its method/mine.yaml, table/mine.yaml, … and inits/mine.py count too.
 Groups: scale model task method protocol exec (their choices are the files of conf/GROUP/).
@@ -47,6 +49,7 @@ _VERBS = {
     "trace": ("results", "a cell's runs, seeds, settings, commit and the commands that repeat it"),
     "show": ("results", "one record: spec, metrics, init proof, provenance"),
     "diff": ("results", "what differs between two records: spec, metrics, files, run"),
+    "repeat": ("results", "make a record's run again elsewhere: identical, or what differs"),
     "export": ("results", "every record as CSV and Parquet, PEFT's comparison format, adapter cards"),
     "theory": ("results", "the ledger of every theorem: checked, and compared with the committed verdicts"),
     "claims": ("results", "every sentence of the paper that can be checked: its verdict at each scale"),
@@ -55,6 +58,8 @@ _VERBS = {
     "doctor": ("machine", "what this machine has: libraries, disk, Hub, SLURM, W&B"),
     "pretrain": ("machine", "make a small base model (of text: from a folder)"),
     "bench": ("machine", "run benchmarks/NAME.py"),
+    "model": ("own", "a model of your own under a name: nora model add NAME PATH"),
+    "task": ("own", "what a task's rows are to the model: nora task show NAME -n 3"),
     "list": ("words", "methods, tasks, models, tables, … there are; the runs of a store"),
     "help": ("", "all commands, or one of them"),
     "completion": ("", "a completion script for the shell: source <(nora completion bash)"),
@@ -74,12 +79,15 @@ _EXAMPLES = {
     "trace": "table2 NoRA+/CB",
     "show": "6d26a3ba",
     "diff": "6d26a3ba 8d460c7d",
+    "repeat": "6d26a3ba",
     "export": "--out export",
     "prefetch": "table2 scale=paper",
     "sync-wandb": "table2 scale=paper",
     "doctor": "table2 scale=paper",
     "pretrain": "opt_mini",
     "bench": "step --quick",
+    "model": "add my_model ~/models/my_model",
+    "task": "show cb -n 1 model=opt_mini",
     "list": "runs nora_plus sst2",
     "claims": "few-shot-pissa",
     "help": "plan",
@@ -154,10 +162,12 @@ def run(words: tuple[str, ...]) -> int:
     if words in (("--help",), ("-h",)):
         click.echo(_RUN_HELP)
         return 0
-    from nora.workspace import find_checkout, with_own_store
+    from nora.workspace import find_checkout, seen_from_here, with_own_store, with_wandb
 
     checkout = find_checkout()
-    words = with_own_store(words)
+    words, told = with_wandb(with_own_store(seen_from_here(words, checkout)))
+    if told:
+        _say(told)
     if any(word.startswith("-") or word.startswith("hydra") for word in words):
         from nora.verbs.run import run_by_hydra
 
@@ -167,6 +177,7 @@ def run(words: tuple[str, ...]) -> int:
     spec, settings, _ = kinds.compose_run(checkout, words)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
+    _tell_what_was_found(words, checkout)
     from nora.execution.execute import execute
     from nora.execution.progress import progress_bar
     from nora.execution.stops import listening
@@ -184,6 +195,15 @@ def run(words: tuple[str, ...]) -> int:
     if replicas is None or replicas.rank == 0:
         print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     return 0 if record.status == "done" else 1
+
+
+def _tell_what_was_found(words: Sequence[str], checkout: Path) -> None:
+    """Of a model of one's own: what its config and tokenizer say."""
+    if "model=auto" in words:
+        from nora.config.compose import compose_config
+        from nora.config.own_model import found
+
+        _say(found(compose_config(checkout / "conf", words)["model"], checkout)[1])
 
 
 @nora.command(name="help")
@@ -264,6 +284,9 @@ class _Plain:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal of few letters gets a code for the others, and no traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     out, err = cast(TextIO, _Plain(sys.stdout)), cast(TextIO, _Plain(sys.stderr))
     words, before = list(sys.argv[1:] if arguments is None else arguments), os.environ.get(starts.FOLDER)
     with redirect_stdout(out), redirect_stderr(err):

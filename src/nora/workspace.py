@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,9 +56,51 @@ def with_own_store(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words) if typed else (*words, OWN_STORE)
 
 
+def seen_from_here(words: Sequence[str], checkout: Path) -> tuple[str, ...]:
+    """The words with a relative ``exec.results`` as the folder it is from the working directory; in the checkout it
+    stays as it is typed."""
+    if Path.cwd() == checkout:
+        return tuple(words)
+    cut = [word.partition("=") for word in words]
+    here = {"exec.results", "+exec.results", "++exec.results"}
+    return tuple(
+        f"{key}={Path.cwd() / value}" if key in here and re.match(r"[\w.]", value) else word
+        for word, (key, _, value) in zip(words, cut, strict=True)
+    )
+
+
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "none"}
+
+
+def with_wandb(words: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The words with what W&B's own variables say where nothing is typed (WANDB_MODE, WANDB_PROJECT; the library reads
+    WANDB_ENTITY, the tracker WANDB_DIR), and a line that says so, "" where they say nothing. A machine that is offline
+    stays so whatever is typed."""
+    typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+    mode, given = os.environ.get("WANDB_MODE", ""), typed.get("exec.wandb")
+    if mode and mode not in _MODES:
+        raise UserError(f"WANDB_MODE: given {mode!r}, allowed {', '.join(_MODES)}")
+    wins = given if given is not None and (not mode or given != "online") else _MODES.get(mode)
+    said, more = [], [] if wins in (None, given) else [f"exec.wandb={wins}"]
+    if mode and given is None:
+        said.append(f"{wins} (WANDB_MODE)")
+    elif mode and _MODES[mode] != given:
+        said.append(f"exec.wandb={given} is typed, WANDB_MODE={mode} is set: {wins} it is")
+    project = os.environ.get("WANDB_PROJECT")
+    if project and "exec.wandb_project" not in typed:
+        more.append(f"exec.wandb_project={project}")
+    for what, name in {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "folder": "WANDB_DIR"}.items():
+        if os.environ.get(name) and wins not in (None, "none") and f"exec.wandb_{what}" not in typed:
+            said.append(f"{what} {os.environ[name]} ({name})")
+    kept = [word for word in words if wins == given or not word.lstrip("+").startswith("exec.wandb=")]
+    return (*kept, *more), f"W&B: {'; '.join(said)}" if said else ""
+
+
 def open_workspace(words: Sequence[str] = ()) -> Workspace:
     """The workspace around the working directory, with the words that say something of exec."""
     checkout = find_checkout()
+    words = with_wandb(words)[0] if {"WANDB_MODE", "WANDB_PROJECT"} & os.environ.keys() else words
+    words = words if Path.cwd() == checkout else seen_from_here(words, checkout)
     overrides = tuple(word for word in words if word.startswith("exec"))
     config = compose_config(checkout / "conf", overrides)
     settings = validate(config["exec"], ExecSpec, prefix="exec.")

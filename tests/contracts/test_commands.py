@@ -183,7 +183,7 @@ def test_a_multirun_warns_as_a_run_does(checkout: Path, tmp_path: Path) -> None:
     ("typed", "offered"),
     [
         ("co", {"collate", "completion"}),
-        ("plan table2 task=c", {"task=cb", "task=cat_toy", "task=commonsense"}),
+        ("plan table2 task=c", {"task=cb", "task=cat_toy", "task=choice", "task=commonsense"}),
         ("run method=nora_p", {"method=nora_plus"}),
         ("launch table2 protocol.l", {"protocol.lr="}),
         ("collate al", {"all"}),

@@ -62,8 +62,9 @@ def test_no_file_is_a_book_and_most_are_more_than_a_note() -> None:
     registries = {"tasks", "superglue", "instruct", "inits", "variants", "optimizers", "layouts"}
     rooms = [n for path, n in lengths.items() if path.parent.name not in registries]
     # The bank (5), kept adapters, what paper scale needs (readiness), claims (5), inference, what a plan can see,
-    # the memory beside thousands of records (store/index.py).
-    rooms_since = 15
+    # the memory beside thousands of records (store/index.py). Own models and rows (4): what a model says it is, what
+    # rows are, the task they make, the two verbs.
+    rooms_since = 15 + 4
     assert median(rooms) >= 100 and len(FILES) <= 165 + 27 + rooms_since
 
 

@@ -304,3 +304,11 @@ def test_where_a_run_is_made_may_be_read_of_the_machine(checkout: Path, monkeypa
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     _, settings, _ = compose_run(checkout, ["scale=smoke", "exec.results=${oc.env:SCRATCH}/results"])
     assert settings.results == "/scratch/me/results"
+
+
+def test_what_is_allowed_in_a_place_is_said_once(checkout: Path) -> None:
+    with pytest.raises(UserError) as error:
+        compose_run(checkout, ["scale=smoke", "task=cb", "task.nun=1", "task.fil=x", "task.sourc=y"])
+    said = str(error.value)
+    assert said.count("allowed here") == 1 and said.count("unknown key") == 3
+    assert "did you mean task.file?" in said and "did you mean task.source?" in said

@@ -48,7 +48,7 @@ def test_a_gated_model_names_its_licence_page_and_the_token(
     def shut(repo: str, patterns: Any, pinned: Any) -> dict[str, Any]:
         raise GatedRepoError("403 Client Error", response=httpx.Response(403, request=request))
 
-    monkeypatch.setattr(prefetch, "_fetched", shut)
+    monkeypatch.setattr(prefetch, "fetched", shut)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "revisions.lock").write_text("{}")
     spec, _, _ = compose_run(checkout, ["scale=paper", "model=llama2_7b", "task=cb", "task.source=slice"])

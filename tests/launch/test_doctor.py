@@ -122,3 +122,9 @@ def test_a_folder_without_git_and_an_old_python(site: Path, tmp_path: Path, monk
     found = _found(tmp_path, site)
     assert found["Python"].verdict == "bad" and found["Python"].said == "3.10.9"
     assert "commit unknown" in found["checkout"].said and "not a git repository" in found["checkout"].said
+
+
+def test_cancel_without_slurm_is_one_line(monkeypatch: Patch, tmp_path: Path, capsys: Out) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["cancel", "table2", "scale=smoke", "task=cb"]) == 2
+    assert capsys.readouterr().err == "nora: cancel: squeue is not found; this is no machine of a SLURM cluster\n"

@@ -67,10 +67,10 @@ def test_trace_of_a_cell_has_its_seeds_and_how_they_differ(store: Store, capsys:
 def test_trace_takes_a_cell_as_it_is_printed_and_says_what_it_does_not_know(store: Store, capsys: Out) -> None:
     words = [*WORDS, f"exec.results={store.root}"]
     told = []
-    for cell in ("nora_plus/cb", "NoRA+/CB"):
+    for cell in ("nora_plus/cb", "NoRA+/CB", "NoRA+,CB"):
         assert cli.main(["trace", "table2", cell, *words]) == 0
         told.append(capsys.readouterr().out.splitlines()[1:])
-    assert told[0] == told[1] and told[0][0].startswith("settings protocol.batch_size=")
+    assert told[0] == told[1] == told[2] and told[0][0].startswith("settings protocol.batch_size=")
     assert all(len(line) <= 80 or line.startswith("  repeat ") for line in told[0]), "a terminal of eighty columns"
     for target, cell, words_said in (
         ("table2", "nora_pluss/cb", "did you mean nora_plus/cb?"),

@@ -18,7 +18,7 @@ import omegaconf
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,7 +49,7 @@ def _is_group(conf: Path, key: str) -> bool:
     return key.startswith("hydra") or (conf / key).is_dir()
 
 
-def _permit_new_keys(conf: Path, overrides: Sequence[str]) -> list[str]:
+def permit_new_keys(conf: Path, overrides: Sequence[str]) -> list[str]:
     """Overrides of values written so that Hydra accepts unknown keys: the schema names them all, with the rest."""
     permitted = []
     for override in overrides:
@@ -136,6 +136,12 @@ def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
+def run_words(overrides: Sequence[str]) -> list[str]:
+    """A command that makes a run, with the folder of ``--config-dir`` where there is one."""
+    own = os.environ.get(starts.FOLDER)
+    return ["nora", "run", *overrides, *(["--config-dir", own] if own else [])]
+
+
 def search_path() -> list[str]:
     """Hydra's own word for the folder of ``--config-dir``."""
     own = os.environ.get(starts.FOLDER)
@@ -171,7 +177,7 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: _Files) -> dict[str,
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            config = compose("config", [*search_path(), *_permit_new_keys(conf, overrides)])
+            config = compose("config", [*search_path(), *permit_new_keys(conf, overrides)])
         plain: Json = OmegaConf.to_container(config, resolve=False)
         limits.check_interpolations(plain)
         missing = sorted(_missing(plain))
@@ -199,13 +205,13 @@ def choices_side_by_side(groups: Mapping[str, Sequence[str]], group: str, choice
     return [f"{name}={listed[position % len(listed)]}" for name, listed in groups.items()]
 
 
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+def expand_sweep(overrides: Sequence[str], conf: Path) -> list[list[str]]:
     """The override lists of a multirun: the product of every ``key=a,b``, the last one changing fastest."""
     limits.check_overrides(tuple(overrides))
     try:
         parsed = OverridesParser.create().parse_overrides(overrides=list(overrides))
         words = {
-            override.get_key_element(): _values_of(override) for override in parsed
+            override.get_key_element(): _values_of(override, conf) for override in parsed
         }  # of a key the last one counts
     except HydraException as error:
         raise UserError(first_line(error)) from None
@@ -224,7 +230,13 @@ def parse_value(key: str, text: str) -> Json:
         raise UserError(first_line(error)) from None
 
 
-def _values_of(override: Override) -> list[str]:
+def _values_of(override: Override, conf: Path) -> list[str]:
+    value = override.value()
+    if isinstance(value, Glob):
+        found = value.filter(choices(conf, override.key_or_group))
+        if not found:
+            raise UserError(f"{override.input_line}: no choice of {override.key_or_group} is like that")
+        return [f"{override.get_key_element()}={name}" for name in found]
     if not override.is_sweep_override():
         return [f"{override.get_key_element()}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from nora import starts
 from nora.errors import RunFailed, UserError
 from nora.files import DamagedFile, Json, read_json, sha256_file
 
@@ -79,6 +81,7 @@ def check_files(folder: Path, files: Mapping[str, str]) -> None:
             raise RunFailed(f"{path}: has SHA-256 {given}, its yaml or manifest says {expected}")
 
 
+SUFFIX_GGUF = ".gguf"
 _LOADED = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 _TOLD = ("pretraining.json", "README.md")  # about a base, read by nobody
 
@@ -162,6 +165,10 @@ class Pins:
             pinned = self.lock.get("tasks", {}).get(task.get("name"), {})
             task["revision"] = _commit("task.revision", task.get("revision"), pinned)
             task["files"] = pinned.get("files") if task["revision"] == pinned.get("commit") else None
+        elif task.get("source") == "file":
+            from nora.config import own_rows
+
+            task = own_rows.found(task, self._checkout)
         elif task.get("source") in ("slice", "small"):
             folder = f"{'small/' if task['source'] == 'small' else ''}{task.get('name')}"
             files = self._manifest_of(folder)
@@ -205,6 +212,10 @@ class Pins:
 
     def _model(self, model: dict[str, Json]) -> dict[str, Json]:
         """A shipped yaml keeps the hashes it has; of a folder given by override every file is hashed."""
+        if model.get("source") == "auto":
+            from nora.config import own_model  # which asks transformers and peft
+
+            return own_model.found(model, self._checkout)[0]
         if model.get("source") == "hub":
             pinned = self.lock.get("models", {}).get(model.get("repo"), {})
             model["revision"] = _commit("model.revision", model.get("revision"), pinned)
@@ -214,8 +225,11 @@ class Pins:
         key = "tokenizer" if random else "repo"
         if not (random or model.get("source") == "asset") or not isinstance(model.get(key), str):
             return model
-        path = self._checkout / "conf" / "model" / f"{model.get('name')}.yaml"
-        shipped = _shipped(path, path.stat().st_mtime) if path.is_file() else {}
+        shipped: dict[str, Json] = {}
+        own = os.environ.get(starts.FOLDER)  # of --config-dir
+        for folder in (Path(own), self._checkout / "conf") if own else (self._checkout / "conf",):
+            path = folder / "model" / f"{model.get('name')}.yaml"
+            shipped = shipped or (_shipped(path, path.stat().st_mtime) if path.is_file() else {})
         if all(model.get(name) == shipped.get(name) for name in (key, "files")):
             return model
         files = model_hashes(self._checkout, f"model.{key}", model[key])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -232,16 +233,28 @@ class ExecSpec:
 class TaskSpec:
     """A data set and how many of its rows are used.
 
-    The rows come from data/<name>/ (slice), from data/small/<name>/ (small) or from the Hub."""
+    The rows come from data/<name>/ (slice), from data/small/<name>/ (small), from the Hub, or from a file of one's own,
+    whose prompt, answers and metric are then said here (``nora.tasks.own``)."""
 
     name: Name
     suite: Name
-    source: Literal["slice", "small", "hub"]
+    source: Literal["slice", "small", "hub", "file"]
     num_train: Count
     num_dev: Count
     num_test: Count
     revision: str | None = None
     files: dict[str, str] | None = None
+    file: str | None = None
+    test_file: str | None = None
+    prompt: str | None = None
+    label: str | None = None
+    labels: dict[str, str] | None = None
+    candidates: str | None = None
+    response: str | None = None
+    answer: str | None = None
+    answer_after: str | None = None
+    metric: str | None = None
+    id: str | None = None
 
 
 def _keys_at(schema: object, path: list[str]) -> list[str]:
@@ -288,5 +301,9 @@ def validate(value: object, schema: type[Checked], *, prefix: str = "") -> Check
             json.dumps(value)
         )  # JSON mode: strict types, yet dicts make dataclasses
     except ValidationError as error:
-        problems = [_sentence(e, schema, prefix) for e in error.errors(include_url=False)]
+        problems, listed = [], set[str]()
+        for problem in (_sentence(e, schema, prefix) for e in error.errors(include_url=False)):
+            known = re.search(r", allowed here: [^;]*", problem)
+            problems.append(problem.replace(known[0], "") if known and known[0] in listed else problem)
+            listed |= {known[0]} if known else set()  # what is allowed in a place is said once
         raise UserError("; ".join(prefix + p for p in problems)) from None

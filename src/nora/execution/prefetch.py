@@ -58,7 +58,8 @@ def _commit(pinned: Pinned) -> str | None:
     return str(pinned["commit"]) if pinned else None
 
 
-def _explain(error: Exception, what: str) -> Exception:
+def refused(error: Exception, what: str) -> Exception:
+    """What to raise where the Hub does not give a repository: gated, not there, out of reach."""
     name = type(error).__name__
     if name == "GatedRepoError":
         return UserError(f"{what}: gated; {how_to_unlock(what)}")
@@ -69,7 +70,8 @@ def _explain(error: Exception, what: str) -> Exception:
     return RunFailed(f"{what}: {name}: {said}{f' ({url})' if url else ''}")
 
 
-def _fetched(repo: str, patterns: Sequence[str], pinned: Pinned) -> dict[str, Any]:
+def fetched(repo: str, patterns: Sequence[str], pinned: Pinned = None) -> dict[str, Any]:
+    """Brings a model's files of one commit; their names with their hashes, compared with what the Hub says."""
     from huggingface_hub import HfApi, snapshot_download
 
     info = HfApi().model_info(repo, revision=_commit(pinned), files_metadata=True)
@@ -177,8 +179,8 @@ def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[st
         raise UserError(str(error)) from None
     found = wanted(specs)
     items: list[tuple[str, str, Callable[[Pinned], dict[str, Any]]]] = []
-    items += [("models", repo, partial(_fetched, repo, MODEL_FILES)) for repo in sorted(found.models)]
-    items += [("models", repo, partial(_fetched, repo, PIPELINE_FILES)) for repo in sorted(found.pipelines)]
+    items += [("models", repo, partial(fetched, repo, MODEL_FILES)) for repo in sorted(found.models)]
+    items += [("models", repo, partial(fetched, repo, PIPELINE_FILES)) for repo in sorted(found.pipelines)]
     items += [
         (
             "tasks",
@@ -202,7 +204,7 @@ def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[st
         except (UserError, RunFailed):
             raise
         except Exception as error:  # the Hub's client raises many kinds; each becomes one line
-            raise _explain(error, key) from None
+            raise refused(error, key) from None
         if pinned and entry != pinned:
             raise RunFailed(f"{key}: commit {pinned['commit']} is not what {LOCK} says it is: given {entry}")
         if not pinned:

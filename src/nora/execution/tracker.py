@@ -137,7 +137,7 @@ def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing
     return wandb.init(
         project=project,
         id=run_id,
-        dir=str(folder),
+        dir=os.environ.get("WANDB_DIR") or str(folder),
         mode=mode,  # type: ignore[arg-type]
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(init_timeout=_INIT_SECONDS, console="off", silent=True),

@@ -90,7 +90,7 @@ def check_base(model: ModelSpec, checkout: Path) -> None:
 
 def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
     """From the tokens of the task's rows; memory with this part of a batch at once (null: all of it)."""
-    task, rows, epochs = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol.epochs
+    task, rows, epochs = tasks.of(spec.task), spec.task, spec.protocol.epochs
     tokens = task.TOKENS * task.OPTIONS
     return training_cost(
         spec.model.name,
@@ -105,7 +105,7 @@ def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
 
 def step_tokens(spec: Spec) -> int:
     """About how many tokens one optimiser step reads."""
-    task = tasks.load(spec.task.suite, spec.task.name)
+    task = tasks.of(spec.task)
     rows = 1 if spec.protocol.share_prompt or task.LOSS != "classification" else task.OPTIONS
     return spec.protocol.batch_size * int(task.TOKENS) * int(rows)
 
@@ -157,7 +157,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
 
     started = time.monotonic()
     protocol = spec.protocol
-    task = tasks.load(spec.task.suite, spec.task.name)
+    task = tasks.of(spec.task)
     base = bases.load_base(
         spec.model, context.checkout, context.device, keep=context.keep_base, share=context.share_base
     )

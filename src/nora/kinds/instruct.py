@@ -125,7 +125,7 @@ def neutral_exec(spec: Spec) -> tuple[str, ...]:
 def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
     """From the tokens of the task's texts and the answers that are generated; memory with this part of a batch at once
     (null: all of it)."""
-    task, rows, protocol = tasks.load(spec.task.suite, spec.task.name), spec.task, spec.protocol
+    task, rows, protocol = tasks.of(spec.task), spec.task, spec.protocol
     steps = protocol.epochs * -(-rows.num_train // protocol.batch_size)
     evaluations = steps // protocol.eval_every if protocol.eval_every else protocol.epochs
     answers = min(task.NUM_TEST_ROWS, len(task.SETS) * rows.num_test)
@@ -144,7 +144,7 @@ def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
 
 def step_tokens(spec: Spec) -> int:
     """About how many tokens one optimiser step reads."""
-    return spec.protocol.batch_size * int(tasks.load(spec.task.suite, spec.task.name).TEXT_TOKENS)
+    return spec.protocol.batch_size * int(tasks.of(spec.task).TEXT_TOKENS)
 
 
 def trained_method(method: MethodSpec, sketch: str) -> tuple[MethodSpec, list[str]]:
@@ -232,6 +232,7 @@ def _tested(
             "prediction": task.extract(row.question + text if task.READS_PROMPT else text, row.set),
             "answer": row.answer,
             "text": text,
+            **({"references": [row.answer]} if task.METRIC == "f1" else {}),
         }
         for row, text in zip(rows, texts, strict=True)
     ]
@@ -286,7 +287,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
 
     started = time.monotonic()
     protocol = spec.protocol
-    task = tasks.load(spec.task.suite, spec.task.name)
+    task = tasks.of(spec.task)
     base = bases.load_base(
         spec.model, context.checkout, context.device, keep=context.keep_base, share=context.share_base
     )

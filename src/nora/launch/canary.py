@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from nora.config.compose import run_words
 from nora.config.spec import run_id, spec_dict
 from nora.errors import UserError
 from nora.kinds import AnySpec, read_spec
@@ -70,7 +71,7 @@ def launch_canary(target: AnyTarget, workspace: Workspace, *, dry_run: bool = Fa
     fresh = [c for c in cells if c.spec is not None and store.read(c.spec.kind, str(c.id)) is None]
     if dry_run and workspace.settings.name != "slurm":
         for cell in fresh:
-            print(shlex.join(["nora", "run", *cell.overrides, f"exec.results={store.root}"]))
+            print(shlex.join(run_words([*cell.overrides, f"exec.results={store.root}"])))
         return 0
     if workspace.settings.name == "slurm":
         if not slurm.installed():

@@ -165,7 +165,7 @@ def _few_shot_rows(spec: FewShotSpec, tokenizer: PreTrainedTokenizerBase, checko
     from nora.kinds.parts.rows import load_rows
     from nora.training.batches import encode_example
 
-    task = tasks.load(spec.task.suite, spec.task.name)
+    task = tasks.of(spec.task)
     counts: Counter[str] = Counter()
     for row in (row for split in load_rows(spec.task, task, checkout) for row in split):
         example = task.build(row)
@@ -189,7 +189,7 @@ def _instruct_rows(spec: InstructSpec, tokenizer: PreTrainedTokenizerBase, check
     from nora.training.batches import encode_text
     from nora.training.generation import Decoding, encode_prompts
 
-    task, protocol, whole = tasks.load(spec.task.suite, spec.task.name), spec.protocol, spec.task
+    task, protocol, whole = tasks.of(spec.task), spec.protocol, spec.task
     if whole.source == "hub":
         there = (
             task.SOURCES["train"].num_train_rows if hasattr(task, "SOURCES") else task.NUM_TRAIN_ROWS - whole.num_dev

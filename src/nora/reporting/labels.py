@@ -97,12 +97,20 @@ SETTINGS = {
 }
 _WORDS = {**INITS, "adamw": "AdamW", "lowest_dev_loss": "of the lowest dev loss", "last": "the last"}
 _METRICS = {"f1": "F1", "mean_accuracy": "mean accuracy"}
-BANNERS = {
-    "paper": "",
-    "small": "Small scale: a public base of 135 M parameters, a quarter of the paper's rows. Not the paper's numbers.",
-    "mini": "Mini scale: a small base model on a slice of the data. Trends only, not the paper's numbers.",
-    "smoke": "SMOKE TEST: random weights and a few rows. These numbers mean nothing.",
-}
+
+
+class _Banners(dict[str, str]):
+    def __missing__(self, scale: str) -> str:
+        return f"Scale {scale}, of one's own: not the paper's numbers."
+
+
+BANNERS = _Banners(
+    paper="",
+    small="Small scale: a public base of 135 M parameters, a quarter of the paper's rows. Not the paper's numbers.",
+    mini="Mini scale: a small base model on a slice of the data. Trends only, not the paper's numbers.",
+    smoke="SMOKE TEST: random weights and a few rows. These numbers mean nothing.",
+)
+OWN_ROWS = "Rows of one's own, with the settings of the {scale} scale: not the paper's numbers."
 
 
 BOLD = (

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import wrap
 
+from nora.config.compose import run_words
 from nora.config.spec import spec_dict
 from nora.errors import UserError, nearest
 from nora.files import Json
@@ -85,10 +86,10 @@ def _spell_beside(value: Json, other: Json) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def differences_text(one: Record, other: Record) -> str:
-    """The differences for a terminal; numbers with the second minus the first."""
+def differences_text(one: Record, other: Record, parts: Sequence[str] = _PARTS) -> str:
+    """The differences (of some parts) for a terminal; numbers with the second minus the first."""
     lines = [f"{one.id} → {other.id}"]
-    found = differences(one, other)
+    found = {part: changed for part, changed in differences(one, other).items() if part in parts}
     if not found:
         lines.append("nothing differs")
     for part, changed in found.items():
@@ -156,7 +157,7 @@ def run_facts(cells: Sequence[Cell[AnySpec]], snapshot: Snapshot) -> dict[str, d
 
 def command(cell: Cell[AnySpec]) -> str:
     """What repeats a cell's run, as a shell takes it."""
-    return shlex.join(["nora", "run", *cell.overrides])
+    return shlex.join(run_words(cell.overrides))
 
 
 def outcome(record: Record) -> dict[str, Json]:
@@ -282,7 +283,8 @@ def _reported_cells(
     axis = table.file.axis
     known = {f"{m}/{c}": (m, c) for m in table.methods for c in table.columns}
     printed = {f"{labels.method(m)}/{labels.column(axis, c)}".casefold(): (m, c) for m, c in known.values()}
-    found = known.get(cell) or printed.get(cell.casefold())
+    spelt = cell if "/" in cell else re.sub(r"\s*,\s*", "/", cell)  # as a line of the .csv: NoRA+,CB
+    found = known.get(spelt) or printed.get(spelt.casefold())
     if found is None:
         raise UserError(
             f"CELL: given {cell!r}, required METHOD/COLUMN with a method of {', '.join(table.methods)} "

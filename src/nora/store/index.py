@@ -1,7 +1,7 @@
 """A memory of what was seen whole, beside the records: what shows many runs again does not check them again.
 
-Only ``nora status`` and ``plan`` ask it. A table, a verification and a launch read every byte themselves. Lost, damaged,
-of another version or not writable it costs time alone; of several that write it at once the last one wins, whole.
+Only ``nora status`` and ``plan`` ask it. A table, a verification and a launch read every byte themselves. Lost,
+damaged, of another version or not writable it costs time alone; of several that write it at once the last one wins.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _rescored(store: Store, record: Record) -> list[str]:
     if file is None:
         return []
     path = store.run_dir(record.spec["kind"], record.id) / file["name"]
-    metric = tasks.load(record.spec["task"]["suite"], record.spec["task"]["name"]).METRIC
+    metric = tasks.of(record.spec["task"]).METRIC
     recorded, again = record.metrics["test"][metric], rescore(path, metric)
     if math.isclose(recorded, again, rel_tol=_LAST_DIGITS, abs_tol=_LAST_DIGITS):
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,19 @@ def read_yaml(path: Path) -> Json:
 def _parse(path: Path, changed: int) -> Json:
     del changed  # part of the key
     limits.check_file(path)
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return _with_numbers(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+_NUMBER = re.compile(r"[-+]?\d{1,9}(\.\d{0,17})?[eE][-+]?\d{1,2}")
+
+
+def _with_numbers(value: Json) -> Json:
+    """1e-3 is a number as it is for Hydra; YAML 1.1 has it a text without a point."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(inner) for inner in value]
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def read_table(checkout: Path, name: str) -> tuple[dict[str, Json], str]:

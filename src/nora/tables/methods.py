@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora import tasks
 from nora.config import limits
-from nora.config.compose import choices, choices_side_by_side, compose_config, parse_value
+from nora.config.compose import choices, choices_side_by_side, compose_config, folders, parse_value
 from nora.config.pins import Pins
 from nora.config.schema import validate
 from nora.config.spec import run_id, spec_dict
@@ -103,8 +103,7 @@ class SpecBook:
 
     def metric(self, column: str) -> str:
         """The metric a column is reported with."""
-        task = self._config(self._file.axis, column)["task"]
-        return str(tasks.load(task["suite"], task["name"]).METRIC)
+        return str(tasks.of(self._config(self._file.axis, column)["task"]).METRIC)
 
     def spec(
         self, method: str, column: str, seed: int, measure: list[str], settings: Settings
@@ -288,7 +287,8 @@ def load_table(
     axes, rest = split_overrides(overrides, _AXES)
     (scale,) = pick("scale", axes.get("scale", "mini"), choices(checkout / "conf", "scale"))
     content, source = read_table(checkout, name)
-    raw = {"scale": read_yaml(checkout / "conf" / "scale" / f"{scale}.yaml")["scale"], "table": content}
+    places = [folder / "scale" / f"{scale}.yaml" for folder in folders(checkout / "conf")]
+    raw = {"scale": read_yaml(next(path for path in places if path.is_file()))["scale"], "table": content}
     try:
         with limits.bounded_resolution(f"conf/table/{name}.yaml"):
             plain: Json = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)

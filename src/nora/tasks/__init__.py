@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 
 def names(suite: str) -> list[str]:
@@ -35,3 +37,13 @@ def load(suite: str, name: str) -> ModuleType:
     if name not in names(suite):
         raise ValueError(f"task: given {name!r}, required one of {', '.join(names(suite))}")
     return importlib.import_module(f"{__name__}.{suite}.{name}")
+
+
+def of(task: Any) -> Any:
+    """The task of a spec (or of its plain data): a module, or what stands for one where the rows are one's own."""
+    said = task if isinstance(task, Mapping) else vars(task)
+    if said.get("source") != "file":
+        return load(said["suite"], said["name"])
+    from nora.tasks.own import task_of
+
+    return task_of(said)

@@ -31,14 +31,25 @@ def _pair_f1(given: list[str], gold: list[str]) -> float:
 
 def score(metric: str, predictions: Sequence[Row]) -> float:
     """The metric over stored predictions: ``prediction`` beside ``correct`` (accuracy), ``references`` (f1), or
-    ``answer`` and ``set`` (mean_accuracy: the unweighted mean over the sets)."""
+    ``answer`` and ``set`` (mean_accuracy: the unweighted mean over the sets). macro_f1: of a choice."""
     if metric == "accuracy":
         return sum(row["prediction"] in row["correct"] for row in predictions) / len(predictions)
+    if metric == "macro_f1":
+        return macro_f1(predictions)
     if metric == "f1":
         return sum(token_f1(row["prediction"], row["references"]) for row in predictions) / len(predictions)
     if metric == "mean_accuracy":
         return sum(accuracy for accuracy, _ in set_accuracies(predictions).values()) / len(set_accuracies(predictions))
-    raise ValueError(f"metric: given {metric!r}, required 'accuracy', 'f1' or 'mean_accuracy'")
+    raise ValueError(f"metric: given {metric!r}, required 'accuracy', 'macro_f1', 'f1' or 'mean_accuracy'")
+
+
+def macro_f1(predictions: Sequence[Row]) -> float:
+    """The unweighted mean of the classes' F1 over those that are right or predicted anywhere; 0 for a class without a
+    hit."""
+    pairs = [(row["prediction"], row["correct"][0]) for row in predictions]
+    counts = [Counter(p for p, _ in pairs), Counter(c for _, c in pairs), Counter(p for p, c in pairs if p == c)]
+    classes = counts[0].keys() | counts[1].keys()
+    return sum(2 * counts[2][k] / (counts[0][k] + counts[1][k]) for k in sorted(classes)) / len(classes)
 
 
 def set_accuracies(predictions: Sequence[Row]) -> dict[str, tuple[float, int]]:

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from nora.adapters import evaluating
 from nora.training.batches import Tokenizer
-from nora.training.objectives import base_of
+from nora.training.objectives import as_read, base_of
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def _greedy_batch(
 
 def _step(base: Any, ids: Tensor, positions: Tensor, mask: Tensor, past: DynamicCache) -> Tensor:
     output = base.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
+        input_ids=ids, attention_mask=as_read(mask, base), position_ids=positions, past_key_values=past, use_cache=True
     )
     hidden: Tensor = output.last_hidden_state
     return hidden

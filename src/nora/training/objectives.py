@@ -35,17 +35,21 @@ def free_memory(device: torch.device) -> int:
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk: int, cap: float | None
+    ) -> Tensor:
         wanted = torch.promote_types(hidden.dtype, torch.float32)
         losses = hidden.new_empty(len(hidden), dtype=wanted)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            logits = torch.nn.functional.linear(hidden[part], weight, bias).to(wanted)
+            logits = _capped(torch.nn.functional.linear(hidden[part], weight, bias).to(wanted), cap)
             losses[part] = torch.nn.functional.cross_entropy(logits, targets[part], reduction="none")
             if slopes is not None:
                 excess = torch.softmax(logits, dim=-1)
                 excess[torch.arange(len(excess), device=excess.device), targets[part]] -= 1
+                if cap is not None:
+                    excess *= 1 - (logits / cap) ** 2
                 slopes[part] = (excess.to(weight.dtype) @ weight).to(hidden.dtype)
         if slopes is not None:
             ctx.save_for_backward(slopes)
@@ -54,26 +58,58 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None, None, None
+        return (gradients[0][:, None] * slopes).to(slopes.dtype), None, None, None, None, None
+
+
+def _capped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _times(hidden: Tensor, factor: float) -> Tensor:
+    return hidden if factor == 1.0 else hidden * factor
+
+
+def _of_head(base: Any) -> tuple[float, float | None]:
+    """What a model does to its logits beside the linear head: a factor (Cohere, Granite) and a soft cap (Gemma 2)."""
+    said = base.config.get_text_config()
+    factor = (getattr(said, "logit_scale", None) or 1.0) / (getattr(said, "logits_scaling", None) or 1.0)
+    return factor, getattr(said, "final_logit_softcapping", None)
 
 
 def token_losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, chunk: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Negative log-probability [t] (nats, float32 or better) of ``targets`` [t] under a frozen head [v, h].
+
+    ``cap``: logits are cap · tanh(logits / cap).
 
     ValueError where the head itself is to be trained: its gradient is not computed here.
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("given a head that requires gradients, required a frozen one")
     size = chunk or max(1, _logits_at_once(weight.device) // len(weight))
-    losses: Tensor = _TokenLosses.apply(hidden, weight, targets, bias, size)
+    losses: Tensor = _TokenLosses.apply(hidden, weight, targets, bias, size, cap)
     return losses
 
 
 def base_of(model: nn.Module) -> Any:
     """The language model below PEFT's wrapper or a bank: its class has attributes that no type of torch knows."""
     return model.get_base_model() if isinstance(model, PeftModel | Bank) else model
+
+
+def as_read(mask: Tensor, base: Any) -> Tensor:
+    """A mask that is True where a query may read, as the model's attention takes it: one without PyTorch's own kernels
+    (GPT-J, GPT-Neo) adds it to the scores."""
+    if base.config._attn_implementation != "eager":
+        return mask
+    least = torch.finfo(base.dtype).min
+    return torch.zeros_like(mask, dtype=base.dtype).masked_fill(~mask, least)
 
 
 def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
@@ -92,7 +128,7 @@ def hidden_states(model: nn.Module, *, input_ids: Tensor, position_ids: Tensor, 
         mask = torch.cat([prefix, mask], dim=3)
     return base.base_model(
         input_ids=input_ids,
-        attention_mask=mask,
+        attention_mask=as_read(mask, base),
         position_ids=position_ids,
         past_key_values=past,
         use_cache=past is not None,
@@ -109,8 +145,9 @@ def token_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     """Log-probability [t] (nats, float32 or better) of each scored token; the head runs on those positions alone."""
     hidden = _batch_states(model, batch)
     base = base_of(model)
-    logits = base.get_output_embeddings()(hidden[batch.row, batch.predict_from])
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    factor, cap = _of_head(base)
+    logits = base.get_output_embeddings()(_times(hidden[batch.row, batch.predict_from], factor))
+    logits = _capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), cap)
     return torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
 
 
@@ -202,7 +239,9 @@ def scored_losses(model: nn.Module, batch: Batch) -> Tensor:
     hidden = _batch_states(model, batch)
     base = base_of(model)
     head = base.get_output_embeddings()
-    return token_losses(hidden[batch.row, batch.predict_from], head.weight, batch.targets, bias=head.bias)
+    factor, cap = _of_head(base)
+    scored = _times(hidden[batch.row, batch.predict_from], factor)
+    return token_losses(scored, head.weight, batch.targets, bias=head.bias, cap=cap)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nora.adapters import evaluating
+from nora.errors import RunFailed
 from nora.files import Json
 from nora.tasks.example import Example
 from nora.tasks.metrics import score
@@ -83,6 +84,35 @@ def score_members(
 def score_candidates(model: nn.Module, encoded: Sequence[EncodedExample], **how: Any) -> list[Scored]:
     """The same of one model."""
     return score_members(model, encoded, **how)[0]
+
+
+@torch.no_grad()
+def rows_differ(model: nn.Module, ids: Sequence[int]) -> float:
+    """By how much (nats, the largest) the log-probability of a token in our rows, where candidates share a prompt under
+    a mask and positions of their own, is not the one of the model's own forward on that text alone. Of an architecture
+    that takes no such mask, or does more to its last hidden states than a linear head, it is no rounding."""
+    cut = len(ids) // 2
+    texts = (tuple(ids), (*ids[:cut], *reversed(ids[cut:])))
+    own: Any = model
+    with evaluating(model):
+        device = next(model.parameters()).device
+        batch = collate([EncodedExample(texts, (len(ids) - cut,) * 2, 0)], pad_id=0).to(device)
+        given = token_log_probs(model, batch)
+        logits = torch.stack([own(input_ids=torch.tensor([text], device=device)).logits[0] for text in texts])
+    wanted = logits[:, cut - 1 : -1].to(given.dtype).log_softmax(-1)
+    targets = torch.tensor([text[cut:] for text in texts], device=device)
+    return float((wanted.gather(2, targets[..., None]).flatten() - given).abs().max())
+
+
+def check_rows(model: nn.Module, ids: list[int]) -> None:
+    """RunFailed where an architecture reads our rows as other texts than they hold."""
+    own: Any = model
+    try:
+        apart = rows_differ(model, (ids * 4)[:32])
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise RunFailed(f"{own.config.model_type}: reads no rows with a mask of their own ({error})") from None
+    if not apart <= (1e-3 if own.dtype in (torch.float32, torch.float64) else 0.3):
+        raise RunFailed(f"{own.config.model_type}: in our rows a token's log-probability is off by {apart:.2g} nats")
 
 
 def candidate_cross_entropy(scored: Sequence[Scored], gold: Sequence[int]) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from nora.config.compose import remembering
+from nora.config.compose import remembering, run_words
 from nora.errors import RunFailed, UserError
 from nora.files import Json
 from nora.launch import queue as slurm_queue
@@ -39,7 +39,7 @@ from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.estimate import measured_hours
 from nora.tables.target import AnyTarget
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
-from nora.workspace import Workspace, open_workspace
+from nora.workspace import Workspace, open_workspace, with_wandb
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
 _TOLD = (State.FAILED, State.INTERRUPTED, State.DAMAGED, State.DIVERGED, State.STALE)
@@ -244,6 +244,8 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
     from nora.launch.local import launch_local
 
     targets, workspace = read_targets(words)
+    if told := with_wandb(words)[1]:
+        print(told, file=sys.stderr)
     code = 0
     for target in targets:
         check_cells(current_plan(target, workspace), workspace.checkout)
@@ -254,7 +256,7 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
         elif dry_run:
             for p in _planned([target], workspace, take_snapshot(workspace.store))[target.name]:
                 if p.state in (RETRIED if retry else SUBMITTABLE):
-                    print(shlex.join(["nora", "run", *p.cell.overrides, f"exec.results={workspace.settings.results}"]))
+                    print(shlex.join(run_words([*p.cell.overrides, f"exec.results={workspace.settings.results}"])))
         else:
             code |= launch_local(target, workspace, queue=queue_of(workspace), retry=retry)
     return code

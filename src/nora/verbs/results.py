@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -195,6 +196,55 @@ def diff(identity: str, other: str, words: Sequence[str], as_json: bool) -> int:
     one, two = (_one_record(store, given) for given in (identity, other))
     print(json.dumps(differences(one, two), indent=1) if as_json else differences_text(one, two))
     return 0
+
+
+_SURROUNDINGS = ("machine", "cpu", "device", "threads", "bank", "commit", "dirty", "python", "libraries")
+"""What of a record's run part may explain a number that differs."""
+
+
+@click.command()
+@of_run
+@in_store
+def repeat(identity: str, words: Sequence[str]) -> int:
+    """Make a record's run once more, in a store of its own that is left behind empty, with the record's threads: says
+    identical (result, predictions, adapter, to the byte), or what differs; then the exit code is 1."""
+    from tempfile import TemporaryDirectory
+
+    from nora import kinds
+    from nora.execution.execute import execute
+    from nora.execution.progress import progress_bar
+    from nora.execution.stops import listening
+    from nora.reporting.provenance import differences, differences_text
+
+    workspace = open_workspace(words)
+    record, checkout = _one_record(workspace.store, identity), workspace.checkout
+    spec = kinds.spec_of(record)
+    kinds.check_ready(spec)
+    kinds.check_inputs(spec, checkout)
+    settings = replace(workspace.settings, wandb="none", keep_adapter=False)
+    threads = record.run.get("threads")
+    if isinstance(threads, int) and not any(word.startswith("exec.threads=") for word in words):
+        settings = replace(settings, threads=threads)
+    label = kinds.of(spec).label(spec).what
+    with (
+        TemporaryDirectory(prefix="nora-repeat-") as folder,
+        listening() as stops,
+        progress_bar(label, enabled=settings.progress) as show,
+    ):
+        again, _ = execute(
+            spec, settings, checkout=checkout, store=Store(Path(folder)), show=show, stop_requested=stops.requested
+        )
+    found = differences(record, again)
+    run = {k: v for k, v in found.pop("run", {}).items() if k.split(".")[0] in _SURROUNDINGS}
+    if "bank" in run:
+        run["bank"] = f"one of {len(record.run.get('bank') or [0])}", "alone"
+    if found:
+        print(differences_text(record, again, list(found)))
+    print(f"{record.id}  {kinds.title(spec)}: {'differs in ' + ', '.join(found) if found else 'identical'}")
+    if run:
+        told = "; ".join(f"{key} {a} → {b}" for key, (a, b) in list(run.items())[:8])
+        print(f"surroundings that differ: {told}{'; …' if len(run) > 8 else ''}")
+    return 1 if found else 0
 
 
 @click.command()

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nora import kinds
-from nora.config.compose import expand_sweep, first_line, search_path
+from nora.config.compose import expand_sweep, first_line, permit_new_keys, search_path
 from nora.config.pins import Pins
 from nora.config.schema import ExecSpec, validate
 from nora.config.spec import run_id
@@ -176,6 +176,18 @@ def _as_hydra_reads(arguments: Sequence[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
+def _sweep_folder(overrides: Sequence[str]) -> list[str]:
+    """Where Hydra and its launchers keep notes of a multirun: another place than conf/ says where none can be made
+    here (a working directory that is read-only)."""
+    if any(word.startswith("hydra.sweep.dir=") for word in overrides):
+        return []
+    try:
+        Path(".nora/multirun").mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return [f"hydra.sweep.dir={tempfile.mkdtemp(prefix='nora-multirun-')}"]
+    return []
+
+
 def tell(jobs: Sequence[tuple[Spec, Store]]) -> int:
     """Prints a line for each job of a multirun with the state it is in now; 1 unless all are done, or running in
     another process."""
@@ -209,7 +221,7 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
             raise UserError(f"{group.lstrip('+~')}: given {value!r}, required the name of one choice of Hydra's")
     jobs: list[tuple[Spec, Store]] = []
     if multirun:
-        for words in expand_sweep(own):  # all are right before the first one starts
+        for words in expand_sweep(own, checkout / "conf"):  # all are right before the first one starts
             spec, settings, _ = kinds.compose_run(checkout, words)
             check_place(settings)
             kinds.check_ready(spec)
@@ -224,7 +236,9 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
     task = job_of_many if multirun else job
     with (
         listening(),
-        _as_hydra_reads([*overrides, *search_path(), *flags]),
+        _as_hydra_reads(
+            [*permit_new_keys(checkout / "conf", overrides), *_sweep_folder(overrides), *search_path(), *flags]
+        ),
     ):  # overrides stand together there, wherever flags do
         try:
             hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(task)()

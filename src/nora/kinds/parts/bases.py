@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, TaskType
 from safetensors.torch import load
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from nora import starts, streams
@@ -37,11 +38,13 @@ from nora.config.pins import MODEL_FILES, check_files, check_model_files, fetche
 from nora.config.schema import MethodSpec, ModelSpec, validate
 from nora.errors import RunFailed, UserError
 from nora.files import Json, canonical_json
+from nora.kinds.parts.cost import KEPT_BYTES
 from nora.kinds.parts.gguf import dequantised
 from nora.store.record import Record
 from nora.store.runs import Store
 from nora.training.generation import save_merged
 from nora.training.loop import Objective
+from nora.training.scoring import check_rows
 from nora.training.sharpness import sharpness
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
@@ -174,6 +177,8 @@ def add_adapter(
 
     Raises RunFailed where the proof fails: a run whose init is not what it says must not train.
     """
+    if base.model.config.model_type not in KEPT_BYTES:  # those are compared by the tests
+        check_rows(base.model, probe["input_ids"][0].tolist())
     adapted = (_add_prefix if method.adapter == "prefix" else _add_lora)(base, method, targets, seed, probe, rows)
     if not adapted.proof.passed:
         raise RunFailed("the init proof failed: " + "; ".join(adapted.proof.problems[:3]))
@@ -243,7 +248,10 @@ def _add_lora(
         own_weights_(
             m for name, m in base.model.named_modules() if f".{name}".endswith(tuple(f".{t}" for t in targets))
         )
-    model = get_peft_model(base.model, lora_config(method, targets))
+    config = lora_config(method, targets)
+    adapted = (m for name, m in base.model.named_modules() if f".{name}".endswith(tuple(f".{t}" for t in targets)))
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in adapted)  # GPT-2's; PEFT would warn and set it
+    model = get_peft_model(base.model, config)
     proof, cost = started(model, method, seed, probe, pretrained, base_output, rows, baseline="kaiming")
     pairs = {x.name: (x.A.detach().clone(), x.B.detach().clone()) for x in lora_layers(model)} if moves else None
     return Adapted(model, proof, pretrained, pairs, cost)

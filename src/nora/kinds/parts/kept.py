@@ -78,6 +78,12 @@ class KeptAdapter:
             "",
             "`PeftModel.from_pretrained(base, folder)` reads it.",
         ]
+        if spec.model.source in ("gguf", "package"):
+            (file,) = spec.model.files or {}
+            lines += [
+                "",
+                f"The base is a GGUF file: `AutoModelForCausalLM.from_pretrained(place, gguf_file={file!r})`.",
+            ]
         if spec.method.adapter == "prefix":
             lines += [
                 "",

@@ -37,6 +37,9 @@ def check_known(spec: AnySpec, checkout: Path) -> None:
             problems += _of_method(method, shape)
     if isinstance(model, ModelSpec) and isinstance(task, TaskSpec):
         problems += _of_length(model, task, getattr(spec.protocol, "max_new_tokens", None))
+        cutoff = getattr(spec.protocol, "cutoff", None)
+        if cutoff is not None and cutoff > model.max_length:
+            problems.append(f"protocol.cutoff: given {cutoff}, required at most {model.max_length} with {model.name}")
     if isinstance(task, TaskSpec):
         problems += _of_task(task, "superglue" if spec.protocol.name == _FEW_SHOT else "instruct", checkout)
     if problems:
@@ -209,7 +212,22 @@ def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
         yield f"method.num_virtual_tokens: given {tokens}, required fewer than the model's {positions} positions"
 
 
+_OF_OWN_ROWS = (
+    "file", "test_file", "prompt", "label", "labels", "candidates", "response", "answer", "answer_after", "metric",
+    "id",
+)  # fmt: skip
+
+
 def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
+    if task.source == "file":  # its rows were looked at when they were hashed
+        fits = "choice" if suite == "superglue" else "instruct"
+        if task.suite != fits:
+            other = "protocol=mezo" if task.suite == "choice" else "protocol=llm_adapters_modern"
+            yield f"task: given {task.name} (suite {task.suite}), the protocol is for the suite {fits}; give {other}"
+        return
+    foreign = [key for key in _OF_OWN_ROWS if getattr(task, key) is not None]
+    if foreign:
+        yield f"task.{foreign[0]}: no meaning with source={task.source}; rows of your own: task=choice or task=instruct"
     if task.suite not in tasks.suites():
         yield f"task.suite: given {task.suite}, allowed {', '.join(tasks.suites())}"
         return

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from nora import streams
+from nora.config.own_rows import splits as own_splits
 from nora.config.pins import DOWNLOADS, check_files
 from nora.config.schema import TaskSpec
 from nora.errors import RunFailed
@@ -50,7 +51,9 @@ def check_rows(rows: Sequence[Json], name: str, expected: int, files: Mapping[st
 
 
 def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Json], list[Json]]:
-    """The training and validation rows, from data/ or from the Hub, their hashes or counts checked."""
+    """The training and validation rows, from a file of one's own, data/ or the Hub, their hashes or counts checked."""
+    if spec.source == "file":
+        return own_splits(spec.files or {}, str(spec.file), spec.test_file, spec.num_test, checkout)
     if spec.source != "hub":
         folder = checkout / "data"
         check_files(folder, spec.files or {})
@@ -88,7 +91,7 @@ class Rows:
 
 def load_instruct_rows(spec: TaskSpec, task: ModuleType, checkout: Path, *, seed: int) -> Rows:
     """The seed's rows. RunFailed where a file is missing or has not the rows the protocol names."""
-    read = _commonsense if spec.name == "commonsense" else _math
+    read = _own if spec.source == "file" else _commonsense if spec.name == "commonsense" else _math
     try:
         return read(spec, task, checkout, seed)
     except ValueError as error:
@@ -127,6 +130,16 @@ def _commonsense(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) ->
     mixed = _take(_shuffled(pool, seed), spec.num_dev + spec.num_train, spec.name)
     made = [task.training(row, name) for row, name in mixed]
     return Rows(made[spec.num_dev :], made[: spec.num_dev], test, [])
+
+
+def _own(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:
+    """The training rows shuffled by the seed; the first ones are dev. What is tested is the same for every seed."""
+    pool, tested = load_rows(spec, task, checkout)
+    mixed = [
+        task.training(row, spec.name) for row in _take(_shuffled(pool, seed), spec.num_dev + spec.num_train, spec.name)
+    ]
+    test = [task.testing(row, spec.name) for row in tested[: spec.num_test]]
+    return Rows(mixed[spec.num_dev :], mixed[: spec.num_dev], test, [])
 
 
 def _math(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from nora.kinds import FinetuneSpec
 from nora.kinds.few_shot import FewShotProtocol
-from nora.kinds.instruct import InstructProtocol
 from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.reporting.reported import MISSING, Reported, answer_notes, report
@@ -81,7 +81,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
     return Document(
         name=f"{table.name}.{table.scale}",
         title=f"{labels.heading(table.name, table.file.title)} of {_model(table)}",
-        banner=labels.BANNERS[table.scale],
+        banner=labels.OWN_ROWS.format(scale=table.scale) if _of_ones_own(table) else labels.BANNERS[table.scale],
         blocks=tuple(blocks),
         notes=(*_notes(table, reported, metric), *([labels.CHANCE] if chance else [])),
         csv_header=(
@@ -114,6 +114,10 @@ def at_chance(
     return not any(above_chance(s.mean, means, rows) for s in found)
 
 
+def _of_ones_own(table: Table) -> bool:
+    return all(table.spec(table.methods[0], column).task.source == "file" for column in table.columns)
+
+
 def _majority(record: Record) -> float | None:
     found = record.metrics.get("majority_accuracy", record.metrics.get("majority"))
     return None if found is None else float(found)
@@ -121,7 +125,7 @@ def _majority(record: Record) -> float | None:
 
 def _zero_shot(record: Record) -> float | None:
     scores = record.metrics.get("zero_shot", {})
-    found = [scores[name] for name in ("accuracy", "mean_accuracy", "f1") if name in scores]
+    found = [scores[name] for name in ("accuracy", "mean_accuracy", "macro_f1", "f1") if name in scores]
     return float(found[0]) if found else None
 
 
@@ -197,10 +201,16 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
     )
 
 
-def _selection(protocol: FewShotProtocol | InstructProtocol, seeds: int) -> str:
+def _selection(spec: FinetuneSpec, seeds: int) -> str:
     """What the seeds draw and what dev is for, by the protocol."""
+    protocol = spec.protocol
     if isinstance(protocol, FewShotProtocol):
-        each = ", each with its own train, dev and test rows" if seeds > 1 else ""
+        drawn = (
+            "train and dev rows, all on the same test rows"
+            if spec.task.source == "file"
+            else "train, dev and test rows"
+        )
+        each = f", each with its own {drawn}" if seeds > 1 else ""
         return f"{each}; epoch and hyper-parameters chosen on dev, scored on test"
     each = ", all on the same test rows" if seeds > 1 else ""
     kept = "the checkpoint of lowest dev loss" if protocol.keep == "lowest_dev_loss" else "the last checkpoint"
@@ -209,8 +219,8 @@ def _selection(protocol: FewShotProtocol | InstructProtocol, seeds: int) -> str:
 
 def _notes(table: Table, reported: Mapping[tuple[str, str], Reported], metric: Mapping[str, str]) -> tuple[str, ...]:
     over = labels.over_seeds(table.seeds)
-    protocols = [table.spec(table.methods[0], c).protocol for c in table.columns]
-    selections = dict.fromkeys(_selection(protocol, len(table.seeds)) for protocol in protocols)
+    specs = [table.spec(table.methods[0], c) for c in table.columns]
+    selections = dict.fromkeys(_selection(spec, len(table.seeds)) for spec in specs)
     notes = [
         f"{over[0].upper()}{over[1:]}{' or '.join(selections)}.",
         f"Metric: {_metrics(table, metric)}.",

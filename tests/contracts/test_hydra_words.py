@@ -1,0 +1,98 @@
+"""Hydra as people know it: each kind of sweep, its flags, a working directory nobody may write to, ``python -O``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nora import cli
+from nora.config.compose import choices, expand_sweep
+from nora.errors import UserError
+
+Out = pytest.CaptureFixture[str]
+SMOKE = ["scale=smoke", "task=cb", "protocol.epochs=1", "exec.device=cpu", "exec.progress=false"]
+
+
+def _values(word: str, checkout: Path) -> list[str]:
+    return [job[0].partition("=")[2] for job in expand_sweep([word], checkout / "conf")]
+
+
+def test_every_sweep_has_hydras_own_values(checkout: Path) -> None:
+    methods = choices(checkout / "conf", "method")
+    assert _values("method=glob(*)", checkout) == methods
+    assert _values("method=glob([nora*,lora],exclude=nora_plus)", checkout) == ["lora", "nora"]
+    assert _values("method=choice(lora,nora)", checkout) == _values("method=lora,nora", checkout) == ["lora", "nora"]
+    assert _values("seed=range(1,6,2)", checkout) == ["1", "3", "5"]
+    assert _values("seed=shuffle(range(3))", checkout) and sorted(_values("seed=shuffle(range(3))", checkout)) == [
+        *"012"
+    ]
+    for word, said in (("method=glob(xyz*)", "no choice of method is like that"),
+                       ("protocol.lr=interval(1e-3,1e-2)", "an interval has no list of values")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            _values(word, checkout)
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [(["method=glob([lora,nora])"], 2), (["protocol.max_steps=1,2"], 2),
+     (["exec.micro_batch_size=1,2", "protocol.max_steps=1"], 1), (["'seed=range(0,2)'", "protocol.max_steps=1"], 2)],
+    ids=str,
+)  # fmt: skip
+def test_a_multirun_takes_what_a_run_takes(words: list[str], jobs: int, tmp_path: Path, capsys: Out) -> None:
+    words = [word.strip("'") for word in words]
+    assert cli.main(["run", "-m", *SMOKE, *words, f"exec.results={tmp_path}"]) == 0
+    assert f"{jobs} different runs" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("runs/finetune/*/record.json"))) == jobs
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """--info sets every logger to write to the terminal of the moment."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("loggers")
+def test_its_flags(capsys: Out) -> None:
+    for flags, said in ((["--info", "searchpath"], "conf"), (["-cn", "config", "--cfg", "job"], "kind: finetune")):
+        assert cli.main(["run", *SMOKE, *flags]) == 0
+        assert said in capsys.readouterr().out
+    assert cli.main(["run", *SMOKE, "-cn", "nothing"]) == 2
+    assert "Cannot find primary config 'nothing'" in capsys.readouterr().err
+
+
+def test_a_multirun_where_nothing_can_be_written_and_nothing_is_asserted(checkout: Path, tmp_path: Path) -> None:
+    words = ["run", "-m", *SMOKE, "method=lora,nora", "protocol.max_steps=1", f"exec.results={tmp_path}"]
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout / "src"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-O", "-m", "nora", *words], cwd="/sys", env=surroundings, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "2 jobs: 2 done" in done.stdout, done.stderr
+    assert list(tmp_path.glob("nora-multirun-*")), "Hydra's notes lie elsewhere"
+
+
+def test_a_place_for_results_is_seen_from_where_one_stands(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", *SMOKE, "protocol.max_steps=1", "exec.results=mine/results"]) == 0
+    (record,) = tmp_path.glob("mine/results/runs/finetune/*/record.json")
+    assert f"[{record.parent}]" in capsys.readouterr().out
+    assert cli.main(["show", record.parent.name, "exec.results=mine/results"]) == 0
+    assert not (checkout / "mine").exists()
+
+
+def test_a_command_that_repeats_a_run_names_the_folder_it_needs(tmp_path: Path, capsys: Out) -> None:
+    words = ["trace", "fig1", "GD, small start", "--config-dir", str(tmp_path), f"exec.results={tmp_path}"]
+    assert cli.main(words) == 0
+    assert f"--config-dir {tmp_path}" in capsys.readouterr().out
