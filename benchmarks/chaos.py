@@ -431,9 +431,10 @@ def run(*, quick: bool) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The counts for a terminal."""
-    lines = [f"{'fault':34} {'passed':>9}"]
-    for name, part in result.items():
-        if name != "skipped":
-            lines.append(f"{name:34} {part['passed']:4}/{part['trials']}")
-    return "\n".join(lines + [f"{name:34} SKIPPED: {reason}" for name, reason in result["skipped"].items()])
+    """The counts for a terminal; ``not run``: what a committed result names beside what this program has run."""
+    left = {**result["skipped"], **result.get("not run", {})}
+    parts = {name: part for name, part in result.items() if name not in ("skipped", "not run")}
+    width = max(map(len, ["fault", *parts, *left]))
+    lines = [f"{'fault':{width}} {'passed':>12}"]
+    lines += [f"{name:{width}} {part['passed']:6}/{part['trials']}" for name, part in parts.items()]
+    return "\n".join(lines + [f"{name:{width}} NOT RUN: {reason}" for name, reason in left.items()])
