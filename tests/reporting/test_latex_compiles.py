@@ -45,7 +45,7 @@ def test_each_table_compiles_on_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("columns", ["onecolumn", "twocolumn"])
 def test_all_tables_drop_into_a_paper(columns: str, tmp_path: Path) -> None:
     # A page each: sixty floats and no text between them are more than LaTeX holds back.
-    inputs = "\n".join(f"Of {table.stem}.\n\n\\input{{{table}}}\n\\clearpage" for table in TABLES)
+    inputs = "\n".join(f"Of \\verb|{table.stem}|.\n\n\\input{{{table}}}\n\\clearpage" for table in TABLES)
     paper = tmp_path / "paper.tex"
     paper.write_text(PAPER % (columns, inputs), encoding="utf-8")
     _compile(paper, tmp_path)
