@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from nora.training.generation import Decoding, answer, encode_prompts
+from nora.training.generation import Decoding, answer, beam_search, encode_prompts, greedy
 from nora.verbs.machine import load_program
 
 from test_instruct_batches import _model  # isort: skip
@@ -45,6 +46,48 @@ def test_two_hundred_mixed_prompts_answer_as_each_does_alone(family: str, beams:
                               pad_token_id=0)[0, ids.shape[1] :].tolist()  # fmt: skip
         alone = alone[: alone.index(2)] if 2 in alone else alone
         assert given == " ".join(map(str, alone))
+
+
+def _columns(model: Any, seen: list[int]) -> Any:
+    """Notes how many rows × columns each forward pass of the base reads."""
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        ids = args[0] if args else kwargs["input_ids"]
+        seen.append(ids.numel())
+
+    return model.get_base_model().base_model.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def test_a_prompt_is_read_once_for_all_its_beams() -> None:
+    model, prompts, seen = _model("llama"), _prompts(8), []  # type: ignore[var-annotated]
+    hook = _columns(model, seen)
+    answer(model, prompts, _Ids(), Decoding(beams=4, max_new_tokens=2, max_length=256), pad_id=0)
+    hook.remove()
+    width = max(len(p.split()) + 1 for p in prompts)
+    assert seen == [8 * (width - 1), 32, 32]
+
+
+def test_a_prompt_of_one_token_has_beams_too() -> None:
+    model = _model("llama")
+    settings: dict[str, Any] = {"num_beams": 4, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
+    alone = model.get_base_model().generate(input_ids=torch.tensor([[1]]), max_new_tokens=5, **settings)
+    expected = alone[0, 1:].tolist()
+    found = beam_search(model, [[1]], Decoding(beams=4, max_new_tokens=5, max_length=64), stop=2, pad_id=0)
+    assert found == [expected[: expected.index(2)] if 2 in expected else expected]
+
+
+def test_answers_that_have_ended_leave_the_batch() -> None:
+    """As many stop tokens as it takes for answers to end at different steps."""
+    model, seen = _model("llama"), []  # type: ignore[var-annotated]
+    prompts = [_Ids()(p)["input_ids"] for p in _prompts(16)]
+    settings: Any = {"stop": list(range(2, 30)), "max_new_tokens": 12, "pad_id": 0}
+    expected = [greedy(model, [p], **settings)[0] for p in prompts]
+    hook = _columns(model, seen)
+    assert greedy(model, prompts, **settings) == expected
+    hook.remove()
+    lasting = [[len(e) > step for e in expected].count(True) for step in range(max(map(len, expected)))]
+    assert len(set(lasting)) > 3 and len(set(seen[1:])) > 2
+    assert all(rows < 2 * going for rows, going in zip(seen[1:], lasting, strict=False))
 
 
 def test_a_long_prompt_keeps_its_first_token_and_its_end() -> None:
