@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nora.training import generation
 from nora.training.generation import Decoding, answer, beam_search, encode_prompts, greedy
 from nora.verbs.machine import load_program
 
@@ -96,12 +98,40 @@ def test_a_long_prompt_keeps_its_first_token_and_its_end() -> None:
     assert ids == (1, 14, 15, 16, 17, 18, 19)
 
 
+@pytest.fixture(scope="module")
+def benchmark(checkout: Path) -> Any:
+    return load_program(checkout / "benchmarks" / "generate.py")
+
+
+def test_the_scores_behind_a_margin_are_those_of_one_plain_pass(benchmark: Any) -> None:
+    model = _model("llama").get_base_model()
+    tried = [(5,), (5, 6, 7), (5, 6, 8), (5, 9), (4, 4, 4, 4)]
+    found = benchmark._scores(model, (1, 11, 12), tried)
+    for tokens in tried:
+        logits = model(input_ids=torch.tensor([[1, 11, 12, *tokens]])).logits[0].detach().log_softmax(dim=-1)
+        expected = sum(float(logits[2 + n, token]) for n, token in enumerate(tokens))
+        assert found[tokens] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_difference_that_is_no_rounding_lies_above_the_tolerance(
+    beams: int, benchmark: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch whose positions are three times what they should be: answers differ, by more than bfloat16 ever errs in a gap."""
+    base = checkout / "assets" / "llama_mini"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+    rows = benchmark._prompts(0, 4)
+    plain = generation._step
+    monkeypatch.setattr(generation, "_step", lambda base, ids, positions, *rest: plain(base, ids, 3 * positions, *rest))
+    case = benchmark._case(model, AutoTokenizer.from_pretrained(base), rows, "bfloat16", beams)
+    assert case["above"] > 0 and case["tolerance"] > 0
+
+
 @pytest.mark.slow
-def test_the_benchmark_lists_what_differs(checkout: Path) -> None:
-    benchmark = load_program(checkout / "benchmarks" / "generate.py")
+def test_the_benchmark_lists_what_differs(benchmark: Any) -> None:
     result = benchmark.run(quick=True)
     assert [c["different"] for c in result["cases"] if c["dtype"] == "float64"] == [0, 0]
     for case in result["cases"]:
-        assert case["different"] == len(case["differing"])
+        assert case["different"] == len(case["differing"]) and case["above"] == 0
         assert all(d["alone"] != d["batched"] for d in case["differing"])
     assert "bfloat16  beam 4" in benchmark.table(result)
