@@ -107,6 +107,7 @@ def test_the_scores_behind_a_margin_are_those_of_one_plain_pass(benchmark: Any) 
     model = _model("llama").get_base_model()
     tried = [(5,), (5, 6, 7), (5, 6, 8), (5, 9), (4, 4, 4, 4)]
     found = benchmark._scores(model, (1, 11, 12), tried)
+    assert benchmark._scores(model, (1, 11, 12), [(5,)]) == {(5,): found[(5,)]}
     for tokens in tried:
         logits = model(input_ids=torch.tensor([[1, 11, 12, *tokens]])).logits[0].detach().log_softmax(dim=-1)
         expected = sum(float(logits[2 + n, token]) for n, token in enumerate(tokens))
