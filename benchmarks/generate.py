@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _traced(model: Any, beams: int) -> Iterator[dict[Ids, list[tuple[set[Ids], d
 def _scores(wide: Any, prompt: Ids, continuations: Iterable[Ids]) -> dict[Ids, float]:
     """The summed log-probability of each continuation of the prompt, nats; the prompt is read once."""
     tries = sorted({c[:-1] for c in continuations if len(c) > 1})
-    longest = [a for a, b in zip(tries, [*tries[1:], ()], strict=False) if b[: len(a)] != a]
+    longest = [a for a, b in pairwise([*tries, ()]) if b[: len(a)] != a]
     past = DynamicCache(config=wide.config)
     first = wide(input_ids=torch.tensor([prompt]), past_key_values=past, use_cache=True).logits[0, -1]
     steps: dict[Ids, Tensor] = {(): first.log_softmax(dim=-1)}

@@ -118,12 +118,16 @@ def test_the_scores_behind_a_margin_are_those_of_one_plain_pass(benchmark: Any) 
 def test_a_difference_that_is_no_rounding_lies_above_the_tolerance(
     beams: int, benchmark: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch whose positions are three times what they should be: answers differ, by more than bfloat16 ever errs in a gap."""
+    """A batch at three times its positions: answers differ, by more than bfloat16 ever errs in a gap."""
     base = checkout / "assets" / "llama_mini"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
     rows = benchmark._prompts(0, 4)
     plain = generation._step
-    monkeypatch.setattr(generation, "_step", lambda base, ids, positions, *rest: plain(base, ids, 3 * positions, *rest))
+
+    def astray(base: Any, ids: Any, positions: Any, *rest: Any) -> Any:
+        return plain(base, ids, 3 * positions, *rest)
+
+    monkeypatch.setattr(generation, "_step", astray)
     case = benchmark._case(model, AutoTokenizer.from_pretrained(base), rows, "bfloat16", beams)
     assert case["above"] > 0 and case["tolerance"] > 0
 
