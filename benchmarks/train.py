@@ -178,7 +178,7 @@ def _adamw(parameters: Sequence[torch.Tensor]) -> list[Row]:
             with _Operations() as operations:
                 optimizer.step()
         present = present or own
-        largest = max(float((a - b).abs().max()) for a, b in zip(own, present, strict=True))
+        largest = max(float((a - b).detach().abs().max()) for a, b in zip(own, present, strict=True))
         rows.append({"adamw": name, "operations": operations.count, "largest difference": largest})
     return rows
 
