@@ -160,10 +160,9 @@ def make_state(
     given: dict[str, Any] = {
         "lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay
     }  # fmt: skip
-    if make is None:  # foreach: the very bits by fewer operations; of itself torch does so on a GPU alone
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters.values(), foreach=True, **given)
-    else:
-        optimizer = make(model, **given)
+    # foreach: the very bits by fewer operations; of itself torch does so on a GPU alone.
+    make_it = partial(torch.optim.AdamW, parameters.values(), foreach=True) if make is None else partial(make, model)
+    optimizer = make_it(**given)
     scheduler = get_scheduler(
         settings.schedule,
         optimizer,
