@@ -3,8 +3,9 @@
 LoRA r = 32 on the paper's targets, float32, no dropout, one thread, the same four texts: our step on packed rows, our
 step a text at a time (what packing replaces), and Hugging Face's Trainer with PEFT on padded rows. Loss and gradient
 norm stand beside each, so that a step that does less cannot pass for a fast one; FLOP, dispatched operations and peak
-memory above the weights are counted on the first step, processor time on the second. Below them what AdamW's three
-implementations dispatch for these adapters, and how far their weights are from the present one's in float64.
+memory above the weights are counted on the first step, processor time on the second. Below them what AdamW dispatches
+for these adapters parameter by parameter ("present": torch's own choice on a CPU), over all at once (foreach, the
+loop's choice) and fused, and how far apart the weights are in float64.
 """
 
 from __future__ import annotations
