@@ -62,6 +62,11 @@ def peak_mib(method: Callable[[], object], device: torch.device) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         kept = method()
     del kept
+    return held_peak_mib(trace)
+
+
+def held_peak_mib(trace: profile) -> float:
+    """The largest memory held at once by what a profile of the CPU with ``profile_memory`` saw allocated, MiB."""
     held = peak = 0
     events = trace.profiler.kineto_results.events()  # type: ignore[union-attr]
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):

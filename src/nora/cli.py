@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from nora import __version__, starts
-from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError, one_of
+from nora.errors import AlreadyRunning, Interrupted, ProcessLost, RunFailed, UserError, one_of
 
 _RUN_HELP = """\
 nora run [-m] key=value …      one run; with -m a Hydra multirun over every key=a,b
@@ -188,10 +188,15 @@ def run(words: tuple[str, ...]) -> int:
     replicas, settings, results = join_others(spec, settings)
     store = Store(checkout / results)
     with listening() as stops, progress_bar(kinds.of(spec).label(spec).what, enabled=settings.progress) as show:
-        record, made = execute(
-            spec, settings, checkout=checkout, store=store, show=show, replicas=replicas,
-            stop_requested=stops.requested,
-        )  # fmt: skip
+        try:
+            record, made = execute(
+                spec, settings, checkout=checkout, store=store, show=show, replicas=replicas,
+                stop_requested=stops.requested,
+            )  # fmt: skip
+        except ProcessLost:
+            if replicas is not None and replicas.rank:
+                return 1  # the first process says it
+            raise
     if replicas is None or replicas.rank == 0:
         print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     return 0 if record.status == "done" else 1

@@ -13,6 +13,10 @@ class RunFailed(Exception):
     """The work itself failed: exit code 1."""
 
 
+class ProcessLost(RunFailed):
+    """Another of the processes that share the run does not answer any more."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop; a later attempt goes on from its saved state, or (``saved=False``) from the start."""
 

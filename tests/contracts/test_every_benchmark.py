@@ -13,7 +13,7 @@ from nora.verbs.machine import load_program
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
-TESTED_ELSEWHERE = {"chaos", "cluster", "factorization", "generate", "init", "mirror", "preconditioner"}
+TESTED_ELSEWHERE = {"chaos", "cluster", "factorization", "generate", "init", "mirror", "preconditioner", "train"}
 """By tests of their own, beside those of what they measure: the quick run and what must hold of its result. Of chaos a
 few trials (tests/runs/test_faults.py), of cluster each event by itself (tests/slurm)."""
 
@@ -52,6 +52,23 @@ def test_the_measurement_of_a_card_is_rehearsed_without_one() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device is visible"):
             module.run(quick=False)
+
+
+def test_a_packed_step_is_the_trainers_step_with_fewer_operations_on_padding() -> None:
+    """Loss and gradient norm of both steps, all three ways; FLOP of the real tokens against those of a padded batch."""
+    result = load_program(FOLDER / "train.py").run(quick=True)
+    steps = result["steps"]
+    assert [r["family"] for r in steps] == ["llama"] * 3 + ["gemma"] * 3
+    for ours, text, plain in (steps[:3], steps[3:]):
+        for other in (text, plain):
+            assert other["loss"] == pytest.approx(ours["loss"], rel=1e-5)
+            assert other["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-4)
+        assert ours["loss"][0] != ours["loss"][1]
+        assert text["tflop"] == pytest.approx(ours["tflop"], rel=0.01) and text["operations"] > 2 * ours["operations"]
+        assert plain["tflop"] > 1.5 * ours["tflop"] and plain["peak_mib"] > ours["peak_mib"]
+    present, foreach, fused = result["adamw"]
+    assert foreach["largest difference"] == 0 and fused["largest difference"] < 1e-15
+    assert fused["operations"] < foreach["operations"] < present["operations"]
 
 
 @pytest.mark.slow

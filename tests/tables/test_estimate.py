@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from nora import kinds
-from nora.kinds.parts.cost import Cost, training_cost
+from nora import cli, kinds
+from nora.kinds.parts.cost import Cost, Work, training_cost
 
 GIB = 2**30
 
@@ -32,7 +33,9 @@ def test_activations_and_the_casts_of_float32_weights_are_counted() -> None:
 
 
 def test_a_base_that_is_not_in_the_table_has_no_estimate() -> None:
-    assert training_cost("opt_mini", "float32", "fp32", trained=1, scored=1, kept=1, source="s") == Cost()
+    assert training_cost("opt_mini", "float32", "fp32", trained=1, scored=1, kept=1, source="s") == Cost(
+        work=Work(1, 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,18 @@ def test_the_papers_runs_lie_where_an_h100_puts_them(
     expected = 4 * parameters * tokens / (0.2 * 989e12) + other
     assert cost.hours is not None and expected / 2 < cost.hours * 3600 - 30 < expected * 2
     assert cost.memory_gib is not None and gib[0] < cost.memory_gib < gib[1]
+
+
+def test_the_plan_says_tokens_flop_bytes_and_seconds(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LLaMA-7B, worked out by hand from the tokens the plan itself prints."""
+    assert cli.main(["plan", "table4", "scale=paper", "seed=0", "method=lora", "--json"]) == 0
+    cell = next(c for c in json.loads(capsys.readouterr().out)["table4"] if "model=llama_7b" in c["overrides"])
+    found = cell["predicted"]
+    assert (cell["device"], found["card"], found["mfu"]) == ("cuda", "H100", 0.2)
+    assert found["flop"] == pytest.approx(6.738e9 * (4 * found["trained_tokens"] + 2 * found["scored_tokens"]))
+    steps = found["decoded_bytes"] / (2 * 6.738e9)  # of 22,000 answers, 32 at a time
+    assert 22_000 / 32 < steps < 32 * 23_000 / 32
+    assert found["seconds"] == pytest.approx(found["flop"] / (0.2 * 989e12) + 0.03 * steps + 30)
 
 
 def test_four_times_the_training_takes_four_times_as_long(checkout: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import get_linear_schedule_with_warmup
 
 from nora.adapters import Preconditioner, initialize_, lora_layers
@@ -116,6 +117,38 @@ def test_equals_a_hand_written_loop_bitwise(objective: ClassificationObjective) 
     assert all(norm > 0.05 for _, norm, _ in seen), "clipping was active"
     assert same_bytes(snapshot(ours), snapshot(reference))
     assert [i.epoch for i in infos] == [0, 0, 0, 1, 1, 1] and infos[-1].total_steps == 6
+
+
+class _Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adamw_over_all_factors_at_once_is_bitwise_adamw_one_by_one(dtype: torch.dtype) -> None:
+    """Weights after five steps with weight decay; fewer than half of the operations."""
+    settings, counts, ends = _settings(weight_decay=0.01), [], []
+    for plain in (False, True):
+        model = _model(dtype)
+        state, draw = (
+            make_state(model, settings, num_examples=64, preconditioner=None),
+            torch.Generator().manual_seed(3),
+        )
+        if plain:
+            given = {k: state.optimizer.param_groups[0][k] for k in ("lr", "betas", "eps", "weight_decay")}
+            state.optimizer = torch.optim.AdamW(state.parameters.values(), foreach=False, **given)
+        for _ in range(5):
+            for p in state.parameters.values():
+                p.grad = torch.randn(p.shape, generator=draw).to(p.dtype)
+            with _Operations() as operations:
+                state.optimizer.step()
+        counts.append(operations.count)
+        ends.append(list(state.parameters.values()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True)) and 2 * counts[0] < counts[1]
+    assert any(p.abs().max() > 0 for p in ends[0])
 
 
 @pytest.mark.parametrize("micro", [1, 3, 4])

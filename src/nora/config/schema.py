@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -227,6 +228,11 @@ class ExecSpec:
         if self.name == "slurm" and (self.profile is None or self.code is None):
             raise ValueError("profile and code are required with exec=slurm")
         return self
+
+
+def has_gpu(settings: ExecSpec) -> bool:
+    """Whether runs of this machine go to a GPU, without asking torch."""
+    return settings.device == "cuda" or (settings.device == "auto" and shutil.which("nvidia-smi") is not None)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

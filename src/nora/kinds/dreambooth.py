@@ -29,7 +29,7 @@ from nora.config.schema import (
 )
 from nora.errors import RunFailed, UserError
 from nora.files import Json, sha256_file
-from nora.kinds.parts.cost import SETUP_SECONDS, Cost, Label
+from nora.kinds.parts.cost import SETUP_SECONDS, Cost, Label, Work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,8 @@ _SAMPLES = 4  # pictures of a sample on the way
 # the text encoder's (0.86 + 0.08 + 0.12 billion parameters).
 _UNET_FLOPS = {"sd14": 0.803e12}
 _PIPELINE_PARAMETERS = {"sd14": 1.06e9}
-_FLOPS_PER_SECOND_FP32 = 0.3 * 67e12  # an H100's fp32 peak, batch 1
+_MFU_FP32 = 0.3  # at batch 1, of an H100's fp32 peak
+_FLOPS_PER_SECOND_FP32 = _MFU_FP32 * 67e12
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -185,6 +186,8 @@ def cost(spec: Spec) -> Cost:
         "estimate: 0.8 TFLOP per UNet pass in fp32 at 30 % of an H100",
         4 * _PIPELINE_PARAMETERS[name] / 2**30 + 6.0,
         "estimate: fp32 weights + 6 GiB for activations and drawing",
+        Work(flop=passes * _UNET_FLOPS[name]),
+        _MFU_FP32,
     )
 
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from nora.training.generation import Decoding
     from nora.training.loop import LoopSettings, LoopState
 
-_DECODING_SECONDS = 0.03  # per step of a batch
 _DECODED_AT_ONCE = 32
 
 
@@ -137,7 +136,7 @@ def cost(spec: Spec, micro_batch_size: int | None = None) -> Cost:
         trained=rows.num_train * task.TEXT_TOKENS * protocol.epochs,
         scored=evaluations * rows.num_dev * task.TEXT_TOKENS,
         kept=(micro_batch_size or protocol.batch_size) * task.TEXT_TOKENS * 1.5,
-        seconds=answers / _DECODED_AT_ONCE * task.ANSWER_TOKENS * _DECODING_SECONDS,
+        decoded=answers / _DECODED_AT_ONCE * task.ANSWER_TOKENS,
         source="estimate: 4N FLOP per trained token at 20 % of an H100, 30 ms per decoding step of 32 answers",
     )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from nora import kinds
-from nora.config.schema import ExecSpec
+from nora.config.schema import ExecSpec, has_gpu
 from nora.kinds import AnySpec, FewShotSpec, InstructSpec
 from nora.tables.cell import Cell
 
@@ -32,11 +31,6 @@ def in_banks(
         parts = -(-len(group) // size)
         banks += [group[i::parts] for i in range(parts)]
     return banks
-
-
-def has_gpu(settings: ExecSpec) -> bool:
-    """Whether runs of this machine go to a GPU, without asking torch."""
-    return settings.device == "cuda" or (settings.device == "auto" and shutil.which("nvidia-smi") is not None)
 
 
 def local_banks(cells: Sequence[Cell[AnySpec]], settings: ExecSpec) -> list[list[Cell[AnySpec]]]:

@@ -9,17 +9,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nora.config.schema import ExecSpec
 from nora.errors import UserError
 from nora.files import Json
 from nora.kinds import AnySpec
-from nora.kinds.parts.cost import DEVICE_GIB, Fit
+from nora.kinds.parts.cost import CARD, DEVICE_GIB, Fit
 from nora.kinds.parts.known import check_known
 from nora.launch.profile import load_profile
 from nora.launch.queue import Queue, with_queue
 from nora.store.runs import Store, read_json_lines
 from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.cell import Cell
-from nora.tables.estimate import Measured, estimate, fit_of, measured_hours
+from nora.tables.estimate import Measured, device_of, estimate, fit_of, measured_hours, measured_on, predicted
 from nora.tables.target import AnyTarget
 from nora.workspace import Workspace
 
@@ -37,6 +38,8 @@ class PlannedCell:
     reason: str
     hours: float | None
     cost_source: str
+    device: str
+    """"cuda" or "cpu": what ``hours`` are of."""
     device_gib: float = DEVICE_GIB
 
     @property
@@ -45,7 +48,7 @@ class PlannedCell:
         return fit_of(self.cell, self.device_gib)
 
     def to_dict(self) -> dict[str, Json]:
-        fit = self.fit
+        fit, cost = self.fit, predicted(self.cell)
         return {
             "table": self.cell.table,
             "scale": self.cell.scale,
@@ -59,6 +62,13 @@ class PlannedCell:
             "reason": self.reason,
             "hours": self.hours,
             "cost_source": self.cost_source,
+            "device": self.device,
+            "predicted": {
+                **cost.work._asdict(),
+                "seconds": None if cost.hours is None else 3600 * cost.hours,
+                "card": CARD,
+                "mfu": cost.mfu,
+            },
             "memory_gib": fit.memory_gib,
             "memory_source": fit.source,
             "micro_batch_size": fit.micro_batch_size,
@@ -75,20 +85,23 @@ def plan(
     queue: Queue | None = None,
     device_gib: float = DEVICE_GIB,
     measured: Measured | None = None,
+    settings: ExecSpec | None = None,
 ) -> list[PlannedCell]:
     """The state of every cell, in their order; with ``queue`` what SLURM holds is part of it. ``measured``: of the
-    snapshot's records, where several targets share them."""
+    snapshot's records, where several targets share them; ``settings`` say where the runs will be made."""
     measured = measured_hours(snapshot.values()) if measured is None else measured
     planned = []
     for cell in cells:
-        hours, source = estimate(cell, measured)
+        record = None if cell.id is None else snapshot.get(cell.id)
+        device = device_of(cell, settings) if record is None else measured_on(record)
+        cost = (*estimate(cell, measured, device), device, device_gib)
         if cell.waits_for is not None:
-            planned.append(PlannedCell(cell, State.WAITS, f"for {cell.waits_for}", hours, source, device_gib))
+            planned.append(PlannedCell(cell, State.WAITS, f"for {cell.waits_for}", *cost))
             continue
         found = snapshot.state(cell.id, cell.spec)
         if queue is not None and cell.id is not None and cell.spec is not None:
             found = with_queue(found, store, cell.spec.kind, cell.id, queue)
-        planned.append(PlannedCell(cell, found.state, found.reason, hours, source, device_gib))
+        planned.append(PlannedCell(cell, found.state, found.reason, *cost))
     return planned
 
 
@@ -108,7 +121,8 @@ def check_cells(planned: Sequence[PlannedCell], checkout: Path) -> None:
 def current_plan(target: AnyTarget, workspace: Workspace, queue: Queue | None = None) -> list[PlannedCell]:
     """The plan of a target from the queue and the records as they are now."""
     snapshot = take_snapshot(workspace.store)
-    return plan(target.cells(snapshot), workspace.store, snapshot, queue, device_memory(workspace))
+    memory, settings = device_memory(workspace), workspace.settings
+    return plan(target.cells(snapshot), workspace.store, snapshot, queue, memory, settings=settings)
 
 
 def device_memory(workspace: Workspace) -> float:

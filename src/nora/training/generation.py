@@ -34,8 +34,8 @@ def greedy(
 ) -> list[list[int]]:
     """The most likely continuation of each prompt up to a token of ``stop`` (not included) or ``max_new_tokens``.
 
-    Prompts of like length run together; each continuation equals the one it has alone. The order is kept.
-    ``between`` is called before every batch.
+    Prompts of like length run together; each continuation equals the one it has alone. The order is kept. Rows that
+    have ended leave the batch, at the latest when half of it has. ``between`` is called before every batch.
     """
     with evaluating(model):
         outcome: list[list[int]] = [[] for _ in prompts]
@@ -74,16 +74,22 @@ def _greedy_batch(
     hidden = hidden[torch.arange(len(prompts), device=device), lengths - 1]
     readable = torch.cat([real.new_ones(len(prompts), prefix), real], dim=1)
     tokens: list[list[int]] = [[] for _ in prompts]
+    rows = torch.arange(len(prompts), device=device)  # which prompt a row of the batch answers
     open_rows = torch.ones(len(prompts), dtype=torch.bool, device=device)
     stops = torch.tensor(list(stop), device=device)
     for step in range(max_new_tokens):
         chosen = base.get_output_embeddings()(hidden).argmax(dim=-1)
         open_rows &= ~torch.isin(chosen, stops)
-        for i in open_rows.nonzero()[:, 0].tolist():
-            tokens[i].append(int(chosen[i]))
-        if not open_rows.any() or step == max_new_tokens - 1:
+        going = open_rows.nonzero()[:, 0]
+        for prompt, token in zip(rows[going].tolist(), chosen[going].tolist(), strict=True):
+            tokens[prompt].append(token)
+        if not len(going) or step == max_new_tokens - 1:
             break
-        readable = torch.cat([readable, readable.new_ones(len(prompts), 1)], dim=1)
+        if 2 * len(going) <= len(rows):  # half of them: what the copies of the cache cost stays below its own size
+            past.batch_select_indices(going)
+            rows, lengths, readable, chosen = rows[going], lengths[going], readable[going], chosen[going]
+            open_rows = open_rows[going]
+        readable = torch.cat([readable, readable.new_ones(len(rows), 1)], dim=1)
         position = (lengths + step)[:, None]
         hidden = _step(base, chosen[:, None], position, readable[:, None, None], past)[:, 0]
     return tokens
@@ -192,7 +198,10 @@ def beam_search(
     pad_id: int,
     between: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """transformers' beam search over left-padded batches with an explicit mask, longest prompts first."""
+    """transformers' beam search over left-padded batches with an explicit mask, longest prompts first.
+
+    A prompt is read once: its beams begin with copies of its cache. (transformers' own reads it once per beam.)
+    """
     with evaluating(model):
         host = base_of(model)
         device = next(host.parameters()).device
@@ -211,6 +220,7 @@ def beam_search(
             generated = host.generate(
                 input_ids=ids,
                 attention_mask=mask,
+                past_key_values=_read_once(host, ids, mask, decoding.beams),
                 num_beams=decoding.beams,
                 do_sample=False,
                 max_new_tokens=decoding.max_new_tokens,
@@ -221,3 +231,13 @@ def beam_search(
                 tokens = generated[row, width:].tolist()
                 outcome[i] = tokens[: tokens.index(stop)] if stop in tokens else tokens
     return outcome
+
+
+def _read_once(host: Any, ids: Tensor, mask: Tensor, beams: int) -> DynamicCache:
+    """The cache of all columns but the last, which generate itself reads, ``beams`` times per row."""
+    past = DynamicCache(config=host.config)
+    if ids.shape[1] > 1:
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        _step(host, ids[:, :-1], positions[:, :-1], mask[:, :-1], past)
+        past.batch_repeat_interleave(beams)
+    return past

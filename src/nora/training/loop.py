@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -159,7 +160,9 @@ def make_state(
     given: dict[str, Any] = {
         "lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay
     }  # fmt: skip
-    optimizer = torch.optim.AdamW(parameters.values(), **given) if make is None else make(model, **given)
+    # foreach: the very bits by fewer operations; of itself torch does so on a GPU alone.
+    make_it = partial(torch.optim.AdamW, parameters.values(), foreach=True) if make is None else partial(make, model)
+    optimizer = make_it(**given)
     scheduler = get_scheduler(
         settings.schedule,
         optimizer,

@@ -6,7 +6,8 @@ gradient that one process would have: the effective batch does not change with t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor, nn
+
+from nora.errors import ProcessLost
 
 
 @dataclass(frozen=True)
@@ -29,18 +32,33 @@ class Replicas:
 
     def total(self, value: float, device: torch.device) -> float:
         """The sum of a number over the processes, float64."""
-        summed: Tensor = reduce(torch.tensor(value, dtype=torch.float64, device=device), "sum")
-        return float(summed)
+        with self._together():
+            summed: Tensor = reduce(torch.tensor(value, dtype=torch.float64, device=device), "sum")
+            return float(summed)
 
     def agree(self, value: Any) -> Any:
         """The first process's value, on all of them."""
-        return broadcast_object_list([value])[0]
+        with self._together():
+            return broadcast_object_list([value])[0]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces each gradient by its sum over the processes; a process without examples adds zeros."""
         for parameter in parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = reduce(gradient, "sum")
+            with self._together():
+                parameter.grad = reduce(gradient, "sum")
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """ProcessLost where another one was killed, or its machine is gone: none can go on without it."""
+        try:
+            yield
+        except RuntimeError as error:  # gloo's and NCCL's
+            reason = str(error).splitlines()[0]
+            raise ProcessLost(
+                f"one of the {self.size} processes of the run has ended, and the others with it; the same command goes "
+                f"on from the last checkpoint ({reason})"
+            ) from error
 
 
 def join_replicas(*, cpu: bool) -> Replicas:

@@ -157,7 +157,8 @@ def _planned(targets: Sequence[AnyTarget], workspace: Workspace, snapshot: Snaps
     queue = queue_of(workspace)
     cells = {target.name: target.cells(snapshot) for target in targets}
     memory, measured = device_memory(workspace), measured_hours(snapshot.values())
-    return {name: plan_of(own, workspace.store, snapshot, queue, memory, measured) for name, own in cells.items()}
+    where = (workspace.store, snapshot, queue, memory, measured, workspace.settings)
+    return {name: plan_of(own, *where) for name, own in cells.items()}
 
 
 def _banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[list[str]]:

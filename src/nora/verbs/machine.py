@@ -71,7 +71,9 @@ def doctor(words: Sequence[str], as_json: bool) -> int:
         snapshot = take_snapshot(workspace.store)
         device = device_memory(workspace)
         planned = [
-            p for target in targets for p in plan(target.cells(snapshot), workspace.store, snapshot, None, device)
+            p
+            for target in targets
+            for p in plan(target.cells(snapshot), workspace.store, snapshot, None, device, settings=workspace.settings)
         ]
         findings += check_runs(planned, workspace)
     print(json.dumps([vars(f) for f in findings], indent=1) if as_json else report(findings))

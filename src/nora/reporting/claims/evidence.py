@@ -14,7 +14,7 @@ from nora.reporting.inference import seeds_needed
 from nora.reporting.reported import Reported, report
 from nora.store.record import Record
 from nora.tables.cell import Cell
-from nora.tables.estimate import estimate, measured_hours
+from nora.tables.estimate import device_of, estimate, measured_hours
 from nora.tables.methods import SpecBook, Table
 from nora.tables.printed import printed_grid
 from nora.tables.subjects import Subjects
@@ -95,7 +95,7 @@ def takes(
     lacking = [c for c in cells if c.id is None or c.id not in evidence.records]
     # Of this target's runs alone: what one tries out must not change what is committed.
     like = measured_hours(evidence.records[c.id] for c in cells if c.id is not None and c.id in evidence.records)
-    hours = [h for c in lacking if (h := estimate(c, like)[0]) is not None]
+    hours = [h for c in lacking if (h := estimate(c, like, device_of(c))[0]) is not None]
     device = "GPU-hours" if target.scale == "paper" else "hours of one CPU thread"
     cost = f"about {_round(sum(hours))} {device}" if hours else "hours unknown"
     seeds = len({c.seed for c in cells})

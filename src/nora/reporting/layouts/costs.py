@@ -10,11 +10,11 @@ from nora.reporting import labels
 from nora.reporting.document import Block, Document, Entry, Line
 from nora.store.record import Record
 from nora.tables.cell import Cell
-from nora.tables.estimate import Measured, estimate, measured_hours, memory_gib
+from nora.tables.estimate import Measured, device_of, estimate, measured_hours, measured_on, memory_gib, predicted
 from nora.tables.target import Costs, load_target
 
 _FLOAT_BYTES = 4
-_COLUMNS = ("runs there", "planned", "so far", "memory, GiB", "adapter, kB")
+_COLUMNS = ("runs there", "planned", "so far", "predicted/actual", "memory, GiB", "adapter, kB")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class Cost:
     """Runs that wait for nothing and are like no run that is there."""
     actual: float
     """Hours of the runs with a record."""
+    on_gpu: float
+    """Those of them on a GPU that are done and whose kind predicts its hours there."""
+    predicted: float
+    """What it predicts for these."""
     planned_memory: float | None
     """GiB, the largest estimate."""
     memory: float | None
@@ -44,7 +48,13 @@ def cost(cells: Sequence[Cell[AnySpec]], records: Mapping[str, Record], measured
     single = {cell.id: cell for cell in cells if cell.id is not None}
     waiting = sum(cell.id is None for cell in cells)
     own = [records[identity] for identity in single if identity in records]
-    hours = [estimate(cell, measured)[0] for cell in single.values()]
+    hours = [estimate(cell, measured, _device(cell, records))[0] for cell in single.values()]
+    on_gpu = [
+        (prediction, records[identity].run.get("wall_seconds", 0.0) / 3600)
+        for identity, cell in single.items()
+        if identity in records and records[identity].status == "done" and measured_on(records[identity]) == "cuda"
+        if (prediction := predicted(cell).hours) is not None
+    ]
     known = [h for h in hours if h is not None]
     memory = [m for cell in single.values() if (m := memory_gib(cell)[0]) is not None]
     peaks = [r.run["peak_memory_gib"] for r in own if "peak_memory_gib" in r.run]
@@ -56,10 +66,18 @@ def cost(cells: Sequence[Cell[AnySpec]], records: Mapping[str, Record], measured
         planned=sum(known),
         unknown=len(hours) - len(known),
         actual=sum(r.run.get("wall_seconds", 0.0) for r in own) / 3600,
+        on_gpu=sum(actual for _, actual in on_gpu),
+        predicted=sum(prediction for prediction, _ in on_gpu),
         planned_memory=max(memory, default=None),
         memory=max(peaks, default=None),
         adapter=max(parameters, default=None),
     )
+
+
+def _device(cell: Cell[AnySpec], records: Mapping[str, Record]) -> str:
+    """What the run was made on, or would be."""
+    found = None if cell.id is None else records.get(cell.id)
+    return device_of(cell) if found is None else measured_on(found)
 
 
 def build(target: Costs, records: Mapping[str, Record]) -> Document:
@@ -89,19 +107,23 @@ def build(target: Costs, records: Mapping[str, Record]) -> Document:
         banner="",
         blocks=(Block(f"At {target.scale} scale", _COLUMNS, tuple(lines)),),
         notes=(
-            "Planned and so far: time of one device, a GPU at paper scale, otherwise one CPU thread. Planned: the mean "
-            "of like runs that are there, else 4N FLOP per trained token at 20 % of an H100 (N: parameters); runs like "
-            "none that is there (unknown) and those that wait for another method's choice are counted below it. So "
-            "far: runs with a record, done or diverged.",
+            "Planned and so far: time of one device, the one of a run's record; without one a GPU at paper scale, "
+            "otherwise one CPU thread. Planned: the mean of like runs that are there on such a device, else, for a "
+            "GPU, 4N FLOP per trained token at 20 % of an H100 (N: parameters); runs like none that is there (unknown) "
+            "and those that wait for another method's choice are counted below it. So far: runs with a record, done or "
+            "diverged.",
+            "Predicted/actual: of the runs done on a GPU, what the H100's FLOP say over the hours they took; – where "
+            "there is none, or the base's size is not in the model of cost.",
             "Memory: the largest peak measured (of the GPU, or of the process on a CPU), else the largest estimate "
             "(~); – where neither is there. Adapter: trained parameters × 4 bytes, the largest.",
             "Factorisations and deployment have no scale: the same runs at mini and at paper scale.",
         ),
         csv_header=("target", "kind", "scale", "runs", "done", "unknown", "waiting", "planned_hours", "actual_hours",
-                    "planned_memory_gib", "peak_memory_gib", "adapter_bytes"),
+                    "gpu_hours", "predicted_gpu_hours", "planned_memory_gib", "peak_memory_gib", "adapter_bytes"),
         csv_rows=tuple(
             (name, kind, target.scale, c.runs, c.done, c.unknown, c.waiting, _or_empty(c.planned), f"{c.actual:.6g}",
-             _or_empty(c.planned_memory), _or_empty(c.memory), "" if c.adapter is None else c.adapter * _FLOAT_BYTES)
+             f"{c.on_gpu:.6g}", f"{c.predicted:.6g}", _or_empty(c.planned_memory), _or_empty(c.memory),
+             "" if c.adapter is None else c.adapter * _FLOAT_BYTES)
             for name, kind, c in found
         ),
     )  # fmt: skip
@@ -132,6 +154,7 @@ def _entries(c: Cost) -> tuple[Entry, ...]:
         Entry(f"{c.done} of {c.runs}"),
         Entry(planned, detail="and " + " and ".join(open_runs) if open_runs else ""),
         Entry(_time(c.actual)),
+        Entry(f"{c.predicted / c.on_gpu:.2f}" if c.on_gpu else "–"),
         Entry(memory if c.memory is None else f"{c.memory:.1f}"),
         Entry("–" if c.adapter is None else f"{c.adapter * _FLOAT_BYTES / 1000:,.0f}"),
     )
