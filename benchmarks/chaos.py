@@ -55,6 +55,20 @@ _KINDS = {
 """Beside the few-shot run above."""
 
 
+def _forked(work: Callable[[], int]) -> int:
+    """Forks a process that does it, silent on standard error, and exits with what it returns (4: it raised); its id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 4
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        code = work()
+    finally:
+        os._exit(code)
+
+
 class Subject:
     """The run under test and what it must come to."""
 
@@ -85,23 +99,18 @@ class Subject:
 
     def start(self, results: Path, *, stopped: bool = False, on_step: Callable[[int], None] | None = None) -> int:
         """Forks a process that makes the run; its id. ``stopped``: it waits for SIGCONT first."""
-        sys.stdout.flush()
-        child = os.fork()
-        if child:
-            return child
-        code = 4
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
+
+        def work() -> int:
             if stopped:
                 os.kill(os.getpid(), signal.SIGSTOP)
             show = (lambda update: on_step(update.step)) if on_step else (lambda update: None)
-            execute(self.spec, self.settings, checkout=self.checkout, store=Store(results), show=show)
-            code = 0
-        except (RunFailed, AlreadyRunning) as error:
-            code = _STATUS[type(error)]
-        finally:
-            os._exit(code)
+            try:
+                execute(self.spec, self.settings, checkout=self.checkout, store=Store(results), show=show)
+            except (RunFailed, AlreadyRunning) as error:
+                return _STATUS[type(error)]
+            return 0
+
+        return _forked(work)
 
     def wait(self, child: int) -> int:
         """Exit code of a child, minus the signal where one ended it."""
@@ -172,21 +181,15 @@ def kills_of_a_bank(folder: Path, trials: int, draw: random.Random) -> dict[str,
     specs, settings = [spec for spec, _, _ in composed], replace(composed[0][1], threads=1)
 
     def start(results: Path) -> int:
-        sys.stdout.flush()
-        child = os.fork()
-        if child:
-            return child
-        code = 4
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        def work() -> int:
             ended: list[Any] = []
             execute_bank(
                 [BankRun(spec) for spec in specs], settings, checkout=checkout, store=Store(results),
                 on_ended=lambda number, how: ended.append(how),
             )  # fmt: skip
-            code = 0 if all(isinstance(how, Record) for how in ended) and len(ended) == len(specs) else 3
-        finally:
-            os._exit(code)
+            return 0 if all(isinstance(how, Record) for how in ended) and len(ended) == len(specs) else 3
+
+        return _forked(work)
 
     def losses(results: Path) -> list[float]:
         store, found = Store(results), []

@@ -12,10 +12,7 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,47 +32,25 @@ from nora.launch.profile import load_profile
 from nora.store.runs import Store
 from nora.store.states import take_snapshot
 from nora.tables.cell import Cell
+from nora.verbs.machine import load_program
 from nora.workspace import Workspace, find_checkout
+
+slurm_testbed = load_program(Path(__file__).resolve().parents[1] / "tools" / "slurm_testbed.py")
 
 _PATIENCE_SECONDS = 480
 
 
-def _free_ports(count: int = 40) -> int:
-    for base in range(31000, 41000, count):
-        sockets = []
-        try:
-            for port in range(base, base + count):
-                sockets.append(socket.socket())
-                sockets[-1].bind(("127.0.0.1", port))
-            return base
-        except OSError:
-            continue
-        finally:
-            for one in sockets:
-                one.close()
-    raise RuntimeError("no free ports")
-
-
 @contextmanager
-def _testbed(checkout: Path) -> Iterator[Path]:
-    """A cluster of two nodes; its folder, with room for results beside it."""
-    top = Path(tempfile.mkdtemp(prefix="nora-bed-"))
-    top.chmod(0o755)
+def _testbed() -> Iterator[Path]:
+    """A cluster of two nodes that this process is a client of; a folder with room for results."""
     before = dict(os.environ)
-    env = {**before, "TESTBED": str(top / "c"), "PORT": str(_free_ports()), "GRACE": "8"}
-    scripts = checkout / "slurm" / "testbed"
-    try:
-        subprocess.run([scripts / "up.sh"], env=env, check=True, stdout=subprocess.DEVNULL)
-        os.environ |= {
-            "SLURM_CONF": str(top / "c" / "etc" / "slurm.conf"),
-            "PATH": f"{top / 'c' / 'bin'}:{before['PATH']}:/usr/sbin",
-        }
-        yield top
-    finally:
-        subprocess.run([scripts / "down.sh"], env=env, check=False)
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(top, ignore_errors=True)
+    with slurm_testbed.cluster() as client:
+        os.environ |= client
+        try:
+            yield Path(client["TESTBED"]).parent
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _nora(*words: str) -> str:
@@ -187,7 +162,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     tasks = "cb,rte" if quick else "cb,rte,sst2,wsc,boolq,multirc"
     words = ["table2", "scale=smoke", f"task={tasks}", "seed=0,1", "method=lora", "protocol.epochs=60",
              "method.dropout=0.1"]  # fmt: skip
-    with _testbed(checkout) as top:
+    with _testbed() as top:
         submission = _submit_seconds(top, checkout, 20 if quick else 200)
         print(submission, file=sys.stderr, flush=True)
         return {"submission": submission, "sweep": _sweep(top, words, 5 if quick else 20)}
