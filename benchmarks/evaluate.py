@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nora import tasks
 from nora.training.batches import EncodedExample, encode_example
-from nora.training.scoring import score_candidates
+from nora.training.scoring import score_members
 
 _ROOT = Path(__file__).resolve().parents[1]
 _ROWS = {"record": 8, "cb": 32, "sst2": 64}
@@ -38,7 +38,7 @@ def _one_by_one(model: Any, encoded: Sequence[EncodedExample]) -> list[tuple[flo
 
 
 def _batched(model: Any, encoded: Sequence[EncodedExample], share: bool) -> list[tuple[float, ...]]:
-    return [s.scores for s in score_candidates(model, encoded, pad_id=0, share_prompt=share)]
+    return [s.scores for s in score_members(model, encoded, pad_id=0, share_prompt=share)[0]]
 
 
 def run(*, quick: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -152,7 +151,6 @@ def test_a_name_of_the_hub_is_pinned_to_the_commit_that_is_here(
     assert _spec(checkout, "model=hubs").model.files == model.files
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="`make small` was not run")
 def test_a_gguf_file_is_read_as_the_weights_it_holds(
     tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from nora.adapters.prefix import drawn_tokens, token_keys_values
 from nora.tasks.example import Example
 from nora.training.batches import EncodedExample, collate, encode_example
 from nora.training.objectives import ClassificationObjective, OptionLMObjective, option_scores
-from nora.training.scoring import Scored, candidate_cross_entropy, score_candidates
+from nora.training.scoring import Scored, candidate_cross_entropy, score_members
 from twins import randomize_factors, tiny_opt, with_lora
 
 
@@ -71,7 +71,7 @@ def test_batched_length_sorted_scoring_equals_one_by_one(
         ]
         model.train()
     for max_tokens in (1, 200, 100_000):
-        scored = score_candidates(model, encoded, pad_id=0, share_prompt=share, max_tokens=max_tokens)
+        (scored,) = score_members(model, encoded, pad_id=0, share_prompt=share, max_tokens=max_tokens)
         assert model.training, "the mode is put back"
         for found, wanted in zip(scored, expected, strict=True):
             assert max(abs(a - b) for a, b in zip(found.scores, wanted, strict=True)) < 1e-10

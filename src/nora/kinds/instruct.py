@@ -345,7 +345,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     def ended(error: Diverged) -> Outcome:
         return run.diverged(error, {**common, **_loss_scaling(state), "epochs": state.dev_log})
 
-    def finish(_: None = None) -> Outcome:
+    def finish() -> Outcome:
         adapter, beside = run.adapter_bytes(), keeper.files() if keeper else None
         best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
         kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}

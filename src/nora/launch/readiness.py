@@ -277,7 +277,7 @@ def _disk(rest: Sequence[PlannedCell], workspace: Workspace) -> Finding:
     settings = workspace.settings
     at_once = load_profile(workspace.checkout, settings).parallel if settings.name == "slurm" else settings.processes
     trained = max((_trained(s) for s in _unique(specs, _trained_key).values()), default=0)
-    kept = sum(_KEPT.get(spec.kind, 2**14) + 4 * _trained(spec) * settings.keep_adapter for spec in specs)
+    kept = sum(_KEPT.get(spec.kind, 2**14) + (4 * _trained(spec) if settings.keep_adapter else 0) for spec in specs)
     need = (kept + 4 * _SAVED * trained * at_once) / 2**30
     there = next(p for p in (workspace.store.root, *workspace.store.root.parents) if p.exists())
     free = shutil.disk_usage(there).free / 2**30
@@ -292,7 +292,7 @@ def _trained_key(spec: AnySpec) -> tuple[str, str] | None:
 
 
 @cache
-def _sides(model: str, architecture: str, targets: tuple[str, ...]) -> int:
+def _sides(architecture: str, targets: tuple[str, ...]) -> int:
     """in + out of every matrix that LoRA adapts, summed; the model is built without memory for its weights."""
     import torch
     from torch import nn
@@ -313,7 +313,7 @@ def _trained(spec: AnySpec) -> int:
     if not isinstance(spec, FewShotSpec | InstructSpec) or not spec.model.architecture or not spec.method.rank:
         return 0
     architecture = canonical_json(spec.model.architecture)
-    return spec.method.rank * _sides(spec.model.name, architecture, tuple(spec.model.targets))
+    return spec.method.rank * _sides(architecture, tuple(spec.model.targets))
 
 
 def _time(hours: list[float], cells: int, planned: Sequence[PlannedCell], workspace: Workspace) -> tuple[Any, str]:

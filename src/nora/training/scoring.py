@@ -81,11 +81,6 @@ def score_members(
     return [[own[i] for i in range(len(encoded))] for own in outcome]
 
 
-def score_candidates(model: nn.Module, encoded: Sequence[EncodedExample], **how: Any) -> list[Scored]:
-    """The same of one model."""
-    return score_members(model, encoded, **how)[0]
-
-
 @torch.no_grad()
 def rows_differ(model: nn.Module, ids: Sequence[int]) -> float:
     """By how much (nats, the largest) the log-probability of a token in our rows, where candidates share a prompt under

@@ -189,13 +189,14 @@ def _with_banks(planned: Sequence[PlannedCell], workspace: Workspace) -> list[di
 @click.option("--sbatch", is_flag=True, help="print the job scripts (SLURM is not needed)")
 def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     """The cells of a target: state, reason, cost."""
-    index = Index(open_workspace(words).store.root)
+    workspace = open_workspace(words)
+    index = Index(workspace.store.root)
     with remembering(index.composed):
-        return _plan(words, index, as_json=as_json, sbatch=sbatch)
+        return _plan(words, workspace, index, as_json=as_json, sbatch=sbatch)
 
 
-def _plan(words: Sequence[str], index: Index, *, as_json: bool, sbatch: bool) -> int:
-    targets, workspace = read_targets(words)
+def _plan(words: Sequence[str], workspace: Workspace, index: Index, *, as_json: bool, sbatch: bool) -> int:
+    targets, _ = read_targets(words, workspace)
     snapshot = take_snapshot(workspace.store, index)
     planned = _planned(targets, workspace, snapshot)
     index.save()
@@ -276,13 +277,14 @@ def _under_way(cells: Sequence[PlannedCell], steps: Json) -> dict[str, Json]:
 @click.option("--watch", is_flag=True, help="refresh every few seconds")
 def status(words: Sequence[str], as_json: bool, watch: bool) -> int:
     """How far a target is."""
-    index = Index(open_workspace(words).store.root)
+    workspace = open_workspace(words)
+    index = Index(workspace.store.root)
     with remembering(index.composed):
-        return _status(words, index, as_json=as_json, watch=watch)
+        return _status(words, workspace, index, as_json=as_json, watch=watch)
 
 
-def _status(words: Sequence[str], index: Index, *, as_json: bool, watch: bool) -> int:
-    targets, workspace = read_targets(words)
+def _status(words: Sequence[str], workspace: Workspace, index: Index, *, as_json: bool, watch: bool) -> int:
+    targets, _ = read_targets(words, workspace)
     while True:
         planned = _planned(targets, workspace, take_snapshot(workspace.store, index))
         index.save()

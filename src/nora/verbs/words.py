@@ -43,9 +43,9 @@ dry_run_flag = click.option("--dry-run", is_flag=True, help="say what would be d
 of_run = click.argument("identity", metavar="ID")
 
 
-def read_targets(words: Sequence[str]) -> tuple[list[AnyTarget], Workspace]:
-    """The targets and the workspace of ``TARGET… key=value…``."""
-    workspace = open_workspace(words)
+def read_targets(words: Sequence[str], workspace: Workspace | None = None) -> tuple[list[AnyTarget], Workspace]:
+    """The targets and the workspace (that of the words, where it is not open yet) of ``TARGET… key=value…``."""
+    workspace = workspace or open_workspace(words)
     wanted = [word for word in words if "=" not in word]
     if wanted == ["all"]:
         scale = next((word.removeprefix("scale=") for word in words if word.startswith("scale=")), "mini")
