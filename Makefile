@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 1
+JOBS ?= 2
 
 .PHONY: help setup small demo test test-all lint rehearsal paper bench bench-gpu study-gpu
 
@@ -25,8 +26,8 @@ demo:            ## three tasks × seven methods × two seeds, really trained on
 	$(BIN)/nora launch table2 search=chosen task=sst2,cb,rte seed=0,1 exec.results=.demo
 	$(BIN)/nora collate table2 search=chosen task=sst2,cb,rte seed=0,1 exec.results=.demo
 
-test:            ## the test suite (fast part; markers: slow slurm gpu network)
-	$(BIN)/python -m pytest -q
+test:            ## the test suite in two processes, JOBS=n for n (fast part; markers: slow slurm gpu network)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 test-all:        ## the slow tests too
 	$(BIN)/python -m pytest -q -m 'not gpu and not network'

@@ -54,6 +54,26 @@ def test_a_random_decomposition_is_lost_and_our_saving_keeps_it(checkout: Path, 
         )
 
 
+@pytest.mark.parametrize("variant", ["dora", "rslora", "lora_fa"])
+def test_a_variant_is_what_is_deployed(checkout: Path, tmp_path: Path, variant: str) -> None:
+    from nora.adapters import lora_layers
+    from nora.kinds.parts.deploy import train_adapter
+    from nora.kinds.parts.hosts import DiffusionHost
+
+    words = ["kind=deployment", "adapter.init=kaiming", f"adapter.variant={variant}", "protocol.steps=3"]
+    spec, _, _ = compose_run(checkout, words)
+    assert isinstance(spec, DeploymentSpec) and spec_dict(spec)["adapter"]["variant"] == variant
+    host = DiffusionHost(spec)
+    trained, plain = (train_adapter(host, spec, "kaiming", name) for name in (variant, None))
+    assert trained.start_difference == 0.0
+    layers, ordinary = lora_layers(trained.model), lora_layers(plain.model)
+    assert all(layer.module.use_dora["default"] == (variant == "dora") for layer in layers)
+    for layer, other in zip(layers, ordinary, strict=True):
+        assert layer.scaling / other.scaling == pytest.approx(8**0.5 if variant == "rslora" else 1.0)
+    first = {layer.name: next(v for k, v in trained.start.items() if f"{layer.name}.lora_A" in k) for layer in layers}
+    assert {bool((layer.A != first[layer.name]).any()) for layer in layers} == {variant != "lora_fa"}
+
+
 def _record(spec: Any, identity: str, alone: float, error: bool) -> Record:
     good = {"alone": 0.0, "beside": 0.0, "off": 0.0}
     merge = {"weight": 0.0, "output": 0.0}
@@ -69,7 +89,7 @@ def _record(spec: Any, identity: str, alone: float, error: bool) -> Record:
 
 def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
     target = load_target(checkout, "deployment", ["scale=mini"])
-    assert len({c.id for c in target.cells({})}) == 28
+    assert len({c.id for c in target.cells({})}) == 34
     target = load_target(checkout, "deployment", ["seed=0"])
     chosen = {c.row: c for c in target.cells({})}
     records = {
@@ -83,8 +103,9 @@ def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
     document = build_artefact(target, records)
     text = to_markdown(document)  # type: ignore[arg-type]
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert "11 of 14 runs are not there: 11 missing" in text
+    assert "14 of 17 runs are not there: 14 missing" in text
     main = text.split("## Merge")[0]
+    assert "missing" in rows["DoRA"] and "missing" in rows["LoRA-FA"]
     assert main.count("nothing") == 2 and main.count("conversion to rank 2r") == 4 and main.count("does not load") == 6
     assert "missing" in rows["Gaussian"]
     assert to_csv(document).count(chosen["nystrom"].id) == 28  # type: ignore[arg-type, union-attr]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DeployedAdapter:
-    """The adapter that is deployed: a start by PEFT's or our name, and its size."""
+    """The adapter that is deployed: a start by PEFT's or our name, a variant of LoRA, and its size."""
 
     init: Literal[
         "kaiming", "gaussian", "orthogonal", "nystrom", "pissa", "pissa_niter_4", "olora", "init_b", "milora",
@@ -34,6 +34,7 @@ class DeployedAdapter:
     rank: Count
     alpha: Count
     xi: Positive
+    variant: Literal["dora", "rslora", "lora_fa"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -58,8 +59,8 @@ class Spec:
 
 
 def label(spec: Spec) -> Label:
-    """A start on a base."""
-    names = (spec.adapter.init, spec.model.name)
+    """A start, or a variant, on a base."""
+    names = (spec.adapter.variant or spec.adapter.init, spec.model.name)
     return Label(*names, names)
 
 
@@ -71,7 +72,7 @@ def headline(metrics: Mapping[str, Json]) -> str:
 
 def like(spec: Spec) -> tuple[str, str, str]:
     """Runs of one base and start over as many steps cost about the same."""
-    return spec.model.name, spec.adapter.init, str(spec.protocol.steps)
+    return spec.model.name, spec.adapter.variant or spec.adapter.init, str(spec.protocol.steps)
 
 
 _NARROWEST = 32  # the narrowest adapted layer of the UNet of kinds/parts/hosts.py

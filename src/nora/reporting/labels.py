@@ -157,7 +157,8 @@ def column(axis: str, name: str) -> str:
 
 
 def init(name: str) -> str:
-    return INITS.get(name, name)
+    """A start, or the variant of LoRA that stands in its place."""
+    return INITS.get(name, method(name))
 
 
 def kind(name: str) -> str:

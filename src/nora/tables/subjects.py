@@ -124,6 +124,8 @@ class DeploymentsFile:
     inits: list[str]
     seeds: list[int]
     caption: list[str]
+    variants: list[str] = field(default_factory=list)
+    """Rows below the starts': variants of LoRA, from PEFT's ordinary start."""
 
 
 @dataclass(frozen=True)
@@ -135,20 +137,27 @@ class Deployments(Target[DeploymentSpec]):
     seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
 
+    @property
+    def rows(self) -> dict[str, Settings]:
+        """The table's rows and what each sets: the starts, then the variants."""
+        starts: dict[str, Settings] = {init: {"adapter.init": init} for init in self.inits}
+        kaiming: Settings = {"adapter.init": "kaiming"}
+        return starts | {name: {**kaiming, "adapter.variant": name} for name in self.file.variants}
+
     def cells(self, records: Mapping[str, Record]) -> list[Cell[DeploymentSpec]]:
-        """One per start and seed."""
+        """One per row and seed."""
         pins, made = Pins(self.checkout), []
         composed = compose_config(self.checkout / "conf", ["kind=deployment", *self.overrides])
         if composed.get("kind") != "deployment":
             raise UserError(f"{self.name} is made of kind=deployment, given {composed.get('kind')}")
-        for init in self.inits:
+        for row, settings in self.rows.items():
             for seed in self.seeds:
-                words = ("kind=deployment", f"adapter.init={init}", *self.overrides, f"seed={seed}")
-                spec = build_spec({**composed, "adapter": {**composed["adapter"], "init": init}, "seed": seed}, pins)
+                own = (f"{key}={value}" for key, value in settings.items())
+                words = ("kind=deployment", *own, *self.overrides, f"seed={seed}")
+                spec = build_spec(with_settings({**composed, "seed": seed}, settings), pins)
                 if not isinstance(spec, DeploymentSpec):
                     raise UserError(f"{self.name} is made of kind=deployment, given {spec.kind}")
-                settings = {"adapter.init": init}
-                made.append(Cell(self.name, "", init, "deployment", seed, 1, settings, words, spec, run_id(spec)))
+                made.append(Cell(self.name, "", row, "deployment", seed, 1, settings, words, spec, run_id(spec)))
         return made
 
 

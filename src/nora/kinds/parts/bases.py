@@ -201,8 +201,20 @@ def lora_config(method: MethodSpec, targets: list[str]) -> LoraConfig:
         lora_dropout=method.dropout,
         target_modules=targets,
         init_lora_weights=inits.load(method.init).PEFT_INIT,
-        **(starts.load("variants", method.variant).PEFT if method.variant else {}),
+        **variant_settings(method.variant),
     )
+
+
+def variant_settings(variant: str | None) -> dict[str, Json]:
+    """What a variant of LoRA sets in PEFT's ``LoraConfig``."""
+    return dict(starts.load("variants", variant).PEFT) if variant else {}
+
+
+def freeze_(model: Any, variant: str | None) -> None:
+    """Freezes the factor that the variant does not train."""
+    if variant is not None and getattr(starts.load("variants", variant), "FREEZES", None) == "A":
+        for layer in lora_layers(model):
+            layer.parameter_A.requires_grad_(False)
 
 
 def peft_config(method: MethodSpec, targets: list[str]) -> PeftConfig:
@@ -287,10 +299,7 @@ def started(
     cost: dict[str, Json] = {"start_seconds": time.monotonic() - began, "start_bytes": _peak_bytes() - memory}
     if "batches" in data:
         cost["start_rows"] = data["batches"]
-    if method.variant is not None:
-        freezes = getattr(starts.load("variants", method.variant), "FREEZES", None)
-        for layer in lora_layers(model) if freezes == "A" else ():
-            layer.parameter_A.requires_grad_(False)
+    freeze_(model, method.variant)
     return prove_init(model, start, inputs=probe, pretrained=pretrained, base_output=base_output), cost
 
 

@@ -12,6 +12,7 @@ from nora import streams
 from nora.adapters import Start, factors_at_start, initialize_, inits, prove_init
 from nora.adapters.moved import moves_base
 from nora.files import Json
+from nora.kinds.parts import bases
 from nora.kinds.parts.hosts import Host, Model, TextHost, Trained, difference
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def _is_ours(init: str) -> bool:
     return init in inits.names() and init != "orthogonal"
 
 
-def started(host: Host, spec: Spec, init: str) -> tuple[Model, Start | None]:
+def started(host: Host, spec: Spec, init: str, variant: str | None = None) -> tuple[Model, Start | None]:
     """A fresh base with an adapter started by ``init``, ours (and then what repeats it) or PEFT's."""
     ours = _is_ours(init)
     config = LoraConfig(
@@ -34,9 +35,11 @@ def started(host: Host, spec: Spec, init: str) -> tuple[Model, Start | None]:
         lora_alpha=spec.adapter.alpha,
         init_lora_weights=inits.load(init).PEFT_INIT if ours else init,  # type: ignore[arg-type]
         target_modules=host.targets,
+        **bases.variant_settings(variant),
     )
     with streams.seeded(spec.seed, f"peft {init}"):
         model = host.adapted(config)
+    bases.freeze_(model, variant)
     if not ours:
         return model, None
     looks = list(range(_ROWS))
@@ -49,9 +52,9 @@ def _options(spec: Spec, init: str) -> dict[str, Json]:
     return {"xi": spec.adapter.xi} if init.startswith("nystrom") else {}
 
 
-def train_adapter(host: Host, spec: Spec, init: str) -> Trained:
+def train_adapter(host: Host, spec: Spec, init: str, variant: str | None = None) -> Trained:
     """A started adapter after the protocol's steps, with its output, losses and factors at the start."""
-    model, _ = started(host, spec, init)
+    model, _ = started(host, spec, init, variant)
     start_difference = difference(host.output(model), host.output(host.base()))
     start = factors_at_start(model)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -69,7 +72,7 @@ def train_adapter(host: Host, spec: Spec, init: str) -> Trained:
 def measure(host: Host, spec: Spec, folder: Path) -> dict[str, Json]:
     """Every column of one host (text or diffusion)."""
     init = spec.adapter.init
-    ours, plain = train_adapter(host, spec, init), train_adapter(host, spec, "kaiming")
+    ours, plain = train_adapter(host, spec, init, spec.adapter.variant), train_adapter(host, spec, "kaiming")
     base_output = host.output(host.base())
     ours_saved, plain_saved = folder / "stock", folder / "plain"
     host.save_stock(ours.model, ours_saved)
@@ -117,7 +120,7 @@ def _bytes(folder: Path) -> int:
 def prove_text_start(host: TextHost, spec: Spec) -> dict[str, Json]:
     """The init proof for the starts of ours; for PEFT's other starts only that the output is the base's."""
     init = spec.adapter.init
-    (model, start), base_output = started(host, spec, init), host.output(host.base())
+    (model, start), base_output = started(host, spec, init, spec.adapter.variant), host.output(host.base())
     if start is not None:
         report = prove_init(model, start, inputs=host.inputs, pretrained=host.weights, base_output=base_output)
         return report.to_dict()

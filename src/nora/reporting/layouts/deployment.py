@@ -114,10 +114,10 @@ def _rows(found: Mapping[str, Sequence[Record]]) -> tuple[tuple[object, ...], ..
 def build(target: Deployments, records: Mapping[str, Record]) -> Document:
     """A block per host, then what merging leaves; every number is in the CSV with its run."""
     cells = target.cells(records)
-    own = {init: [cell for cell in cells if cell.row == init] for init in target.inits}
-    gaps = {init: gap(states_of(own[init], records)) for init in target.inits}
+    own = {row: [cell for cell in cells if cell.row == row] for row in target.rows}
+    gaps = {row: gap(states_of(own[row], records)) for row in target.rows}
     # The worst of fewer seeds than the caption says would look better than it is.
-    found = {init: [] if gaps[init] else [records[str(c.id)] for c in own[init]] for init in target.inits}
+    found = {row: [] if gaps[row] else [records[str(c.id)] for c in own[row]] for row in target.rows}
     return Document(
         name=target.name,
         title=target.file.title,
