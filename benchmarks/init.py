@@ -5,11 +5,15 @@ is ``initialize_`` on a live PEFT layer with the drawing of Ω, which is timed a
 A start is float32 whatever the weight is: "W·Ω, float32" is the product of a bfloat16 weight widened beforehand, what a
 start of that precision costs at least (the bfloat16 product rounds each entry to three digits).
 On a CPU only the reference and the smaller shapes are decomposed. Interleaved, medians; the largest SVD once.
+
+Then every start and variant there is, on one layer of OPT-1.3B: from a bare layer to a started adapter, PEFT making
+it included ("kaiming" is that and no more). Data-driven starts look at the same four batches of 64 random inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from nora import streams
-from nora.adapters import initialize_, lora_layers, nystrom_init_
+from nora import starts, streams
+from nora.adapters import initialize_, inits, lora_layers, nystrom_init_
 from nora.verbs.machine import load_program
 
 _HERE = Path(__file__).parent
@@ -93,10 +97,46 @@ def _case(
     return result
 
 
+def _started(layer: nn.Linear, init: str, settings: dict[str, Any], rank: int, batches: list[Tensor]) -> object:
+    """A copy of the layer with an adapter started by ``init``."""
+    module = inits.load(init)
+    named = module.PEFT_INIT.format(**module.OPTIONS) if isinstance(module.PEFT_INIT, str) else module.PEFT_INIT
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], init_lora_weights=named, **settings)
+    copy = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta").to_empty(
+        device=layer.weight.device
+    )
+    copy.weight.data.copy_(layer.weight.data)
+    with streams.seeded(0, f"peft {init}"):
+        model = get_peft_model(nn.Sequential(copy), config)  # type: ignore[arg-type]
+    data = {"batches": batches, "loss": lambda m, x: m(x).square().mean()} if hasattr(module, "statistics") else {}
+    return initialize_(model, init, **data)  # type: ignore[arg-type]
+
+
+def _every_start(side: int, rank: int, device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds, ratio to PEFT's own Kaiming and peak memory of every start, and of the variants from Kaiming."""
+    layer = nn.Linear(side, side, bias=False, device=device)
+    nn.init.normal_(layer.weight, std=0.02)
+    batches = [torch.randn(64, side, device=device) for _ in range(4)]
+    named: list[tuple[str, str, dict[str, Any]]] = [("kaiming", "kaiming", {})]
+    named += [(init, init, {}) for init in inits.names() if init != "kaiming"]
+    named += [(name, "kaiming", starts.load("variants", name).PEFT) for name in starts.names("variants")]
+    methods = {name: partial(_started, layer, init, settings, rank, batches) for name, init, settings in named}
+    ms = _timing.interleaved(methods, rounds=rounds, device=device)
+    return {
+        name: {"ms": ms[name], "ratio": ms[name] / ms["kaiming"], "peak_mib": _timing.peak_mib(method, device)}
+        for name, method in methods.items()
+    }
+
+
 def run(*, quick: bool) -> dict[str, Any]:
     """Every case on every device there is; ``quick``: Stable Diffusion's small shapes, three rounds."""
     cases = [c for c in _cases() if not quick or c[1] * c[2] <= 640 * 768]
-    result: dict[str, Any] = {"threads": torch.get_num_threads(), "rounds": 3 if quick else 9, "cases": []}
+    result: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "rounds": 3 if quick else 9,
+        "cases": [],
+        "starts": [],
+    }
     result["clock"] = {device.type: _timing.clock(device)[0] for device in _timing.devices()}
     for device in _timing.devices():
         for name, out, inn, rank, count, dtype in cases:
@@ -108,6 +148,9 @@ def run(*, quick: bool) -> dict[str, Any]:
                     "dtype": str(dtype).removeprefix("torch."), "methods": methods,
                 }
             )  # fmt: skip
+        side, rank = (128, 8) if quick else (2048, 8)
+        found = _every_start(side, rank, device, 1 if quick else 3)
+        result["starts"].append({"shape": [side, side], "rank": rank, "device": device.type, "methods": found})
     return result
 
 
@@ -156,6 +199,12 @@ def table(result: dict[str, Any]) -> str:
             lines += _aims(case["methods"])
         if "W·Ω, float32" in case["methods"] and case["device"] == "cpu":
             lines += _half_aims(case["methods"])
+    for case in result["starts"]:
+        lines.append(f"\n{'every start, ' + 'x'.join(map(str, case['shape'])) + ' r=' + str(case['rank']):34}")
+        lines += [
+            f"{'':34} {case['device']:6} {name:18} {m['ms']:10.2f} {m['ratio']:8.2f} {'':9} {m['peak_mib']:9.1f}"
+            for name, m in sorted(case["methods"].items(), key=lambda item: item[1]["ms"])
+        ]
     how = f"{result['threads']} threads, {result['clock']['cpu']} on the CPU"
     lines.append(f"{how}, interleaved, medians of {result['rounds']} (decompositions 5, the largest SVD 1)")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nora import starts
 from nora.verbs.machine import load_program
 
 
@@ -29,3 +30,5 @@ def test_the_init_measured_is_the_formula(checkout: Path) -> None:
     result = benchmark.run(quick=True)
     assert all(case["methods"]["nora"]["error"] < 1e-5 for case in result["cases"])
     assert "drawing" in benchmark.table(result)
+    (measured,) = [case["methods"] for case in result["starts"] if case["device"] == "cpu"]
+    assert set(measured) == {*starts.names("inits"), *starts.names("variants")}

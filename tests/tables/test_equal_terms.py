@@ -9,7 +9,9 @@ import pytest
 
 from nora import starts
 from nora.config.spec import spec_dict
-from nora.reporting.layouts import starts_losses
+from nora.reporting import labels
+from nora.reporting.figures import render
+from nora.reporting.layouts import learning_rates, starts_losses
 from nora.store.record import Record
 from nora.tables.choice import equal_rates
 from nora.tables.methods import load_table
@@ -81,3 +83,49 @@ def test_a_row_of_losses_is_its_better_rate_and_one_that_diverged_is_no_choice(c
     assert nora.entries[2].text.startswith("+0.2000 [")
     del records[next(cell.id for cell in table.cells({}) if cell.row == "gaussian")]
     assert starts_losses.build(table, records).blocks[0].lines[0].entries[0].text == "missing (5/6)"
+
+
+def _trial(cell: object, loss: float, sharpness: float, *, diverged: bool = False) -> Record:
+    metrics = {"dev": {"accuracy": 1 - loss / 10, "loss": loss}, "sharpness": {"value": sharpness}}
+    result = {"status": "diverged" if diverged else "done", "spec": spec_dict(cell.spec), "metrics": metrics}  # type: ignore[attr-defined]
+    if diverged:
+        metrics.pop("dev")
+        result["diverged"] = {"step": 1, "tensor": "the loss"}
+    return Record(str(cell.id), {**result, "files": {}}, {})  # type: ignore[attr-defined]
+
+
+def test_an_edge_is_the_last_rate_that_learns_and_a_start_twice_as_sharp_has_half_of_the_first_rows(
+    checkout: Path,
+) -> None:
+    """LoRA learns up to the fourth of six rates, NoRA up to the second, and diverges at the last."""
+    table = load_target(checkout, "starts_rates", ["method=lora,nora"])
+    rates = sorted({cell.spec.protocol.lr for cell in table.cells({})})
+    losses = {"lora": [1.0, 0.8, 0.6, 0.9, 1.2, 3.0], "nora": [1.0, 0.7, 1.1, 2.0, 3.0, math.inf]}
+    records = {}
+    for cell in table.cells({}):
+        loss = losses[cell.row][rates.index(cell.spec.protocol.lr)]
+        sharpness = {"lora": 1.5, "nora": 3.0}[cell.row]
+        records[cell.id] = _trial(cell, loss, sharpness, diverged=math.isinf(loss))
+    figure = learning_rates.build(table, records)
+    rows = {(row[1], row[2]): row for row in figure.csv_rows}
+    assert len(rows) == 2 * 6 and figure.banner == labels.BANNERS["mini"]
+    edge, predicted = figure.csv_header.index("edge"), figure.csv_header.index("predicted_edge")
+    assert {row[edge] for (name, _), row in rows.items() if name == "lora"} == {rates[3]}
+    assert {row[edge] for (name, _), row in rows.items() if name == "nora"} == {rates[1]}
+    assert rows["nora", rates[0]][predicted] == pytest.approx(rates[3] / 2)
+    assert rows["nora", rates[5]][figure.csv_header.index("dev_loss")] == math.inf
+    assert set(render(figure)) == {"pdf", "png", "csv", "md"}
+    # A start without one of its runs is not drawn from the others.
+    del records[next(cell.id for cell in table.cells({}) if cell.row == "nora")]
+    partial = learning_rates.build(table, records)
+    assert {row[1] for row in partial.csv_rows} == {"lora"} and "1 of 12 runs are not there" in partial.banner
+
+
+@pytest.mark.parametrize("sharpness, rho", [([1.0, 2.0, 4.0, 8.0], -1.0), ([8.0, 4.0, 2.0, 1.0], 1.0)])
+def test_the_correlation_is_negative_where_sharper_starts_end_earlier(sharpness: list[float], rho: float) -> None:
+    edges = [8.0, 4.0, 2.0, 1.0]
+    rows = [
+        learning_rates.Row((learning_rates.Point(edge, 0.5, 1.0),), value)
+        for edge, value in zip(edges, sharpness, strict=True)
+    ]
+    assert learning_rates.rank_correlation(rows)[0] == pytest.approx(rho)

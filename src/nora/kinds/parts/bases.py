@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from nora import starts, streams
+from nora import streams
 from nora.adapters import (
     InitReport,
     initialize_,
@@ -30,6 +30,7 @@ from nora.adapters import (
     prove_init,
     prove_prefix,
     snapshot_weights,
+    variants,
 )
 from nora.adapters.layers import trainable_parameters
 from nora.adapters.prefix import drawn_tokens, token_keys_values
@@ -201,20 +202,8 @@ def lora_config(method: MethodSpec, targets: list[str]) -> LoraConfig:
         lora_dropout=method.dropout,
         target_modules=targets,
         init_lora_weights=inits.load(method.init).PEFT_INIT,
-        **variant_settings(method.variant),
+        **variants.peft_settings(method.variant),
     )
-
-
-def variant_settings(variant: str | None) -> dict[str, Json]:
-    """What a variant of LoRA sets in PEFT's ``LoraConfig``."""
-    return dict(starts.load("variants", variant).PEFT) if variant else {}
-
-
-def freeze_(model: Any, variant: str | None) -> None:
-    """Freezes the factor that the variant does not train."""
-    if variant is not None and getattr(starts.load("variants", variant), "FREEZES", None) == "A":
-        for layer in lora_layers(model):
-            layer.parameter_A.requires_grad_(False)
 
 
 def peft_config(method: MethodSpec, targets: list[str]) -> PeftConfig:
@@ -299,7 +288,7 @@ def started(
     cost: dict[str, Json] = {"start_seconds": time.monotonic() - began, "start_bytes": _peak_bytes() - memory}
     if "batches" in data:
         cost["start_rows"] = data["batches"]
-    freeze_(model, method.variant)
+    variants.freeze_(model, method.variant)
     return prove_init(model, start, inputs=probe, pretrained=pretrained, base_output=base_output), cost
 
 

@@ -9,10 +9,9 @@ import torch
 from peft import LoraConfig
 
 from nora import streams
-from nora.adapters import Start, factors_at_start, initialize_, inits, prove_init
+from nora.adapters import Start, factors_at_start, initialize_, inits, prove_init, variants
 from nora.adapters.moved import moves_base
 from nora.files import Json
-from nora.kinds.parts import bases
 from nora.kinds.parts.hosts import Host, Model, TextHost, Trained, difference
 
 if TYPE_CHECKING:
@@ -35,11 +34,11 @@ def started(host: Host, spec: Spec, init: str, variant: str | None = None) -> tu
         lora_alpha=spec.adapter.alpha,
         init_lora_weights=inits.load(init).PEFT_INIT if ours else init,  # type: ignore[arg-type]
         target_modules=host.targets,
-        **bases.variant_settings(variant),
+        **variants.peft_settings(variant),
     )
     with streams.seeded(spec.seed, f"peft {init}"):
         model = host.adapted(config)
-    bases.freeze_(model, variant)
+    variants.freeze_(model, variant)
     if not ours:
         return model, None
     looks = list(range(_ROWS))
