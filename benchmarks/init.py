@@ -118,7 +118,7 @@ def _every_start(side: int, rank: int, device: torch.device, rounds: int) -> dic
     nn.init.normal_(layer.weight, std=0.02)
     batches = [torch.randn(64, side, device=device) for _ in range(4)]
     named: list[tuple[str, str, dict[str, Any]]] = [("kaiming", "kaiming", {})]
-    named += [(init, init, {}) for init in inits.names() if init != "kaiming"]
+    named += [(init, init, {}) for init in inits.names() if init != "kaiming" and not starts.missing("inits", init)]
     named += [(name, "kaiming", starts.load("variants", name).PEFT) for name in starts.names("variants")]
     methods = {name: partial(_started, layer, init, settings, rank, batches) for name, init, settings in named}
     ms = _timing.interleaved(methods, rounds=rounds, device=device)

@@ -98,6 +98,12 @@ def said(axis: str, name: str | None) -> Mapping[str, Any]:
     return {"OPTIONS": {}} if path is None else _literals(path, path.stat().st_mtime_ns)
 
 
+def missing(axis: str, name: str) -> str:
+    """The package that a choice takes and that is not installed here; "" where nothing is missing."""
+    needed = str(said(axis, name).get("REQUIRES", ""))
+    return needed if needed and importlib.util.find_spec(needed) is None else ""
+
+
 def load(axis: str, name: str) -> ModuleType:
     """The module of a choice; ValueError for a name that is not there."""
     if axis == "inits" and name in _LENT:

@@ -36,7 +36,7 @@ TARGETS = {"q_proj", "v_proj"}
 RANK, ALPHA, SCALING = 4, 12, 3.0
 IDS = [torch.randint(3, 60, (1, 24), generator=torch.Generator().manual_seed(i)) for i in range(4)]
 BATCHES = [{"input_ids": ids, "labels": ids} for ids in IDS]
-NAMES = inits.names()
+NAMES = [name for name in inits.names() if name != "loftq"]  # tests of its own: test_quantised.py
 DATA = [name for name in NAMES if "DATA" in starts.said("inits", name)]
 Arrays = dict[str, np.ndarray]
 
@@ -69,6 +69,18 @@ def _inputs() -> dict[str, list[np.ndarray]]:
     for batch in BATCHES:
         plain(**batch)
     return seen
+
+
+def test_a_start_whose_package_is_not_here_is_one_line_and_no_change() -> None:
+    if not starts.missing("inits", "loftq"):
+        pytest.skip("bitsandbytes is installed here")
+    model = _model()
+    before = snapshot(model)
+    with pytest.raises(
+        ValueError, match=r"^loftq: takes bitsandbytes, not installed here \(pip install bitsandbytes\)$"
+    ):
+        start_(model, "loftq")
+    assert same_bytes(before, snapshot(model))
 
 
 def _sketch(name: str, rows: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nora import starts
 from nora.adapters import initialize_, inits, lora_layers, nystrom_init_, prove_init, snapshot_weights
 from twins import one_linear_with_lora, tiny_opt, with_lora
 
@@ -76,7 +77,7 @@ def test_a_changed_base_weight_fails_where_the_original_is_known(init: str) -> N
     assert lora_layers(adapted)[2].name in report.problems[0]
 
 
-@pytest.mark.parametrize("init", inits.names())
+@pytest.mark.parametrize("init", [name for name in inits.names() if not starts.missing("inits", name)])
 def test_each_real_start_passes(init: str) -> None:
     model = tiny_opt()
     pretrained = snapshot_weights(model, {"q_proj", "v_proj"})

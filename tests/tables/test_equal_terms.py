@@ -42,7 +42,7 @@ def test_every_method_has_as_many_trials_at_the_same_rates(scale: str, centre: f
 def test_every_start_there_is_has_a_row(checkout: Path) -> None:
     table = load_table(checkout, "starts", [])
     rows = [table.spec(method, "cb").method for method in table.methods]
-    assert {row.init for row in rows} == set(starts.names("inits"))
+    assert {row.init for row in rows} == set(starts.names("inits")) - {"loftq"}  # it quantises the base, no other does
     assert {row.variant for row in rows} - {None} == set(starts.names("variants"))
     assert {row.optimizer for row in rows} - {None} == {"lora_plus", "riemannian"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nora import streams
+from nora import starts, streams
 from nora.adapters import inits
 from nora.adapters.data import Loss, Statistics, Stream, check_matrix
 from nora.adapters.inits import Factors
@@ -67,6 +67,8 @@ def _resized(made: Factors, size: float, layer: AdapterLayer) -> Factors:
 
 
 def _check_options(start: Start) -> None:
+    if needed := starts.missing("inits", start.init):
+        raise ValueError(f"{start.init}: takes {needed}, not installed here (pip install {needed})")
     allowed = inits.load(start.init).OPTIONS
     unknown = sorted(set(start.options) - set(allowed))
     if unknown:
@@ -207,8 +209,17 @@ def _write(module: ModuleType, layers: Sequence[AdapterLayer], start: Start) -> 
             write_factors(layer, factors)
             if module.MOVES_BASE:
                 W = layer.weight
-                rest = (W.to(torch.float32) - layer.scaling * factors.B.float() @ factors.A.float()).to(W.dtype)
+                rest = moved_weight(layer, W, factors, start).to(W.dtype)
                 layer.held_weight.data = rest.T.contiguous() if layer.module.fan_in_fan_out else rest
+
+
+def moved_weight(layer: AdapterLayer, weight: torch.Tensor, factors: Factors, start: Start) -> torch.Tensor:
+    """The frozen weight [out, in] that a start with ``MOVES_BASE`` leaves of ``weight``, in float32."""
+    module = inits.load(start.init)
+    if hasattr(module, "base"):
+        left: torch.Tensor = module.base(weight, layer.rank, **start.options)
+        return left
+    return weight.to(torch.float32) - layer.scaling * factors.B.float() @ factors.A.float()
 
 
 def write_factors(layer: AdapterLayer, factors: Factors) -> None:

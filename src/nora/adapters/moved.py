@@ -36,8 +36,10 @@ def moves_base(config: PeftConfig) -> bool:
 
 def subtracts_start(config: LoraConfig) -> bool:
     """Whether a moved base is W - s B₀ A₀ and nothing else, so that the start's factors give W back."""
-    known = str(config.init_lora_weights).lower().startswith(_SUBTRACTING)
-    return not _has_kasa(config) and (known or _of_ours(config))
+    name = str(config.init_lora_weights)
+    known = name.lower().startswith(_SUBTRACTING)
+    quantised = starts.said("inits", name).get("QUANTISES", False)
+    return not _has_kasa(config) and not quantised and (known or _of_ours(config))
 
 
 def start_name(config: PeftConfig) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nora import streams
 from nora.adapters import inits
 from nora.adapters.fingerprint import Fingerprint
-from nora.adapters.initialize import Start, expected_factors, rounded
+from nora.adapters.initialize import Start, expected_factors, moved_weight, rounded
 from nora.adapters.inits import Factors
 from nora.adapters.layers import AdapterLayer, is_repacked, lora_layers, pretrained_name, relative
 from nora.adapters.moved import moved_base
@@ -154,7 +154,7 @@ def measure_layer(layer: AdapterLayer, start: Start, pretrained: Tensor | Finger
     if isinstance(pretrained, Fingerprint):
         base_difference = pretrained.distance(restored if moves else layer.weight)
     else:
-        should_hold = W - layer.scaling * B_read @ A_read if moves else W
+        should_hold = moved_weight(layer, W, Factors(A_read, B_read), start) if moves else W
         base_difference = relative(torch.linalg.norm(held - should_hold).item(), norm_W)
 
     rho, rho_sketch = _signature(Factors(A_read, B_read), _made_from(layer, W, start))

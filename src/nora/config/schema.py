@@ -103,6 +103,9 @@ class MethodSpec:
             fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
             if not fits:
                 problems.append(f"{key}: given {value!r}, required a {type(default).__name__} with {because}")
+            elif value not in said.get("ALLOWED", {}).get(key, (value,)):
+                allowed = ", ".join(map(str, said["ALLOWED"][key]))
+                problems.append(f"{key}: given {value!r}, allowed {allowed} with {because}")
         if self.match is not None and not said.get("ONE_SIDED"):
             problems.append(f"match=frobenius has no meaning with init={self.init}: it has not one factor to scale")
         if self.variant is not None or self.optimizer is not None:

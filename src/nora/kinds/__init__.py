@@ -40,7 +40,7 @@ from nora.kinds.few_shot import Spec as FewShotSpec
 from nora.kinds.instruct import Spec as InstructSpec
 from nora.kinds.parts.cost import DEVICE_GIB, Fit
 from nora.kinds.parts.cost import fit as fit_batch
-from nora.kinds.parts.known import check_known, moves_base
+from nora.kinds.parts.known import check_known, moves_base, quantises
 
 if TYPE_CHECKING:
     from nora.files import Json
@@ -213,6 +213,8 @@ def bank_key(spec: Spec) -> str | None:
         return None  # the loss's scale, and what a part of a batch does to its gradients, are each run's own
     if method.variant is not None or method.optimizer is not None:
         return None  # no plain W x + s B A x, or no AdamW
+    if quantises(method.init):
+        return None  # what it leaves of the base is no pair away from the others'
     if moves_base(method.init) and spec.model.dtype != "float32":
         return None  # what is left of the base is rounded to 16 bits: no pair beside it gives that rounding
     shape = {key: getattr(method, key) for key in ("adapter", "rank", "dropout", "num_virtual_tokens")}
@@ -227,6 +229,11 @@ def step_tokens(spec: FinetuneSpec) -> int:
 
 def check_exec(spec: Spec, settings: ExecSpec) -> None:
     """UserError if a setting of exec, which is no part of the id, would change a number of this run."""
+    if settings.keep_adapter and isinstance(spec, FinetuneSpec) and quantises(spec.method.init):
+        raise UserError(
+            f"exec.keep_adapter: given true, required false with init={spec.method.init}: its adapter belongs to a "
+            "quantised base, which no stock loader makes"
+        )
     neutral = getattr(of(spec), "neutral_exec", None)
     for name in neutral(spec) if neutral is not None else ():
         if getattr(settings, name):

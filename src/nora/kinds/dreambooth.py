@@ -145,6 +145,8 @@ class Spec:
             problems.append("method.variant=lora_fa: given kind=dreambooth, required a text model (PEFT's optimiser)")
         if self.method.variant == "dora" and starts.said("inits", self.method.init).get("MOVES_BASE"):
             problems.append(f"method.variant=dora with init={self.method.init}: no file that diffusers loads holds it")
+        if starts.said("inits", self.method.init).get("QUANTISES"):
+            problems.append(f"method.init={self.method.init}: given kind=dreambooth, required a text model")
         if "fidelity" in self.measure and not self.protocol.encoders:
             problems.append("measure=[fidelity]: protocol.encoders is required")
         if problems:

@@ -14,9 +14,10 @@ from pydantic.dataclasses import dataclass
 
 from nora import tasks
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
-from nora.errors import RunFailed
+from nora.errors import RunFailed, UserError
 from nora.files import Json, canonical_json
 from nora.kinds.parts.cost import Cost, Label, training_cost
+from nora.kinds.parts.known import quantises
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,8 +77,12 @@ def like(spec: FinetuneSpec) -> tuple[str, str, str]:
 
 
 def check(spec: Spec, checkout: Path) -> None:
-    """UserError if the base is not installed here."""
+    """UserError if the base is not installed here, or the untrained one is asked for and the start quantises it."""
     check_base(spec.model, checkout)
+    if "zero_shot" in spec.measure and quantises(spec.method.init):
+        raise UserError(
+            f"measure: given zero_shot with init={spec.method.init}, which leaves no untrained base to measure"
+        )
 
 
 def check_base(model: ModelSpec, checkout: Path) -> None:

@@ -20,6 +20,9 @@ and, where it needs them,
 - ``TOLERANCE``: how far PEFT's factors may be off the formula, relative, where its arithmetic is coarser than 1e-5;
 - ``CHANGES_OUTPUT = True``: the start is itself a step, the output is not the base's (LoRA-One); ``ROUNDS = True``:
   s B A is zero but for rounding (orthogonal);
+- ``base(weight, rank, **options)``: the frozen weight that such a start leaves, where it is not W - s B A, with
+  ``QUANTISES = True`` (LoftQ: no LoRA of the untouched base equals it); ``REQUIRES``: a package that it takes;
+- ``ALLOWED``, a literal: option → the values it may have, where they are few;
 - ``ONE_SIDED = True``: one factor is zero and the other may be of any size (``method.match``).
 
 A file of another package (entry point ``nora.inits``) or of a folder (``--config-dir``) is the same.

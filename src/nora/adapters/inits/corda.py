@@ -19,6 +19,7 @@ NAMED = "corda"
 MOVES_BASE = True
 DATA = "inputs"
 OPTIONS = {"method": "ipm"}
+ALLOWED = {"method": ("ipm", "kpm")}
 
 
 def factors(

@@ -197,10 +197,17 @@ def moves_base(init: str) -> bool:
     return bool(starts.said("inits", init).get("MOVES_BASE", False))
 
 
+def quantises(init: str) -> bool:
+    """Whether an init leaves a quantised base, as its file says."""
+    return bool(starts.said("inits", init).get("QUANTISES", False))
+
+
 def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
     inits = starts.names("inits")
     if method.adapter == "lora" and method.init not in inits:
         yield f"method.init: given {method.init}, allowed {', '.join(inits)}{nearest(method.init, inits)}"
+    if needed := starts.missing("inits", method.init):
+        yield f"method.init: given {method.init}, which takes {needed}, not installed here (pip install {needed})"
     if starts.said("inits", method.init).get("EVEN_RANK") and (method.rank or 0) % 2:
         yield f"method.rank: given {method.rank}, required an even one with init={method.init}"
     for key in ("alpha", "xi"):
