@@ -199,7 +199,7 @@ def table(result: dict[str, Any]) -> str:
             lines += _aims(case["methods"])
         if "W·Ω, float32" in case["methods"] and case["device"] == "cpu":
             lines += _half_aims(case["methods"])
-    for case in result["starts"]:
+    for case in result.get("starts", ()):  # none before they were measured
         lines.append(f"\n{'every start, ' + 'x'.join(map(str, case['shape'])) + ' r=' + str(case['rank']):34}")
         lines += [
             f"{'':34} {case['device']:6} {name:18} {m['ms']:10.2f} {m['ratio']:8.2f} {'':9} {m['peak_mib']:9.1f}"

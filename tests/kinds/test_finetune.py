@@ -115,6 +115,19 @@ def test_a_killed_run_resumes_to_the_identical_result(method: str, run: Run, tmp
         assert _result(record) == _result(whole)
 
 
+def test_steps_read_together_are_the_same_run_killed_or_not(run: Run, tmp_path: Path) -> None:
+    """Two of 4 steps at a time, a checkpoint with each pair: a run killed at step 4 goes on from 2."""
+    words = ("method=nora_plus", "exec.read_every=4", "exec.checkpoint_every=2")
+    alone, _ = run("method=nora_plus", store=tmp_path / "alone")
+    whole, _ = run(*words, store=tmp_path / "whole")
+    with pytest.raises(RunFailed, match="_Killed"):
+        run(*words, store=tmp_path / "killed", show=_kill_at(4))
+    record, _ = run(*words, store=tmp_path / "killed")
+    assert record.run["resumed_at_step"] == 2 and _result(record) == _result(whole)
+    for one, other in zip(whole.metrics["epochs"], alone.metrics["epochs"], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_generation_before(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

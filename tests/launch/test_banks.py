@@ -78,13 +78,18 @@ def test_each_member_has_the_record_it_has_alone(checkout: Path, tmp_path: Path)
 
 
 def test_every_start_is_a_member_and_every_other_step_is_not(checkout: Path, tmp_path: Path) -> None:
-    """All starts beside each other, data-driven and moved ones among them; a variant or optimiser is alone."""
+    """All starts beside each other, data-driven and moved ones among them; a variant or optimiser is alone, and so is
+    LoftQ, whose base is another one."""
     methods = sorted(path.stem for path in (checkout / "conf" / "method").glob("*.yaml"))
     made = [compose_run(checkout, [*WORDS, f"method={m}"]) for m in methods]
     settings = made[0][1]
     specs = [s for s, _, _ in made if s.method.variant is None and s.method.optimizer is None]  # type: ignore[union-attr]
     specs = [spec for spec in specs if spec.method.adapter == "lora"]  # type: ignore[union-attr]
+    assert [bank_key(s) for s in specs if s.method.init == "loftq"] == [None]  # type: ignore[union-attr]
+    specs = [spec for spec in specs if spec.method.init != "loftq"]  # type: ignore[union-attr]
     assert len(specs) > 12 and len({bank_key(spec) for spec in specs}) == 1
+    compiled = replace(settings, bank=None, compile=True)
+    assert len(in_banks(specs, compiled, on_gpu=False)) == len(specs), "compiled runs go one by one"
     assert {bank_key(s) for s, _, _ in made if s.method.variant or s.method.optimizer} == {None}  # type: ignore[union-attr]
     told = _bank(checkout, Store(tmp_path / "bank"), specs, settings)
     for number, spec in enumerate(specs):

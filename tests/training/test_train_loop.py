@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -253,6 +254,71 @@ def test_a_non_finite_loss_or_gradient_ends_the_run_before_anything_moves(
     assert state.scheduler.get_last_lr() == lr
 
 
+class _Waits(TorchDispatchMode):
+    """Counts the operations that make the host wait for a number of the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precondition", [False, True])
+def test_steps_read_at_once_are_the_steps_read_one_by_one(
+    precondition: bool, objective: ClassificationObjective
+) -> None:
+    """Read at steps 4 and at the ends of both epochs, 3 and 6; in float64 to its rounding."""
+    reached, waits = [], []
+    for every in (1, 4):
+        settings = _settings(max_grad_norm=0.05, weight_decay=0.01, micro_batch_size=2, read_every=every)
+        model = _model(torch.float64, dropout=0.1)
+        preconditioner = Preconditioner(lora_layers(model)) if precondition else None
+        state = make_state(model, settings, num_examples=10, preconditioner=preconditioner)
+        infos: list[Any] = []
+        boundaries: list[tuple[int, int]] = []
+        with _Waits() as counted:
+            train(
+                model, objective, settings, state, order=_order, before_step=_seed, evaluate=_keep_last(),
+                on_step=infos.append, on_boundary=lambda state: boundaries.append((state.step, len(infos))),  # noqa: B023
+            )  # fmt: skip
+        assert boundaries == [(n, n) for n in ((1, 2, 3, 4, 5, 6) if every == 1 else (3, 4, 6))]
+        reached.append((infos, [p.detach() for p in state.parameters.values()], state.dev_log, state.losses))
+        waits.append(counted.count)
+    (one, those, dev, losses), (other, these, same_dev, same_losses) = reached
+    for a, b in zip(one, other, strict=True):
+        assert (a.step, a.epoch, a.lr) == (b.step, b.epoch, b.lr) and isinstance(b.loss, float)
+        assert b.loss == pytest.approx(a.loss, rel=1e-12) and b.grad_norm == pytest.approx(a.grad_norm, rel=1e-12)
+    for a, b in zip(those, these, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert [entry["epoch"] for entry in dev] == [entry["epoch"] for entry in same_dev] == [0, 1]
+    assert same_losses == pytest.approx(losses, rel=1e-12)
+    # A preconditioner asks whether its factorisations held: a wait of its own.
+    assert waits[0] >= 3 * 6 and (waits[1] == 0) == (not precondition), waits
+
+
+@pytest.mark.parametrize("kind, tensor", [("loss", "the loss"), ("gradient", "the gradient norm")])
+def test_a_step_read_later_that_is_not_finite_has_moved_nothing_nor_has_any_after_it(kind: str, tensor: str) -> None:
+    """The fifth batch of six is bad, and all six are read at once."""
+    settings = _settings(epochs=6, batch_size=10, weight_decay=0.01)
+    ended, told = [], []
+    for every in (1, 6):
+        model, infos = _model(torch.float64), []
+        own = dataclasses.replace(settings, read_every=every)
+        state = make_state(model, own, num_examples=10, preconditioner=None)
+        with pytest.raises(Diverged) as error:
+            train(
+                model, _Broken(5, kind), own, state, order=_order, before_step=_seed, evaluate=None,
+                on_step=infos.append, on_boundary=lambda state: None,
+            )  # fmt: skip
+        assert error.value.step == state.step == len(infos) == len(state.losses) == 4
+        ended.append(snapshot(model))
+        told.append(error.value.tensor)
+    assert told[1] == tensor
+    for name, value in ended[0].items():
+        torch.testing.assert_close(ended[1][name], value, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     "losses, best", [([3.0, 1.0, 2.0], 1), ([1.0, 1.0, 2.0], 0), ([3.0, math.nan, 2.0], 2), ([math.nan, 4.0, 5.0], 1)]
 )
@@ -325,3 +391,44 @@ def test_bf16_is_an_autocast_of_the_loss_alone(objective: ClassificationObjectiv
     _train(model, Spy(), settings, state, evaluate)
     assert seen == {"loss": True, "evaluate": False}
     assert {p.dtype for p in state.parameters.values()} == {torch.float32}
+
+
+def _steps(objective: Any, dropout: float, *, compiled: bool, batch: int = 10) -> tuple[list[Any], dict[str, Tensor]]:
+    settings = _settings(compile=compiled, lr=1e-3, batch_size=batch)
+    model = _model(torch.float64, dropout)
+    state = make_state(model, settings, num_examples=10, preconditioner=None)
+    infos = _train(model, objective, settings, state, _keep_last())
+    assert all(m._compiled_call_impl is None for m in model.modules()), "left as it was"
+    return infos, snapshot(model)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("batch", [10, pytest.param(4, marks=pytest.mark.slow)])
+def test_compiled_layers_give_the_same_numbers(batch: int, objective: ClassificationObjective) -> None:
+    """Dropout on, rows side by side; float64, to its rounding. The layers were compiled, and not for every length anew:
+    as many graphs as there are forms of a call (the first layer's input needs no gradient; padded and packed rows)."""
+    torch._dynamo.reset()
+    (one, these), (other, those) = (_steps(objective, 0.1, compiled=c, batch=batch) for c in (False, True))
+    for a, b in zip(one, other, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-11) and b.grad_norm == pytest.approx(a.grad_norm, rel=1e-9)
+    for name, value in these.items():
+        torch.testing.assert_close(those[name], value, rtol=1e-9, atol=1e-11)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 2 if batch == 10 else 2 <= graphs <= 6, graphs
+
+
+def test_layers_that_cannot_be_compiled_run_as_they_are_and_a_line_says_so(
+    objective: ClassificationObjective, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler here\nand more of it")
+
+    torch._dynamo.reset()
+    plain, _ = _steps(objective, 0.0, compiled=False)
+    with pytest.MonkeyPatch.context() as patch:
+        compile_ = nn.Module.compile
+        patch.setattr(nn.Module, "compile", lambda self, **options: compile_(self, backend=refuse, dynamic=True))
+        infos, _ = _steps(objective, 0.0, compiled=True)
+    assert [(i.loss, i.grad_norm) for i in infos] == [(i.loss, i.grad_norm) for i in plain]
+    (record,) = [r for r in caplog.records if r.name == "nora.training.compiled"]
+    assert "exec.compile" in record.message and "no compiler here" in record.message and "\n" not in record.message

@@ -80,12 +80,14 @@ def one_draw(members: int, padded: tuple[int, int] | None = None, source: Tensor
     alone draws in here too.
     """
     torchs = F.dropout
+    # A shape and no number, for torch.compile: it makes code anew for a number.
+    room = None if padded is None else torch.empty(padded[0] * padded[1], 0)
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
             return input
         each = input.reshape(members, -1, input.shape[-1])  # [members, tokens, width]
-        tokens = each.shape[1] if padded is None else padded[0] * padded[1]
+        tokens = each.shape[1] if room is None else room.shape[0]
         noise = each.new_empty(tokens, each.shape[2]).bernoulli_(1 - p).div_(1 - p)
         return (each * (noise if source is None else noise[source])).view(input.shape)
 

@@ -204,6 +204,10 @@ class ExecSpec:
     checkpoint_every: Count
     keep_adapter: bool
     micro_batch_size: Count | None = None
+    read_every: Count | None = None
+    """Steps whose loss is read from the device at once; null: 10 on a GPU, 1 on a CPU."""
+    compile: bool = False
+    """Whether ``torch.compile`` makes the base's layers; of runs trained one by one."""
     bank: Count | None = None
     """Most runs over one base that ``nora launch`` trains in one step; null: as many as pay, 1: every run by itself."""
     generate_tokens: Annotated[int, Field(ge=8)] | None = None
@@ -230,6 +234,8 @@ class ExecSpec:
             raise ValueError(f"{', '.join(given)}: no meaning with exec=local, use exec=slurm")
         if self.name == "slurm" and (self.profile is None or self.code is None):
             raise ValueError("profile and code are required with exec=slurm")
+        if self.compile and (self.bank or 1) > 1:
+            raise ValueError(f"compile: given true with bank={self.bank}, required bank=1: a bank's layers are its own")
         return self
 
 

@@ -63,11 +63,12 @@ def _device_gib(device: torch.device) -> float | None:
 
 
 def fitted(settings: ExecSpec, spec: Spec, device_gib: float | None) -> ExecSpec:
-    """With the part of a batch that a device of so much memory computes at once, as `nora plan` says it; what is typed
-    stays, and so does everything where no device has a memory of its own (None)."""
-    if settings.micro_batch_size is not None or device_gib is None:
+    """With the part of a batch that a device of so much memory computes at once, as `nora plan` says it, and ten steps
+    read from it at once; what is typed stays, and so does everything where no device has a memory of its own (None)."""
+    if device_gib is None:
         return settings
-    return replace(settings, micro_batch_size=kinds.fit(spec, device_gib).micro_batch_size)
+    micro = settings.micro_batch_size or kinds.fit(spec, device_gib).micro_batch_size
+    return replace(settings, micro_batch_size=micro, read_every=settings.read_every or 10)
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -20,7 +20,7 @@ def in_banks(
     every process has some."""
     alike: dict[str, list[int]] = {}
     for place, spec in enumerate(specs):
-        key = None if spec is None or settings.bank == 1 else kinds.bank_key(spec)
+        key = None if spec is None or settings.bank == 1 or settings.compile else kinds.bank_key(spec)
         alike.setdefault(key or f"alone {place}", []).append(place)
     banks = []
     for group in alike.values():

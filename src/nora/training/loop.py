@@ -10,6 +10,8 @@ Order of operations, per optimiser step t:
      (fp16: steps 2–4 see the gradients of the scaled loss, which are divided by the scale before 5: preconditioning is
      linear; where one of them overflowed no step is taken, the scale is halved and the schedule waits)
   7. logging; a checkpoint when due (the state is complete: 1–6 of step t+1 follow from it)
+     (``read_every``: losses and norms of so many steps are read from the device at once; a step that 3 or 5 would have
+     refused, and all after it, move nothing there: the optimiser is told on the device)
 and at the end of each epoch (or every so many steps): evaluation on dev; the adapter with the lowest dev loss is kept
 and restored at the end.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +32,7 @@ from transformers import get_scheduler
 from nora.adapters import Preconditioner
 from nora.adapters.layers import trainable_parameters
 from nora.files import Json
+from nora.training.compiled import compiled_layers
 
 if TYPE_CHECKING:
     from nora.training.replicas import Replicas
@@ -61,6 +64,10 @@ class LoopSettings:
     """Whether the adapter of lowest dev loss is loaded at the end, or the last one stays."""
     precondition_each: bool = False
     """After every micro-batch, as the authors' released code does, instead of once per step."""
+    read_every: int = 1
+    """Steps whose loss and norm are read from the device together; nothing waits for it in between."""
+    compile: bool = False
+    """Whether the base's repeated layers are compiled; the numbers change by rounding at most."""
 
 
 class Objective(Protocol):
@@ -105,6 +112,8 @@ class LoopState:
     preconditioner: Preconditioner | None
     scaler: torch.amp.GradScaler | None = None
     """The loss's scale in fp16."""
+    ended: Tensor | None = None
+    """Where several steps are read at once: 1.0 on the device from the first loss or norm that is not finite."""
     skipped: int = 0
     """Steps among ``step`` that moved nothing: a scaled gradient overflowed."""
     step: int = 0
@@ -160,9 +169,12 @@ def make_state(
     given: dict[str, Any] = {
         "lr": settings.lr, "betas": settings.betas, "eps": settings.eps, "weight_decay": settings.weight_decay
     }  # fmt: skip
-    # foreach: the very bits by fewer operations; of itself torch does so on a GPU alone.
-    make_it = partial(torch.optim.AdamW, parameters.values(), foreach=True) if make is None else partial(make, model)
-    optimizer = make_it(**given)
+    together = settings.read_every > 1 and make is None and settings.precision != "fp16"
+    # foreach: the very bits by fewer operations; of itself torch does so on a GPU alone. Fused: it alone can be told on
+    # the device to stand still.
+    how: dict[str, Any] = {"fused": True} if together else {"foreach": True}
+    adamw = partial(torch.optim.AdamW, parameters.values(), **how)
+    optimizer = (adamw if make is None else partial(make, model))(**given)
     scheduler = get_scheduler(
         settings.schedule,
         optimizer,
@@ -171,7 +183,8 @@ def make_state(
     )
     device = next(iter(parameters.values())).device
     scaler = torch.amp.GradScaler(device.type) if settings.precision == "fp16" else None
-    return LoopState(parameters, optimizer, scheduler, preconditioner, scaler)
+    ended = torch.zeros((), device=device) if together else None
+    return LoopState(parameters, optimizer, scheduler, preconditioner, scaler, ended)
 
 
 def first_non_finite(parameters: dict[str, nn.Parameter]) -> str:
@@ -198,10 +211,11 @@ def train_step(
     settings: LoopSettings,
     state: LoopState,
     replicas: Replicas | None = None,
-) -> tuple[float, float]:
+) -> tuple[float | Tensor, float | Tensor]:
     """Steps 2–6 of the order above on one batch; returns the mean loss and the gradient norm before clipping.
 
-    The norm is infinite where an overflow in fp16 made it skip the step.
+    The norm is infinite where an overflow in fp16 made it skip the step. Both are still on the device, and not known to
+    be finite, where several steps are read at once.
     """
     device = next(iter(state.parameters.values())).device
     half = AUTOCAST.get(settings.precision)
@@ -211,12 +225,12 @@ def train_step(
         indices = replicas.share(indices)
     micro = settings.micro_batch_size or max(1, len(indices))
     state.optimizer.zero_grad(set_to_none=True)
-    total = 0.0
+    total: Any = 0.0
     for start in range(0, len(indices), micro):
         with autocast:
             loss = objective.loss(model, indices[start : start + micro]) / count
-        total += loss.item()
-        if not math.isfinite(total) and replicas is None:
+        total += loss.detach() if state.ended is not None else loss.item()
+        if state.ended is None and not math.isfinite(total) and replicas is None:
             raise Diverged(state.step, "the loss")
         (loss if state.scaler is None else state.scaler.scale(loss)).backward()
         if settings.precondition_each and state.preconditioner is not None:
@@ -231,8 +245,15 @@ def train_step(
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+    if state.ended is not None:
+        norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), limit)
+        state.ended.clamp_(min=(~torch.isfinite(total + norm)).to(state.ended.dtype))
+        state.optimizer.found_inf = state.ended  # type: ignore[attr-defined]  # the GradScaler's own way to say so
+        state.optimizer.step()
+        state.scheduler.step()
+        return total, norm
     try:  # refused before anything is scaled: a NaN norm would spoil every gradient, and with it the culprit's name
-        norm = float(torch.nn.utils.clip_grad_norm_(state.parameters.values(), limit, error_if_nonfinite=True))
+        found = float(torch.nn.utils.clip_grad_norm_(state.parameters.values(), limit, error_if_nonfinite=True))
     except RuntimeError as error:
         if "non-finite" not in str(error):
             raise
@@ -246,7 +267,7 @@ def train_step(
         state.scaler.step(state.optimizer)
         state.scaler.update()
     state.scheduler.step()
-    return total, norm
+    return total, found
 
 
 def train(
@@ -270,18 +291,36 @@ def train(
     Diverged.
     """
     total = num_steps(objective.num_examples, settings)
+    every = 1 if state.ended is None else settings.read_every
     model.train()  # not in every step: walking all modules of a UNet costs a tenth of one
-    while state.step < total:
-        epoch, indices = batch_at(state.step, objective.num_examples, settings, order)
-        before_step(state.step)
-        lr = float(state.scheduler.get_last_lr()[0])
-        loss, norm = train_step(model, objective, indices, settings, state, replicas)
-        on_step(step_taken(state, StepInfo(state.step + 1, total, epoch, loss, norm, lr)))
-        if evaluate is not None and evaluation_due(state.step, objective.num_examples, settings):
-            keep_if_best(state, epoch, evaluate(model), settings.keep_best)
-            model.train()
-        on_boundary(state)
+    unread: list[StepInfo] = []
+    with compiled_layers(model) if settings.compile else nullcontext():
+        while state.step < total:
+            step = state.step + len(unread)
+            epoch, indices = batch_at(step, objective.num_examples, settings, order)
+            before_step(step)
+            lr = float(state.scheduler.get_last_lr()[0])
+            loss, norm = train_step(model, objective, indices, settings, state, replicas)
+            unread.append(StepInfo(step + 1, total, epoch, loss, norm, lr))  # type: ignore[arg-type]
+            due = evaluate is not None and evaluation_due(step + 1, objective.num_examples, settings)
+            if not (due or (step + 1) % every == 0 or step + 1 == total):
+                continue
+            for info in unread if state.ended is None else _read(unread):
+                if not (math.isfinite(info.loss) and math.isfinite(info.grad_norm)) and state.ended is not None:
+                    raise Diverged(state.step, "the gradient norm" if math.isfinite(info.loss) else "the loss")
+                on_step(step_taken(state, info))
+            unread.clear()
+            if due and evaluate is not None:
+                keep_if_best(state, epoch, evaluate(model), settings.keep_best)
+                model.train()
+            on_boundary(state)
     load_best(state, settings)
+
+
+def _read(steps: Sequence[StepInfo]) -> list[StepInfo]:
+    """The same with their losses and norms from the device, by one copy."""
+    values = torch.stack([torch.as_tensor(x) for s in steps for x in (s.loss, s.grad_norm)]).tolist()
+    return [replace(s, loss=values[2 * i], grad_norm=values[2 * i + 1]) for i, s in enumerate(steps)]
 
 
 def batch_at(

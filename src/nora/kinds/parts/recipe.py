@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
@@ -228,7 +229,9 @@ class TrainingRun:
         self._context, self._seed, self._num_examples = context, seed, num_examples
         self._started = time.monotonic()
         self._proof = proof
-        self.settings = settings
+        # A checkpoint is due at a step that is read.
+        every = 1 if context.replicas else math.gcd(context.settings.read_every or 1, context.settings.checkpoint_every)
+        self.settings = settings = replace(settings, read_every=every, compile=context.settings.compile)
         preconditioner = make_preconditioner(method, model)
         self.state = make_state(
             model, settings, num_examples=num_examples, preconditioner=preconditioner, make=optimizer_of(method)
@@ -303,8 +306,7 @@ class TrainingRun:
         return Outcome(metrics=metrics, proof=self._proof.to_dict(), diverged=ended, run=self.timing)
 
     def trained(self, phase: str, *, since: float | None = None, members: int = 1) -> None:
-        """Notes that the last step is taken and names the phase that follows; of a bank's time each member has its
-        share."""
+        """Names the phase that follows the last step; of a bank's time each member has its share."""
         self.timing["train_seconds"] = (time.monotonic() - (since or self._started)) / members
         self._context.report(Update(phase, 0, 1, {}))
 
