@@ -353,3 +353,34 @@ def test_a_float32_base_that_trains_in_bf16_is_scored_in_bf16(run: Run, tmp_path
     assert half.metrics["zero_shot"]["loss"] != same.metrics["zero_shot"]["loss"]
     assert half.metrics["zero_shot"]["loss"] == pytest.approx(same.metrics["zero_shot"]["loss"], rel=0.02)
     assert plain.metrics["test"] == same.metrics["test"]
+
+
+PUBLIC = {
+    "opt_125m": 125_239_296, "opt_350m": 331_196_416, "smollm2_135m": 134_515_008, "smollm2_360m": 361_821_120,
+    "qwen3_0.6b": 596_049_920, "gemma3_270m": 268_098_176,
+}  # fmt: skip
+"""Parameters of the files on the Hub, as their pages say."""
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_base_has_the_parameters_of_its_files_and_is_planned_at_small_scale(name: str, checkout: Path) -> None:
+    spec, _, _ = compose_run(checkout, ["scale=small", "task=sst2", f"model={name}"])
+    assert isinstance(spec, FinetuneSpec) and spec.model.source == "hub"
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**(spec.model.architecture or {})))
+    assert sum(p.numel() for p in made.parameters()) == PUBLIC[name]
+    names = {module.rpartition(".")[2] for module, _ in made.named_modules()}
+    assert set(spec.model.targets) <= names
+
+
+@pytest.mark.parametrize("name", ["qwen3_0.6b", "gemma3_270m"])
+def test_a_public_family_trains_at_a_tiny_shape(name: str, run: Run) -> None:
+    """The packed rows are compared with the model's own forward before the first step; Gemma 3's window is local."""
+    tiny = {
+        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 4096, "head_dim": 32,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+    }  # fmt: skip
+    words = [f"model.architecture.{key}={value}" for key, value in tiny.items()]
+    special = [f"~model.architecture.{key}" for key in ("pad_token_id", "bos_token_id", "eos_token_id")]
+    record, _ = run(f"model={name}", "model.weights=random", "model.dtype=float32", *words, *special)
+    assert record.status == "done" and record.result["proof"]["passed"]
