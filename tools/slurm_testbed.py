@@ -44,12 +44,14 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def cluster() -> Iterator[dict[str, str]]:
-    """Two nodes; what a process' environment needs to be a client of theirs."""
+def cluster(*, own_hostnames: bool = False) -> Iterator[dict[str, str]]:
+    """Two nodes; what a process' environment needs to be a client of theirs. ``own_hostnames``: what runs on a node
+    sees a host of its own."""
     top = Path(tempfile.mkdtemp(prefix="nora-slurm-"))  # munged refuses pytest's 0700 folders
     top.chmod(0o755)
     folder = top / "c"
     env = {**os.environ, "TESTBED": str(folder), "PORT": str(_free_ports()), "NODES": "2", "GRACE": "8"}
+    env |= {"HOSTNAMES": "1"} if own_hostnames else {}
     try:
         subprocess.run([_SCRIPTS / "up.sh"], env=env, check=True, timeout=90, stdout=subprocess.DEVNULL)
         yield {
