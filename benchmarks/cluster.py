@@ -95,13 +95,15 @@ def _attempts(store: Store) -> list[Attempt]:
 def _fill(folder: Path, seconds: float) -> None:
     """No byte is left on a disk, for a while."""
     filler = folder / ".filler"
-    with filler.open("wb") as file:
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
     time.sleep(seconds)
-    filler.unlink()
+    filler.unlink(missing_ok=True)
+
+
+def _tasks() -> list[slurm.Task]:
+    return [task for task in slurm.queue() if task.alive and task.name.startswith("nora-")]
 
 
 def _step_clocks(store: Store, seconds: float) -> None:
@@ -171,8 +173,8 @@ def disturbed(
                f"exec.results={store.root}", "exec.checkpoint_every=20"]  # fmt: skip
     started = time.monotonic()
     while (done := len(take_snapshot(store))) < len(expected) and time.monotonic() - started < patience:
-        tasks = [task for task in slurm.queue() if task.alive and task.name.startswith("nora-")]
-        if not tasks or draw.random() < 0.2:
+        tasks = _tasks()
+        if not tasks or draw.random() < 0.1:
             code, said = _nora("launch", *cluster)
             launches, refused = launches + 1, refused + (code != 0)
             if "left alone" in said:
@@ -184,12 +186,15 @@ def disturbed(
             if "held" in task.reason.lower():  # SLURM's own: what it could not start on a node that came back
                 slurm.call("scontrol", "release", task.id)
                 released += 1
-        running = [task for task in tasks if task.state == "RUNNING"]
+        running = [task for task in _tasks() if task.state == "RUNNING"]
         if waiting and running and done >= sum(happened.values()) * (len(expected) - 2) // events:
-            with contextlib.suppress(RunFailed):  # the task ended meanwhile
-                _strike(waiting[0], draw.choice(running), draw, folder, store)
-                happened[waiting.pop(0)] += 1
-                print(f"{done} done, {sum(happened.values())} events", file=sys.stderr, flush=True)
+            what = waiting.pop(0)
+            try:
+                _strike(what, draw.choice(running), draw, folder, store)
+                happened[what] += 1
+            except RunFailed:  # the task ended meanwhile
+                waiting.append(what)
+            print(f"{done} done, {sum(happened.values())} events: {what}", file=sys.stderr, flush=True)
     found, attempts = _outcomes(store), _attempts(store)
     published = Counter(a.path.parent.parent.name for a in attempts if (a.path / "finished").exists())
     return {
