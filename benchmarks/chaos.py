@@ -379,7 +379,7 @@ def slurm_sweep(tasks: str, methods: str, events: int) -> dict[str, Any]:
     the same sweep left alone. Preemption is the scheduler's own (a partition of higher priority), a full disk one of 64
     MiB; a clock step is what the store shows of one: every heartbeat minutes or an hour away."""
     with _cluster.small_disk(64) as disk, _cluster.testbed(own_hostnames=True) as bed:
-        words = ["table2", "scale=smoke", f"task={tasks}", "seed=0,1", f"method={methods}", "protocol.epochs=40",
+        words = ["table2", "scale=smoke", f"task={tasks}", "seed=0,1", f"method={methods}", "protocol.epochs=20",
                  "method.dropout=0.1"]  # fmt: skip
         found = _cluster.disturbed(bed, disk, words, events, kinds=_cluster.ON_A_DISK_OF_ITS_OWN, patience=40 * events)
     return {"trials": found.pop("runs"), "passed": found.pop("identical"), **found}

@@ -163,13 +163,14 @@ def disturbed(
     launch says that a run has failed too often.
     """
     quiet, store = Store(disk / "quiet"), Store(disk / "chaos")
+    words = [*words, "exec.bank=1"]  # packed alike: what trains beside a run moves its last digits
     _nora("launch", *words, f"exec.results={quiet.root}", "exec.device=cpu", "exec.processes=2")
     expected = _outcomes(quiet)
     draw = random.Random(0)
     waiting = [kinds[number % len(kinds)] for number in range(events)]
     draw.shuffle(waiting)
     happened, launches, retries, refused, released = Counter[str](), 0, 0, 0, 0
-    cluster = [*words, "exec=slurm", "exec.profile=testbed", "exec.code=live", "exec.partition=scav", "exec.bank=1",
+    cluster = [*words, "exec=slurm", "exec.profile=testbed", "exec.code=live", "exec.partition=scav",
                f"exec.results={store.root}", "exec.checkpoint_every=20"]  # fmt: skip
     started = time.monotonic()
     while (done := len(take_snapshot(store))) < len(expected) and time.monotonic() - started < patience:
