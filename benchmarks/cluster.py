@@ -103,7 +103,11 @@ def _fill(folder: Path, seconds: float) -> None:
 
 
 def _tasks() -> list[slurm.Task]:
-    return [task for task in slurm.queue() if task.alive and task.name.startswith("nora-")]
+    """Ours that run or will; none where the controller does not answer."""
+    try:
+        return [task for task in slurm.queue() if task.alive and task.name.startswith("nora-")]
+    except RunFailed:
+        return []
 
 
 def _step_clocks(store: Store, seconds: float) -> None:
