@@ -37,11 +37,13 @@ from nora.store.verify import verify_record
 from nora.verbs.machine import load_program
 from nora.workspace import find_checkout
 
+_cluster = load_program(Path(__file__).with_name("cluster.py"))
 _hostile = load_program(Path(__file__).with_name("_hostile.py"))
 _WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "protocol.epochs=8", "exec.device=cpu",
           "exec.checkpoint_every=2", "exec.keep_adapter=true", "exec.progress=false"]  # fmt: skip
 _SYSCALLS = ("openat", "write", "fsync", "rename", "link", "unlink", "mkdir")
 _ERRORS = ("EIO", "ENOSPC", "EMFILE", "EINTR")
+_METHODS = "lora,lora_p,nora,nora_plus,olora,pissa"
 _STATUS = {RunFailed: 3, AlreadyRunning: 0}
 
 
@@ -372,6 +374,17 @@ def starts_at_once(subject: Subject, rounds: int, processes: int) -> dict[str, A
     return _tally(passed, processes=processes, attempts_that_worked=sorted(set(workers)))
 
 
+def slurm_sweep(tasks: str, methods: str, events: int) -> dict[str, Any]:
+    """Both stages of a sweep on the real SLURM of slurm/testbed, under events spread over it: its records are those of
+    the same sweep left alone. Preemption is the scheduler's own (a partition of higher priority), a full disk one of 64
+    MiB; a clock step is what the store shows of one: every heartbeat minutes or an hour away."""
+    with _cluster.small_disk(64) as disk, _cluster.testbed(own_hostnames=True) as bed:
+        words = ["table2", "scale=smoke", f"task={tasks}", "seed=0,1", f"method={methods}", "protocol.epochs=20",
+                 "method.dropout=0.1"]  # fmt: skip
+        found = _cluster.disturbed(bed, disk, words, events, kinds=_cluster.ON_A_DISK_OF_ITS_OWN, patience=40 * events)
+    return {"trials": found.pop("runs"), "passed": found.pop("identical"), **found}
+
+
 def run(*, quick: bool) -> dict[str, Any]:
     """Counts per kind of fault; kinds that this machine cannot do are named with the reason."""
     draw = random.Random(0)
@@ -415,6 +428,10 @@ def run(*, quick: bool) -> dict[str, Any]:
             "a config generated at random": (
                 None,
                 lambda: _hostile.configs(subject.checkout, 200 if quick else 10_000, draw),
+            ),
+            "a SLURM sweep under 50 events": (
+                _cluster.slurm_testbed.why_not(),
+                lambda: slurm_sweep(*(("cb", "lora", 5) if quick else ("cb,rte,sst2", _METHODS, 50))),
             ),
             "started many times at once": (
                 None,

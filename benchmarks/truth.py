@@ -1,13 +1,15 @@
 """Everyday ways in which a record could be wrong while it looks clean: each tried on real parts, a line per case.
 
 The cases are tests (real git, real users, real SLURM, a file system without hard links); this runs those of each case
-and counts. By its own hand it makes a user's git commands beside a running sweep in a clone of the checkout.
+and counts. By its own hand it composes random override lists and makes a user's git commands beside a running sweep in
+a clone of the checkout.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+from nora.verbs.machine import load_program
 from nora.workspace import find_checkout
 
 _STORE, _ANSWERS = "tests/kinds/test_store.py", "tests/slurm/test_scheduler_answers.py"
@@ -35,11 +38,11 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("7", "the scheduler's other answers", [_ANSWERS]),
     ("8", "a file system without hard links", [f"{_STORE}::test_a_file_system_without_hard_links",
                                                "tests/kinds/test_exfat.py"]),
-    ("9", "a multirun tells the truth", ["tests/launch/test_multirun_states.py"]),
+    ("9", "a multirun tells the truth", ["tests/launch/test_multirun_states.py", "tests/slurm/test_multirun.py"]),
     ("10", "Ctrl-C, TERM and HUP save the state", ["tests/launch/test_stops.py"]),
     ("11", "a config mistake makes no attempt", ["tests/kinds/test_config_mistakes.py"]),
     ("12", "what one runs stays apart", ["tests/contracts/test_commands.py::test_what_one_runs_stays_apart"]),
-    ("lists", "3,000 random override lists (200 and 700 each)", ["tests/kinds/test_random_overrides.py"]),
+    ("plans", "random words given to plan", ["tests/kinds/test_random_overrides.py::test_plans_of_random_words"]),
     ("folders", "hostile folders, 13 commands each", ["tests/launch/test_hostile_folders.py"]),
 ]  # fmt: skip
 _SWEEP = ["scale=smoke", "task=cb", "method=lora", "exec.device=cpu", "exec.progress=false", "protocol.epochs=1"]
@@ -56,6 +59,20 @@ def _tests(checkout: Path, selected: list[str]) -> dict[str, int]:
     wrong = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
     skipped = sum(case.find("skipped") is not None for case in cases)
     return {"tried": len(cases) - skipped, "right": len(cases) - skipped - wrong, "wrong": wrong, "skipped": skipped}
+
+
+def _override_lists(checkout: Path, lists: int) -> dict[str, int]:
+    """What becomes of random override lists: a spec or a line of refusal; anything else is wrong."""
+    overrides = load_program(checkout / "tests" / "kinds" / "test_random_overrides.py")
+    counts = {"right": 0, "refused": 0, "wrong": 0}
+    for seed in range(lists):
+        try:
+            counts[overrides.outcome(overrides.random_words(random.Random(seed)), checkout)] += 1
+        except Exception as error:
+            counts["wrong"] += 1
+            print(f"list {seed}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    right = counts["right"] + counts["refused"]
+    return {"tried": lists, "right": right, "wrong": counts["wrong"], "skipped": 0, "refused": counts["refused"]}
 
 
 def _git_beside_a_sweep(checkout: Path, commands: int) -> dict[str, int]:
@@ -98,8 +115,12 @@ def run(*, quick: bool) -> dict[str, Any]:
     for number, what, selected in chosen:
         rows.append({"case": number, "what": what, **_tests(checkout, selected)})
         print(_line(rows[-1]), file=sys.stderr, flush=True)
-    counts = _git_beside_a_sweep(checkout, 40 if quick else 1000)
-    rows.append({"case": "git", "what": "a user's git commands beside a running sweep", **counts})
+    for case, what, counts in (
+        ("lists", "random override lists: a spec or one line", _override_lists(checkout, 40 if quick else 3000)),
+        ("git", "a user's git commands beside a running sweep", _git_beside_a_sweep(checkout, 40 if quick else 1000)),
+    ):
+        rows.append({"case": case, "what": what, **counts})
+        print(_line(rows[-1]), file=sys.stderr, flush=True)
     return {"cases": rows}
 
 

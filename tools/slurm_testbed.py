@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,12 +44,14 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def cluster() -> Iterator[dict[str, str]]:
-    """Two nodes; what a process' environment needs to be a client of theirs."""
+def cluster(*, own_hostnames: bool = False) -> Iterator[dict[str, str]]:
+    """Two nodes; what a process' environment needs to be a client of theirs. ``own_hostnames``: what runs on a node
+    sees a host of its own."""
     top = Path(tempfile.mkdtemp(prefix="nora-slurm-"))  # munged refuses pytest's 0700 folders
     top.chmod(0o755)
     folder = top / "c"
     env = {**os.environ, "TESTBED": str(folder), "PORT": str(_free_ports()), "NODES": "2", "GRACE": "8"}
+    env |= {"HOSTNAMES": "1"} if own_hostnames else {}
     try:
         subprocess.run([_SCRIPTS / "up.sh"], env=env, check=True, timeout=90, stdout=subprocess.DEVNULL)
         yield {
@@ -58,3 +62,39 @@ def cluster() -> Iterator[dict[str, str]]:
     finally:
         subprocess.run([_SCRIPTS / "down.sh"], env=env, timeout=90, check=False)
         shutil.rmtree(top, ignore_errors=True)
+
+
+def restart_controller(folder: Path) -> None:
+    """slurmctld ends in order and starts anew on its saved state and slurm.conf as it is now; the jobs run on."""
+    pid = int((folder / "run" / "slurmctld.pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.05)
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    subprocess.run(
+        ["setsid", "slurmctld", "-i"], env={**os.environ, "PATH": path}, check=True, timeout=30,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    subprocess.run(["scontrol", "reconfigure"], check=True, timeout=30)  # every slurmd is asked at once
+    end = time.monotonic() + 60
+    while True:  # it answers, and every slurmd has told it of itself
+        said = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], capture_output=True, text=True, check=False)
+        if said.returncode == 0 and "unk" not in said.stdout:
+            return
+        if time.monotonic() > end:
+            raise RuntimeError(f"slurmctld does not come back; see {folder / 'log' / 'slurmctld.log'}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def configured(folder: Path, *lines: str) -> Iterator[None]:
+    """The running cluster with more lines in its slurm.conf, as a site would have them (the last value wins)."""
+    conf = folder / "etc" / "slurm.conf"
+    before = conf.read_text()
+    conf.write_text(before + "\n".join(lines) + "\n")
+    try:
+        restart_controller(folder)
+        yield
+    finally:
+        conf.write_text(before)
+        restart_controller(folder)

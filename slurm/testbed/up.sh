@@ -95,7 +95,14 @@ export SLURM_CONF=$TESTBED/etc/slurm.conf
 cp "$here/sacct" "$TESTBED/bin/sacct"
 setsid slurmctld -i </dev/null >"$TESTBED/log/slurmctld.start.log" 2>&1
 await 30 slurmctld scontrol ping
-for i in $(seq 1 "$NODES"); do setsid slurmd -N "n$i" </dev/null >"$TESTBED/log/slurmd.n$i.start.log" 2>&1; done
+# HOSTNAMES=1: what runs on a node sees a host of the node's name, so that others tell by its heartbeat whether it lives.
+(cat /etc/hosts; for i in $(seq 1 "$NODES"); do echo "127.0.0.1 n$i"; done) > "$TESTBED/etc/hosts"
+for i in $(seq 1 "$NODES"); do
+  start=(slurmd -N "n$i")
+  [ -z "${HOSTNAMES:-}" ] || start=(unshare --uts --mount --propagation slave -- bash -c
+    "hostname n$i && mount --bind '$TESTBED/etc/hosts' /etc/hosts && exec slurmd -N n$i")
+  setsid "${start[@]}" </dev/null >"$TESTBED/log/slurmd.n$i.start.log" 2>&1
+done
 all_idle() { [ "$(sinfo -h -N -p gpu -t idle -o %N | sort -u | wc -l)" = "$NODES" ]; }
 export -f all_idle; export NODES
 await 60 "idle nodes" bash -c all_idle

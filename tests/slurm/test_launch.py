@@ -166,7 +166,7 @@ def test_the_queue_not_answering_is_no_reason_to_submit(
     words = ["task=cb", "seed=0", "method=lora"]
     hold(slurm)
     assert slurm.nora("launch", *words) == 0
-    monkeypatch.setattr("nora.launch.slurm._SECONDS", 0.001)
+    monkeypatch.setattr("nora.launch.slurm.SECONDS", 0.001)
     assert slurm.nora("launch", *words) == 1
     assert slurm.nora("status", *words) == 0
     assert "own markers alone" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from testbed import STAGE_1, Testbed, ends_identically, hold, launch_and_wait_fo
 from nora import cli
 from nora.launch.submission import submissions
 from nora.store.states import run_state
+from slurm_testbed import configured
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -27,28 +28,38 @@ def _sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
+THREE_ARRAYS = ["task=cb,sst2,rte", "seed=0,1", "method=lora", "exec.max_array_size=2"]
+
+
+@pytest.mark.parametrize(
+    ("conf", "refusal"),
+    [
+        # The controller counts a person's calls, here three questions and a submission; its error is a QOS limit's.
+        ("JobSubmitPlugins=throttle\nSchedulerParameters=jobs_per_user_per_hour={calls}",
+         "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"),
+        # It is full: sbatch says nothing, waits and asks again for two minutes.
+        ("MaxJobCount={records}", "temporarily unable to accept job, sleeping and retrying (given up after 3 s)"),
+    ],
+    ids=["a QOS limit", "a full controller"],
+)  # fmt: skip
 def test_a_submit_limit_in_the_middle(
-    slurm: Testbed, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+    slurm: Testbed, conf: str, refusal: str, capsys: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of three arrays meets the limit of a QOS (SLURM's own words)."""
+    """The controller takes the first of three arrays; when the limit is gone the next launch submits the other two."""
     hold(slurm)
-    words = ["task=cb,sst2,rte", "seed=0,1", "method=lora", "exec.max_array_size=2"]
     before = slurm.submitted()
-    with monkeypatch.context() as patch:
-        _sbatch(
-            tmp_path / "bin", patch,
-            f'case "$*" in *--test-only*) exec $real "$@";; esac\n'
-            f'[ -e {tmp_path}/first ] || {{ touch {tmp_path}/first; exec $real "$@"; }}\n'
-            'echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2\n'
-            'echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy" >&2; exit 1',
-        )  # fmt: skip
-        assert slurm.nora("launch", *words) == 1
-    out, err = capsys.readouterr()
-    assert "submitted 2 runs" in out and err.count("\n") == 1, err
-    assert "SLURM took 2 runs and refused the next 2" in err and "QOSMaxSubmitJobPerUserLimit" in err
-    assert "4 are left to the next launch" in err and slurm.submitted() - before == 2
-    assert slurm.nora("launch", *words) == 0 and slurm.submitted() - before == 6
-    assert slurm.nora("launch", *words) == 0 and slurm.submitted() - before == 6
+    with configured(slurm.folder, conf.format(calls=4, records=before + 4)):
+        monkeypatch.setattr("nora.launch.slurm.SECONDS", 3)
+        assert slurm.nora("launch", *THREE_ARRAYS) == 1
+        out, err = capsys.readouterr()
+        assert out.count("submitted 2 runs") == 1 and err.count("\n") == 1, (out, err)
+        assert "SLURM took 2 runs and refused the next 2" in err and refusal in err, err
+        assert "4 are left to the next launch" in err and slurm.submitted() - before == 2
+        assert slurm.nora("launch", *THREE_ARRAYS) in (1, 2) and slurm.submitted() - before == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert slurm.nora("launch", *THREE_ARRAYS) == 0 and slurm.submitted() - before == 6, capsys.readouterr().err
+    assert slurm.nora("launch", *THREE_ARRAYS) == 0 and slurm.submitted() - before == 6
+    assert "nothing to submit: " in capsys.readouterr().out
 
 
 def test_a_question_that_is_never_answered(
@@ -58,7 +69,7 @@ def test_a_question_that_is_never_answered(
     before = slurm.submitted()
     with monkeypatch.context() as patch:
         _sbatch(tmp_path / "bin", patch, 'case "$*" in *--test-only*) exec sleep 600;; esac; exec $real "$@"')
-        patch.setattr("nora.launch.slurm._SECONDS", 4)
+        patch.setattr("nora.launch.slurm.SECONDS", 4)
         assert slurm.nora("launch", *ONE) == 1
     err = capsys.readouterr().err
     assert err == "nora: sbatch --test-only: no answer within 4 s; nothing was submitted\n"

@@ -17,6 +17,7 @@ from testbed import Testbed, hold
 from nora.launch.submission import submissions
 from nora.store.attempt import Job
 from nora.store.runs import Store
+from slurm_testbed import configured
 
 pytestmark = pytest.mark.slurm
 GROUP, ALICE, BOB = "noralab", "nora_alice", "nora_bob"
@@ -148,3 +149,77 @@ def test_what_one_writes_into_a_shared_store_the_other_may_too(
     record.write_text("{")
     done = alice(slurm.python, "-m", "nora", *run)
     assert done.returncode == 0 and "the run is repeated" in done.stderr, done.stderr
+
+
+def test_where_a_site_shows_nobody_elses_jobs(slurm: Testbed, people: tuple[Person, Person], tmp_path: Path) -> None:
+    """PrivateData=jobs: what Bob cannot see is not taken for over, whether it waits, is late or was told to stop; what
+    the store says he knows; Alice sees it all."""
+    alice, bob = people
+    store = _store(tmp_path, 0o2775)
+
+    def planned(person: Person) -> tuple[str, str]:
+        done = person(*_nora(slurm, "plan", store, "--json"))
+        assert done.returncode == 0, done.stderr
+        (cell,) = [c for c in json.loads(done.stdout)["table2"] if c["stage"] == 1]
+        return cell["state"], cell["reason"]
+
+    def bob_starts_nothing_beside(job: str) -> None:
+        state, reason = planned(bob)
+        assert state == "queued" and reason.startswith(f"as far as is known: job {job} is {ALICE}'s and this site")
+        before = slurm.submitted()
+        done = bob(*_nora(slurm, "launch", store))
+        assert "nothing to submit: 1 queued" in done.stdout and slurm.submitted() == before, done.stderr
+
+    with configured(slurm.folder, "PrivateData=jobs,nodes,partitions,usage,users,reservations"):
+        hold(slurm)
+        assert alice(*_nora(slurm, "launch", store)).returncode == 0
+        (submission,) = submissions(store)
+        ((identity, entry),) = submission.content["runs"].items()
+        job, name = str(submission.job(0)), submission.job_name(0)
+        assert job not in bob("squeue", "-h", "-t", "all", "-o", "%A").stdout and planned(alice)[0] == "queued"
+        bob_starts_nothing_beside(job)
+        assert "nothing to submit: 1 queued" in bob(*_nora(slurm, "retry", store)).stdout
+        assert f"job {job} left: it is {ALICE}'s" in bob(*_nora(slurm, "cancel", store)).stdout
+        assert f"{ALICE}'s; this site shows nobody else's jobs" in bob(
+            slurm.python, "-m", "nora", "why", identity, f"exec.results={store}"
+        ).stdout  # fmt: skip
+
+        # It runs, and its heartbeat is late (a suspended job, a file server away): then it was told to stop.
+        attempt = Store(store).new_attempt(entry["spec"]["kind"], identity, job=Job(job, name, "testbed"))
+        (attempt.path / "owner.json").write_text(json.dumps({**attempt.owner(), "host": "a-node"}))
+        subprocess.run(["chown", "-R", f"{ALICE}:{GROUP}", store / "runs"], check=True)
+        assert planned(bob)[0] == "running", "her heartbeat is fresh"
+        late = time.time() - 600
+        os.utime(attempt.path / "heartbeat", (late, late))
+        bob_starts_nothing_beside(job)
+        attempt.interrupt("stopped at step 3")
+        bob_starts_nothing_beside(job)
+
+        # It raised: her job does not take it up again, and the store says so. The next one is Bob's.
+        (attempt.path / "interrupted.json").unlink()
+        attempt.fail("OSError: no more disk")
+        assert planned(bob) == ("failed", "attempt 1: OSError: no more disk")
+        alice("scancel", job)
+        before = slurm.submitted()
+        hold(slurm)
+        done = bob(*_nora(slurm, "launch", store))
+        assert "submitted 1 runs" in done.stdout and slurm.submitted() == before + 1, done.stderr
+        assert planned(bob)[0] == "queued" and BOB in planned(alice)[1]
+
+
+def test_a_hidden_partition_and_a_persons_own_defaults_hide_no_job(
+    slurm: Testbed, people: tuple[Person, Person], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, _ = people
+    store = _store(tmp_path, 0o755)
+    slurm.ask("scontrol", "update", "partition=scav", "hidden=yes", "state=down")
+    try:
+        before = slurm.submitted()
+        assert alice(*_nora(slurm, "launch", store, "exec.partition=scav")).returncode == 0
+        assert alice("squeue", "-h", "-o", "%A").stdout == "" and slurm.submitted() == before + 1
+        with monkeypatch.context() as patch:
+            patch.setenv("SQUEUE_PARTITION", "gpu")
+            done = alice(*_nora(slurm, "launch", store, "exec.partition=scav"))
+        assert "nothing to submit: 1 queued" in done.stdout and slurm.submitted() == before + 1, done.stderr
+    finally:
+        slurm.ask("scontrol", "update", "partition=scav", "hidden=no", "state=up")

@@ -158,6 +158,8 @@ class Pins:
         """The spec with its revisions and hashes filled in where they are known."""
         if "task" not in plain:
             return plain
+        for part in ("model", "task"):
+            _check_has_commits(part, plain[part])
         model, task = self._model(dict(plain["model"])), dict(plain["task"])
         if plain.get("kind") == "dreambooth":
             return {**plain, "model": model, "task": self._subject(task), "protocol": self._encoders(plain["protocol"])}
@@ -240,7 +242,8 @@ class Pins:
     def _subject(self, task: dict[str, Json]) -> dict[str, Json]:
         """The pictures by commit, by the manifest, or by their bytes as they are in the user's folder."""
         if task.get("source") == "hub":
-            return {**task, "revision": self.lock.get("pictures", {}).get(task.get("repo"), {}).get("commit")}
+            pinned = self.lock.get("pictures", {}).get(task.get("repo"), {})
+            return {**task, "revision": _commit("task.revision", task.get("revision"), pinned)}
         if task.get("source") == "slice":
             folder = f"dreambooth/{task.get('folder')}"
             files = self._manifest_of(folder)
@@ -257,10 +260,17 @@ class Pins:
         pinned = []
         for encoder in protocol["encoders"]:
             if isinstance(encoder, dict) and encoder.get("source") == "hub":
-                commit = self.lock.get("models", {}).get(encoder.get("repo"), {}).get("commit")
-                encoder = {**encoder, "revision": commit}
+                pinned_to = self.lock.get("models", {}).get(encoder.get("repo"), {})
+                encoder = {**encoder, "revision": _commit("revision", encoder.get("revision"), pinned_to)}
             pinned.append(encoder)
         return {**protocol, "encoders": pinned}
+
+
+def _check_has_commits(part: str, given: Mapping[str, Json]) -> None:
+    """UserError for a commit of what has none: it would stand in the record and nothing would have read it."""
+    source, revision = given.get("source"), given.get("revision")
+    if revision is not None and source not in ("hub", "auto"):
+        raise UserError(f"{part}.revision: given {revision}, allowed with {part}.source=hub alone, here it is {source}")
 
 
 def _commit(key: str, given: Json, pinned: Mapping[str, Json]) -> Json:

@@ -30,6 +30,8 @@ class Queue:
     """By its id, every task that is ours by name."""
     ended: Mapping[str, str] = field(default_factory=dict)
     """By run id, the task that this cluster took and no longer has."""
+    hidden: Mapping[str, slurm.Task] = field(default_factory=dict)
+    """By run id, the task it was last given to, where that is somebody else's and the site does not show it."""
     lost: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
     """Submissions whose content is lost, with their jobs that run or will."""
     cluster: str = ""
@@ -65,13 +67,14 @@ class Queue:
 def read_queue(results: Path) -> Queue:
     """Asks SLURM about everybody who submitted from this store; RunFailed where it does not answer."""
     found, damaged = submissions(results), unreadable(results)
-    here = slurm.cluster()
+    here, me, private = slurm.cluster(), slurm.this_user(), slurm.hides_jobs()
     by_name: dict[str, list[slurm.Task]] = {}
     for task in slurm.queue(_users([one.folder for one in found] + damaged)):
         by_name.setdefault(task.name, []).append(task)
     ours = {task.id: task for task in by_name.get(_MULTIRUN, ())}
     held: dict[str, slurm.Task] = {}
     ended: dict[str, str] = {}
+    last: dict[str, slurm.Task] = {}
     for submission in found:
         for number, array in enumerate(submission.arrays):
             note = submission.note(number)
@@ -82,10 +85,22 @@ def read_queue(results: Path) -> Queue:
                 name = f"{job}" if len(array["tasks"]) == 1 else f"{job}_{index}"
                 if name in own and own[name].alive:
                     held |= dict.fromkeys(ids, own[name])
-                elif note.get("cluster") == here and note.get("user") == slurm.this_user():
+                elif note.get("cluster") == here and note.get("user") == me:
                     ended |= dict.fromkeys(ids, name)
+                if private and note.get("cluster") == here and str(job).isdigit():
+                    place = None if len(array["tasks"]) == 1 else index
+                    task = slurm.Task(str(job), place, "hidden", submission.job_name(number), "", note.get("user", ""))
+                    last |= {i: task for i in ids if i not in last or int(last[i].job) < int(task.job)}
     lost = {folder: _jobs_of(folder, by_name) for folder in damaged}
-    return Queue(held, ours, ended, lost, here)
+    return Queue(held, ours, ended, {i: task for i, task in last.items() if task.user != me}, lost, here)
+
+
+def _hidden(task: slurm.Task) -> str:
+    """What can be said of somebody else's job where the site shows one's own alone."""
+    return (
+        f"job {task.id} is {task.user}'s and this site shows nobody else's jobs: {task.user}'s launch knows whether it "
+        f"has ended (without {task.user}: remove submissions/{task.name.rsplit('-', 2)[-2]})"
+    )
 
 
 def _agrees(task: slurm.Task, note: Mapping[str, str], cluster: str) -> bool:
@@ -125,6 +140,9 @@ def with_queue(state: RunState, store: Store, kind: str, identity: str, queue: Q
             gone = RunState(State.FAILED, f"{state.reason}: SLURM has ended job {job}")
             return gone if queue.knows(last) else state
     if task is None:
+        unseen = queue.hidden.get(identity)
+        if unseen is not None and not (last is not None and last.failure() is not None and job == unseen.id):
+            return RunState(State.QUEUED, f"as far as is known: {_hidden(unseen)}")
         if state.state is State.MISSING and identity in queue.ended:
             return RunState(State.INTERRUPTED, f"job {queue.ended[identity]} ended before the run began")
         return state
@@ -227,6 +245,8 @@ def why(store: Store, beginning: str, queue: Queue | None) -> dict[str, Json]:
         known = queue.tasks.get(task) if queue is not None else None
         if known is not None:
             said = known.said
+        elif queue is not None and any(unseen.id == task for unseen in queue.hidden.values()):
+            said = f"{note['user']}'s; this site shows nobody else's jobs"
         elif queue is not None and note.get("cluster", queue.cluster) != queue.cluster:
             said = f"of the cluster {note['cluster']}; this is {queue.cluster}"
         else:
@@ -247,21 +267,22 @@ def why_text(found: dict[str, Json]) -> str:
     return "\n".join(lines)
 
 
+def _published(store: Store, identity: str) -> bool:
+    return run_state(store, find_run(store, identity)[0], identity).state in (State.DONE, State.DIVERGED)
+
+
 def cancel(store: Store, ids: set[str], queue: Queue, *, dry_run: bool) -> list[str]:
     """scancels the tasks that hold these runs; a task that also holds others is named and left. Returns what it did."""
     shared: dict[str, set[str]] = {}
     for identity, task in queue.held.items():
         shared.setdefault(task.id, set()).add(identity)
-    lines: list[str] = []
+    unseen = {task.id: task.user for i, task in queue.hidden.items() if i in ids and not _published(store, i)}
+    lines = [f"job {name} left: it is {user}'s" for name, user in sorted(unseen.items())]
     given: list[str] = []
     for name, held in sorted(shared.items()):
         if not held & ids:
             continue
-        foreign = {
-            i
-            for i in held - ids
-            if run_state(store, find_run(store, i)[0], i).state not in (State.DONE, State.DIVERGED)
-        }
+        foreign = {i for i in held - ids if not _published(store, i)}
         (owner,) = {task.user for task in queue.held.values() if task.id == name}
         if owner != slurm.this_user():
             lines.append(f"job {name} left: it is {owner}'s")

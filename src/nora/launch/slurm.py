@@ -18,7 +18,8 @@ ALIVE = frozenset(
     "PENDING RUNNING CONFIGURING COMPLETING SUSPENDED REQUEUED REQUEUE_FED REQUEUE_HOLD RESIZING RESV_DEL_HOLD "
     "SPECIAL_EXIT SIGNALING STAGE_OUT STOPPED".split()
 )
-_SECONDS = 60
+SECONDS = 60
+"""How long a command of SLURM's may take."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,20 @@ def installed() -> bool:
 def call(*command: str) -> str:
     """Standard output of a SLURM command; RunFailed with its own words where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
         raise UserError(f"{command[0]}: not found; this is no machine of a SLURM cluster") from None
     except subprocess.TimeoutExpired:
-        raise RunFailed(f"{command[0]}: no answer within {_SECONDS} s") from None
+        raise RunFailed(f"{command[0]}: no answer within {SECONDS} s") from None
     if done.returncode != 0:
         words = " ".join((done.stderr or done.stdout).split())
         raise RunFailed(f"{command[0]}: {words or f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Without a person's own defaults: SQUEUE_PARTITION, SQUEUE_ACCOUNT and their like would hide jobs."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SINFO_"))}
 
 
 def this_job(number: str) -> Job:
@@ -79,10 +85,10 @@ def this_user() -> str:
 
 
 def queue(users: Iterable[str] = ()) -> list[Task]:
-    """Every job of this user, and of ``users``, that the controller remembers, in one call; RunFailed where it does
-    not answer."""
+    """Every job of this user, and of ``users``, that the controller remembers, hidden partitions included, in one call;
+    RunFailed where it does not answer."""
     asked = ",".join(sorted({str(os.getuid()), *users}))
-    lines = call("squeue", "-h", "-r", "-t", "all", "-u", asked, "-o", "%F|%K|%T|%u|%r|%j").splitlines()
+    lines = call("squeue", "-h", "-r", "-a", "-t", "all", "-u", asked, "-o", "%F|%K|%T|%u|%r|%j").splitlines()
     tasks = []
     for line in lines:
         job, index, state, user, reason, name = line.split("|", 5)
@@ -93,6 +99,11 @@ def queue(users: Iterable[str] = ()) -> list[Task]:
 def cluster() -> str:
     """The name of the cluster that answers here, "" where it has none."""
     return _setting("ClusterName") or ""
+
+
+def hides_jobs() -> bool:
+    """Whether the site shows a person nobody else's jobs."""
+    return os.getuid() != 0 and "jobs" in (_setting("PrivateData") or "")
 
 
 def _setting(name: str) -> str | None:
@@ -121,27 +132,30 @@ def accounted(job: str, name: str) -> str | None:
 
 def test_only(script: str, partition: str | None = None) -> str:
     """Asks SLURM whether it would take a script; nothing is queued. "" where it would, UserError with its answer where
-    it would not, RunFailed where it gives none. Where nodes are drained or down its answer is returned: then it says
-    the same of what is never there and of what is not there now, and sbatch alone knows them apart."""
+    it would not, RunFailed where it gives none or takes nothing for now. Where nodes are drained or down its answer is
+    returned: then it says the same of what is never there and of what is not there now, and sbatch alone knows them
+    apart."""
     try:
         done = subprocess.run(
-            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=_SECONDS, check=False
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise RunFailed(f"sbatch --test-only: no answer within {_SECONDS} s; nothing was submitted") from None
+        raise RunFailed(f"sbatch --test-only: no answer within {SECONDS} s; nothing was submitted") from None
     if done.returncode == 0:
         return ""
     words = " ".join(done.stderr.split()).removeprefix("sbatch: ")
+    if "temporarily" in words:  # as many jobs as it keeps, say: of now, not of the script
+        raise RunFailed(f"sbatch --test-only: {words}; nothing was submitted, launch again later")
     if "not available" in words and (away := _nodes_away(partition)):
         return f"sbatch --test-only: {words} ({away} nodes are down or drained)"
     raise UserError(f"sbatch --test-only refuses: {words}")
 
 
 def _nodes_away(partition: str | None) -> int:
-    """How many nodes can take nothing now."""
+    """How many nodes can take nothing now (unknown: the controller has just started)."""
     where = [] if partition is None else ["-p", partition]
     states = call("sinfo", "-h", "-N", "-o", "%N %T", *where).split("\n")
-    return len({line.split()[0] for line in states if re.search(r"down|drain|\*$|fail|maint|inval", line)})
+    return len({line.split()[0] for line in states if re.search(r"down|drain|\*$|fail|maint|inval|unk", line)})
 
 
 def cancel(ids: Sequence[str]) -> None:

@@ -9,14 +9,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import submitit
 from submitit.core import utils
 from submitit.slurm.slurm import SlurmExecutor
 
 from nora.errors import RunFailed
+from nora.launch import slurm
 from nora.launch.profile import Profile
-from nora.launch.slurm import Task as QueuedTask
 from nora.launch.submission import Array, Submission
 
 _UNBOUNDED = 1_000_000  # requeues; ours are counted by failures, not by starts
@@ -55,6 +56,16 @@ class _Executor(SlurmExecutor):
             return str(self._make_submission_file_text(self._submitit_command_str, "script"))
         finally:
             self.parameters = saved
+
+
+def _bounded(executor: SlurmExecutor, submission_file_path: Path) -> list[str]:
+    """sbatch asks a controller that is full again for two minutes, without a word and deaf to TERM. What SLURM took all
+    the same is found by its name."""
+    return ["timeout", "--signal=KILL", str(slurm.SECONDS), "sbatch", str(submission_file_path)]
+
+
+# Not in _Executor: submitit gives an array to a plain SlurmExecutor of its own.
+SlurmExecutor._make_submission_command = _bounded  # type: ignore[method-assign, assignment]
 
 
 def _executor(array: Array, profile: Profile, *, folder: Path, name: str, code: Path) -> _Executor:
@@ -98,14 +109,16 @@ def submit(submission: Submission, number: int, array: Array, profile: Profile) 
         with contextlib.redirect_stderr(io.StringIO()) as said, executor.batch():
             jobs = [executor.submit(RunTask(str(submission.folder), ids)) for ids in array.tasks]
     except utils.FailedJobError as error:
-        raise RunFailed(" ".join(str(error).split())) from None
+        given_up = isinstance(error.__cause__, CalledProcessError) and error.__cause__.returncode in (-9, 137)
+        words = [*str(error).split(), *([f"(given up after {slurm.SECONDS} s)"] if given_up else [])]
+        raise RunFailed(" ".join(words)) from None
     print(said.getvalue(), end="", file=sys.stderr)
     job = str(jobs[0].job_id).split("_")[0]
     submission.write_job(number, job)
     return job
 
 
-def adopt(submission: Submission, queued: Sequence[QueuedTask]) -> list[str]:
+def adopt(submission: Submission, queued: Sequence[slurm.Task]) -> list[str]:
     """Writes down the number of every array that SLURM has under a name of this submission and that was not noted:
     the launch was killed after sbatch. Puts the payloads in place; returns the numbers."""
     adopted = []
