@@ -251,7 +251,11 @@ class TaskSpec:
     revision: str | None = None
     files: dict[str, str] | None = None
     file: str | None = None
+    """A file, or OWNER/DATASET of the Hub: then with the next three, and ``revision``."""
     test_file: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    test_split: str | None = None
     prompt: str | None = None
     label: str | None = None
     labels: dict[str, str] | None = None
