@@ -177,7 +177,7 @@ def run(words: tuple[str, ...]) -> int:
     spec, settings, _ = kinds.compose_run(checkout, words)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
-    _tell_what_was_found(words, checkout)
+    _tell_what_was_found(words, spec, checkout)
     from nora.execution.execute import execute
     from nora.execution.progress import progress_bar
     from nora.execution.stops import listening
@@ -202,13 +202,19 @@ def run(words: tuple[str, ...]) -> int:
     return 0 if record.status == "done" else 1
 
 
-def _tell_what_was_found(words: Sequence[str], checkout: Path) -> None:
-    """Of a model of one's own: what its config and tokenizer say."""
+def _tell_what_was_found(words: Sequence[str], spec: Any, checkout: Path) -> None:
+    """Of a model of one's own what its config and tokenizer say, of pictures of one's own what they are called."""
     if "model=auto" in words:
         from nora.config.compose import compose_config
         from nora.config.own_model import found
 
         _say(found(compose_config(checkout / "conf", words)["model"], checkout)[1])
+    if getattr(getattr(spec, "task", None), "source", "") == "folder":
+        task = spec.task
+        _say(
+            f"{len(task.files)} pictures of {task.folder}: subject {task.subject!r} (task.subject), {task.noun} "
+            f"(task.noun); trained as {task.instance_prompt!r}, drawn as {task.prompt!r}"
+        )
 
 
 @nora.command(name="help")
