@@ -197,6 +197,13 @@ def test_stock_diffusers_loads_the_adapter_and_draws_the_recorded_picture(dream:
     before, after = (np.asarray(p, dtype=float) for p in drawn)
     assert to_jpeg(drawn[1]) == recorded, "the reloaded adapter draws what was drawn before saving"
     assert np.abs(after - before).max() > 0
+    words = ["export", f"exec.results={tmp_path / 'results'}", "--adapter", record.id, "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    pipeline = pipelines.load_pipeline(spec.model, ROOT, torch.device("cpu"))
+    pipeline.load_lora_weights(tmp_path / "out" / record.id)  # under the name that diffusers looks for
+    assert [(c.r, c.lora_alpha) for c in pipeline.unet.peft_config.values()] == [(4, 4)]
+    card = (tmp_path / "out" / record.id / "README.md").read_text()
+    assert "library_name: diffusers" in card and "a photo of V_dog" in card and "| mean loss | " in card
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora"])
