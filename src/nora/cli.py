@@ -50,7 +50,7 @@ _VERBS = {
     "show": ("results", "one record: spec, metrics, init proof, provenance"),
     "diff": ("results", "what differs between two records: spec, metrics, files, run"),
     "repeat": ("results", "make a record's run again elsewhere: identical, or what differs"),
-    "export": ("results", "records as CSV, Parquet, PEFT's comparison format; --adapter ID: one for stock PEFT, or the Hub"),
+    "export": ("results", "records as CSV, Parquet, PEFT's comparison format; one adapter for stock PEFT, or the Hub"),
     "theory": ("results", "the ledger of every theorem: checked, and compared with the committed verdicts"),
     "claims": ("results", "every sentence of the paper that can be checked: its verdict at each scale"),
     "prefetch": ("machine", "resolve a target's Hub names to commits, download, write conf/revisions.lock"),
