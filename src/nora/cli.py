@@ -178,11 +178,14 @@ def run(words: tuple[str, ...]) -> int:
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
     _tell_what_was_found(words, spec, checkout)
-    from nora.execution.execute import execute
-    from nora.execution.progress import progress_bar
-    from nora.execution.stops import listening
-    from nora.store.runs import Store
-    from nora.verbs.run import check_place, ended, join_others
+    from nora.verbs.words import waiting
+
+    with waiting(f"{kinds.title(spec)}: starting"):
+        from nora.execution.execute import execute
+        from nora.execution.progress import progress_bar
+        from nora.execution.stops import listening
+        from nora.store.runs import Store
+        from nora.verbs.run import check_place, ended, join_others
 
     check_place(settings)
     replicas, settings, results = join_others(spec, settings)

@@ -325,10 +325,10 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     run.resume(since=started)
     run.timing |= adapted.cost
 
-    def draw(seeds: range) -> list[Image]:
+    def draw(seeds: range, **between: Any) -> list[Image]:
         return draw_pictures(
             pipeline, spec.task.prompt, seeds=seeds, steps=protocol.picture_steps, guidance=protocol.guidance,
-            side=protocol.resolution // pipeline.vae_scale_factor,
+            side=protocol.resolution // pipeline.vae_scale_factor, **between,
         )  # fmt: skip
 
     def sample(state: LoopState) -> None:
@@ -351,7 +351,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     run.timing["encoded_crops"] = objective.latents.encoded
     run.trained("pictures")
     run.stop_if_asked()
-    drawn = draw(range(protocol.pictures))
+    drawn = draw(range(protocol.pictures), between=run.between("pictures"))
     metrics: dict[str, Json] = {**common, "steps": run.state.step, "loss": loss_metrics(run.state.losses)}
     if "fidelity" in spec.measure:
         prompt = spec.task.prompt.replace(spec.task.subject, spec.task.noun)  # says what the subject is, not its name
