@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from nora import __version__, starts
-from nora.errors import AlreadyRunning, Interrupted, ProcessLost, RunFailed, UserError, one_of
+from nora.errors import AlreadyRunning, Interrupted, ProcessLost, RunFailed, UserError, not_installed, one_of
 
 _RUN_HELP = """\
 nora run [-m] key=value …      one run; with -m a Hydra multirun over every key=a,b
@@ -319,6 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RunFailed as error:
             print(f"nora: {error}", file=sys.stderr)
             return 1
+        except ModuleNotFoundError as error:
+            print(not_installed(error), file=sys.stderr)
+            return 2
         except PermissionError as error:
             from nora.store.runs import refusal
 
