@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from nora import tasks
 from nora.config import own_rows
+from nora.config.own_model import PIPELINE
 from nora.config.pins import DOWNLOADS, MODEL_FILES, PIPELINE_FILES, how_to_unlock, model_hashes, picture_hashes
 from nora.errors import RunFailed, UserError
 from nora.files import DamagedFile, read_json, sha256_bytes, sha256_file, write_atomic
@@ -82,6 +83,15 @@ def fetched(repo: str, patterns: Sequence[str], pinned: Pinned = None) -> dict[s
     files = model_hashes(Path(folder), repo, ".")
     _check_content(Path(folder), repo, files, info.siblings or ())
     return {"commit": info.sha, "files": files}
+
+
+def fetched_model(repo: str) -> str:
+    """Brings a model of one's own, a causal language model or a pipeline; its commit."""
+    from huggingface_hub import HfApi
+
+    names = {file.rfilename for file in HfApi().model_info(repo).siblings or ()}
+    patterns = PIPELINE_FILES if PIPELINE in names else [name for name in MODEL_FILES if name != "*.bin"]
+    return str(fetched(repo, patterns)["commit"])
 
 
 def _check_content(folder: Path, repo: str, files: Mapping[str, str], siblings: Iterable[Any]) -> None:

@@ -58,11 +58,10 @@ def model_add(name: str, path: str, dry_run: bool) -> int:
         raise UserError(f"NAME: given {name}, which is there already; `nora list models` has all")
     asked: dict[str, Json] = {"name": name, "repo": path, "weights": "pretrained", "dtype": "float32"}
     if own_model.place(path, checkout) is None and own_model.is_hub_name(path) and not dry_run:
-        from nora.config.pins import MODEL_FILES
-        from nora.execution.prefetch import fetched, refused
+        from nora.execution.prefetch import fetched_model, refused
 
         try:
-            asked["revision"] = fetched(path, [f for f in MODEL_FILES if f != "*.bin"])["commit"]
+            asked["revision"] = fetched_model(path)
         except Exception as error:
             raise refused(error, path) from None
     spec, said = own_model.found(asked, checkout)
