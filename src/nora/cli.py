@@ -95,6 +95,12 @@ _EXAMPLES = {
 """Words after a verb that do something; an id may be any beginning of one that no other has."""
 
 
+_TARGETS = """
+
+TARGET: table1 … table9, fig1 … fig7, deployment, cost, tuning, ablation, curves, beyond, starts, starts_pictures, all;
+and the tables of your own --config-dir."""
+
+
 class _Verbs(click.Group):
     """Imports a verb when it is asked for: the help of all of them loads none."""
 
@@ -109,7 +115,8 @@ class _Verbs(click.Group):
         found = getattr(import_module(f"nora.verbs.{file}"), name) if file else super().get_command(ctx, cmd_name)
         assert isinstance(found, click.Command)
         if cmd_name in _EXAMPLES:
-            found.epilog = f"Example: nora {cmd_name} {_EXAMPLES[cmd_name]}"
+            targets = any(p.metavar == "TARGET… [key=value …]" for p in found.params)
+            found.epilog = f"Example: nora {cmd_name} {_EXAMPLES[cmd_name]}" + (_TARGETS if targets else "")
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -69,6 +69,8 @@ class MethodSpec:
     @model_validator(mode="after")
     def _fields_fit_the_method(self) -> MethodSpec:
         lora = self.adapter == "lora"
+        if lora and self.init not in starts.names("inits"):
+            return self  # said by those who know what there is; a record's may be of a package that is not here
         said = starts.said("inits", self.init if lora else None)
         own: dict[str, Json] = said["OPTIONS"]
         takes = starts.said("optimizers", self.optimizer)["OPTIONS"]

@@ -154,7 +154,10 @@ def trace(target: str, cell: str, words: Sequence[str], as_json: bool) -> int:
 
 
 def _one_record(store: Store, given: str) -> Record:
-    """The record whose id starts so; UserError unless there is exactly one, with why one there is not believed."""
+    """The record whose id starts so; UserError unless there is exactly one: which there are, why one there is not
+    believed."""
+    from nora import kinds
+
     found, why = [], ""
     store = store.home(given)
     for folder in store.run_dirs(given):
@@ -165,7 +168,11 @@ def _one_record(store: Store, given: str) -> Record:
             why += f"; {error}"
     if len(found) == 1:
         return found[0]
-    raise UserError(f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{why}")
+    listed = "".join(f"; {record.id} {kinds.title(kinds.spec_of(record))}" for record in found[:5])
+    more = "; …" if len(found) > 5 else ""
+    raise UserError(
+        f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{listed}{more}{why}"
+    )
 
 
 @click.command()
