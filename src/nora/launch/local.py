@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +27,7 @@ from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, PlannedCell, counts, c
 from nora.launch.queue import Queue
 from nora.store.record import Record
 from nora.store.runs import Store, last_update
+from nora.store.states import State
 from nora.tables.cell import Cell
 from nora.tables.estimate import predicted
 from nora.tables.target import AnyTarget
@@ -199,6 +201,9 @@ def launch_local(target: AnyTarget, workspace: Workspace, *, queue: Queue | None
             left = any(p.state not in ENDED for p in asked)
             tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
             print(f"{target.headline}: {tally}", flush=True)
+            waits = Counter(p.reason for p in asked if p.state is State.WAITS)
+            for reason, number in waits.items():  # it runs in another process, or failed
+                print(f"  {number} wait {reason}, which is not done: the same command goes on from there", flush=True)
             return 1 if left else 0
         tried |= {str(identity) for identity in missing}
         board = Board(target.name, [p for p in planned if p.cell.id in missing], workspace)
