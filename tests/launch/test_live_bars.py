@@ -17,9 +17,10 @@ import pytest
 from nora.execution import progress
 from nora.execution.progress import Pace, Reporter, Sight, progress_bar, step_text
 from nora.kinds.parts.recipe import Update
-from nora.launch.local import Board, Finished
+from nora.launch.local import Board, Finished, launch_local
 from nora.store.attempt import Attempt
 from nora.store.runs import Store, last_update, read_json_lines
+from nora.store.states import State
 
 
 def on_a_terminal(*words: str, columns: int) -> tuple[int, str]:
@@ -135,3 +136,18 @@ def test_an_evaluation_says_how_far_it_is_and_the_journal_is_not_flooded(tmp_pat
         report(Update("train", 1, 2, {}))
     assert len(seen) == 1001
     assert len(folder.joinpath("journal.jsonl").read_text().splitlines()) < 100
+
+
+def test_a_launch_says_what_it_leaves_waiting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage 1 is another process's, or failed there: nothing is to be done here yet."""
+    states = [(State.RUNNING, ""), (State.WAITS, "for LoRA"), (State.WAITS, "for LoRA")]
+    planned = [SimpleNamespace(cell=SimpleNamespace(id=None), state=state, reason=reason) for state, reason in states]
+    monkeypatch.setattr("nora.launch.local.current_plan", lambda *given: planned)
+    target: Any = SimpleNamespace(headline="table2 at scale=mini")
+    assert launch_local(target, SimpleNamespace()) == 1  # type: ignore[arg-type]
+    assert capsys.readouterr().out.splitlines() == [
+        "table2 at scale=mini: 1 running, 2 waits",
+        "  2 wait for LoRA, which is not done: the same command goes on from there",
+    ]
