@@ -1,9 +1,15 @@
-"""``python -m nora``, which is also what torchrun and ``accelerate launch`` start."""
+"""``nora`` and ``python -m nora``, which is also what torchrun and ``accelerate launch`` start."""
 
 import os
 import sys
 
-from nora.cli import main
+from nora.errors import not_installed
+
+try:
+    from nora.cli import main
+except ModuleNotFoundError as error:
+    print(not_installed(error), file=sys.stderr)
+    sys.exit(2)
 
 
 def leave(code: int) -> None:

@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from nora import __version__, starts
-from nora.errors import AlreadyRunning, Interrupted, ProcessLost, RunFailed, UserError, one_of
+from nora.errors import AlreadyRunning, Interrupted, ProcessLost, RunFailed, UserError, not_installed, one_of
 
 _RUN_HELP = """\
 nora run [-m] key=value …      one run; with -m a Hydra multirun over every key=a,b
@@ -50,7 +50,7 @@ _VERBS = {
     "show": ("results", "one record: spec, metrics, init proof, provenance"),
     "diff": ("results", "what differs between two records: spec, metrics, files, run"),
     "repeat": ("results", "make a record's run again elsewhere: identical, or what differs"),
-    "export": ("results", "every record as CSV and Parquet, PEFT's comparison format, adapter cards"),
+    "export": ("results", "records as CSV, Parquet, PEFT's comparison format; one adapter for stock PEFT, or the Hub"),
     "theory": ("results", "the ledger of every theorem: checked, and compared with the committed verdicts"),
     "claims": ("results", "every sentence of the paper that can be checked: its verdict at each scale"),
     "prefetch": ("machine", "resolve a target's Hub names to commits, download, write conf/revisions.lock"),
@@ -95,6 +95,12 @@ _EXAMPLES = {
 """Words after a verb that do something; an id may be any beginning of one that no other has."""
 
 
+_TARGETS = """
+
+TARGET: table1 … table9, fig1 … fig7, deployment, cost, tuning, ablation, curves, beyond, starts, starts_pictures, all;
+and the tables of your own --config-dir."""
+
+
 class _Verbs(click.Group):
     """Imports a verb when it is asked for: the help of all of them loads none."""
 
@@ -109,7 +115,8 @@ class _Verbs(click.Group):
         found = getattr(import_module(f"nora.verbs.{file}"), name) if file else super().get_command(ctx, cmd_name)
         assert isinstance(found, click.Command)
         if cmd_name in _EXAMPLES:
-            found.epilog = f"Example: nora {cmd_name} {_EXAMPLES[cmd_name]}"
+            targets = any(p.metavar == "TARGET… [key=value …]" for p in found.params)
+            found.epilog = f"Example: nora {cmd_name} {_EXAMPLES[cmd_name]}" + (_TARGETS if targets else "")
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -177,12 +184,15 @@ def run(words: tuple[str, ...]) -> int:
     spec, settings, _ = kinds.compose_run(checkout, words)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
-    _tell_what_was_found(words, checkout)
-    from nora.execution.execute import execute
-    from nora.execution.progress import progress_bar
-    from nora.execution.stops import listening
-    from nora.store.runs import Store
-    from nora.verbs.run import check_place, ended, join_others
+    _tell_what_was_found(words, spec, checkout)
+    from nora.verbs.words import waiting
+
+    with waiting(f"{kinds.title(spec)}: starting"):
+        from nora.execution.execute import execute
+        from nora.execution.progress import progress_bar
+        from nora.execution.stops import listening
+        from nora.store.runs import Store
+        from nora.verbs.run import check_place, ended, join_others
 
     check_place(settings)
     replicas, settings, results = join_others(spec, settings)
@@ -202,13 +212,19 @@ def run(words: tuple[str, ...]) -> int:
     return 0 if record.status == "done" else 1
 
 
-def _tell_what_was_found(words: Sequence[str], checkout: Path) -> None:
-    """Of a model of one's own: what its config and tokenizer say."""
+def _tell_what_was_found(words: Sequence[str], spec: Any, checkout: Path) -> None:
+    """Of a model of one's own what its config and tokenizer say, of pictures of one's own what they are called."""
     if "model=auto" in words:
         from nora.config.compose import compose_config
         from nora.config.own_model import found
 
         _say(found(compose_config(checkout / "conf", words)["model"], checkout)[1])
+    if getattr(getattr(spec, "task", None), "source", "") == "folder":
+        task = spec.task
+        _say(
+            f"{len(task.files)} pictures of {task.folder}: subject {task.subject!r} (task.subject), {task.noun} "
+            f"(task.noun); trained as {task.instance_prompt!r}, drawn as {task.prompt!r}"
+        )
 
 
 @nora.command(name="help")
@@ -310,6 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RunFailed as error:
             print(f"nora: {error}", file=sys.stderr)
             return 1
+        except ModuleNotFoundError as error:
+            print(not_installed(error), file=sys.stderr)
+            return 2
         except PermissionError as error:
             from nora.store.runs import refusal
 

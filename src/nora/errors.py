@@ -33,6 +33,16 @@ class AlreadyRunning(Exception):
     """Another live attempt has this run: nothing is to be done here."""
 
 
+def not_installed(error: ModuleNotFoundError) -> str:
+    """What to say of a package that a plain install does not bring. Raises the error again where it is our own."""
+    if (error.name or "nora").partition(".")[0] == "nora":
+        raise error
+    return (
+        f"nora: {error.name} is not installed: the pipeline is an extra, pip install 'nora-lora[all]' (in a checkout: "
+        "make setup); nora.adapters works without it"
+    )
+
+
 def nearest(given: str, allowed: Sequence[str], prefix: str = "") -> str:
     """ "; did you mean X?" with the nearest of the allowed names, "" if none is near."""
     from difflib import get_close_matches

@@ -18,15 +18,19 @@ RESULTS = "results"
 
 
 def find_checkout(start: Path | None = None) -> Path:
-    """The folder with conf/config.yaml: the working directory, one above it, or the one this package was installed
-    from in place. UserError elsewhere."""
+    """The folder with conf/config.yaml: that of NORA_CHECKOUT, else the working directory, one above it, or the one
+    this package was installed from in place. UserError elsewhere."""
     here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+    named = os.environ.get("NORA_CHECKOUT")
+    places = (
+        [Path(named).expanduser().resolve()] if named else [here, *here.parents, Path(__file__).resolve().parents[2]]
+    )
+    for folder in places:
         if (folder / "conf" / "config.yaml").is_file() and (folder / "src" / "nora").is_dir():
             return folder
     raise UserError(
-        f"{here} is not inside a checkout of nora (no conf/config.yaml): this command needs one; "
-        "nora.adapters and nora.factorization work anywhere"
+        f"{f'NORA_CHECKOUT: {places[0]}' if named else here} is not inside a checkout of nora (no conf/config.yaml): "
+        "this command needs one (NORA_CHECKOUT names it from elsewhere); nora.adapters works anywhere"
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
+import nora
 from nora.adapters import factors_at_start, lora_layers, nystrom_init_, save_adapter, save_diffusers_lora
 from twins import same_bytes, snapshot, tiny_opt, with_lora
 
@@ -126,3 +129,18 @@ def test_the_library_starts_without_the_rest(checkout: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout / "src")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["nystrom_init_", "create_nora_plus_optimizer", "prove_init"]
+
+
+def test_a_plain_install_brings_torch_peft_and_safetensors_and_says_what_the_pipeline_takes(checkout: Path) -> None:
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
+    names = [re.split("[^A-Za-z-]", wanted)[0] for wanted in project["dependencies"]]
+    assert names == ["torch", "peft", "safetensors"]
+    assert project["version"] == nora.__version__ and project["scripts"] == {"nora": "nora.__main__:main"}
+    for absent, words in (("click", []), ("hydra", ["list", "methods"])):  # click may be there for another's sake
+        code = (
+            f"import runpy, sys; sys.modules[{absent!r}] = None; sys.argv[1:] = {words!r}; "
+            "runpy.run_module('nora', run_name='__main__')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout / "src")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert f"{absent} is not installed" in done.stderr and f"pip install '{project['name']}[all]'" in done.stderr

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -280,3 +281,22 @@ def test_without_file_descriptors_there_is_one_line(words: list[str], checkout: 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=checkout, check=False)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Too many open files" in done.stderr, done.stderr
+
+
+def test_an_installed_package_works_elsewhere_with_the_checkout_named(checkout: Path, tmp_path: Path) -> None:
+    """doctor and completion anywhere, the rest where NORA_CHECKOUT says; without it one line."""
+    shutil.copytree(checkout / "src" / "nora", tmp_path / "site" / "nora", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def asked(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "nora", *words], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), **more},
+        )  # fmt: skip
+
+    done = asked("list", "tables")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "NORA_CHECKOUT names it" in done.stderr
+    done = asked("list", "tables", NORA_CHECKOUT=str(checkout))
+    assert done.returncode == 0 and done.stdout.startswith("ablation")
+    assert "NORA_CHECKOUT: /" in asked("list", "tables", NORA_CHECKOUT="/").stderr
+    assert "none here: NORA_CHECKOUT names one" in asked("doctor").stdout
+    assert "_nora_completion" in asked("completion", "bash").stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nora import cli
+from nora.tables.cell import names
 
 Out = pytest.CaptureFixture[str]
 
@@ -65,3 +66,38 @@ def test_runs_are_found_by_words(capsys: Out) -> None:
     assert rows and all("nora_plus on sst2, smollm2" in row["run"] and row["state"] == "done" for row in rows)
     assert cli.main(["list", "runs", "nothing-like-this"]) == 0
     assert capsys.readouterr().out.strip() == ""
+
+
+def test_the_targets_that_help_names_are_those_there_are(checkout: Path, capsys: Out) -> None:
+    assert cli.main(["help", "plan"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    listed = out.partition("TARGET: ")[2].partition(";")[0].replace(", or all", ", all").split(", ")
+    known = set(names(checkout))
+    for one in listed:
+        first, _, last = one.partition(" … ")
+        stem = first.rstrip("0123456789")
+        numbers = range(int(first.removeprefix(stem) or 1), int(last.removeprefix(stem) or 1) + 1) if last else []
+        known -= {f"{stem}{number}" for number in numbers} or {first}
+    assert not known and listed[-1] == "all"
+    assert cli.main(["show", "--help"]) == 0
+    assert "TARGET:" not in capsys.readouterr().out
+
+
+def test_an_id_that_several_have_lists_them(capsys: Out) -> None:
+    assert cli.main(["show", "0"]) == 2
+    err = capsys.readouterr().err
+    assert " records of " in err and err.count(" on ") >= 5 and err.count("\n") == 1 and len(err) < 600
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["method=nora", "method.init=pisa"], "method.init: given pisa, allowed"),
+        (["-cn", "nonsense"], "'nonsense'. Check that it's in your config search path.\n"),
+        (["-m", "protocol.lr=interval(1e-4,1e-2)"], "give key=a,b or choice(a,b), or hydra/sweeper=optuna"),
+    ],
+)
+def test_a_wrong_word_of_run_is_one_line(words: list[str], said: str, capsys: Out) -> None:
+    assert cli.main(["run", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -96,3 +97,33 @@ def test_a_command_that_repeats_a_run_names_the_folder_it_needs(tmp_path: Path, 
     words = ["trace", "fig1", "GD, small start", "--config-dir", str(tmp_path), f"exec.results={tmp_path}"]
     assert cli.main(words) == 0
     assert f"--config-dir {tmp_path}" in capsys.readouterr().out
+
+
+def test_optuna_looks_for_a_rate_and_every_trial_is_a_record(checkout: Path, tmp_path: Path) -> None:
+    """With the plugin installed, in a process of its own: its libraries warn."""
+    words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "scale=smoke", "task=cb",
+             "hydra.sweeper.sampler.seed=1", f"exec.results={tmp_path / 'store'}"]  # fmt: skip
+
+    def swept(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "nora", "run", "-m", *words, *more], cwd=checkout, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    done = swept("protocol.lr=interval(1e-4,1e-2)")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    *told, best = done.stdout.splitlines()
+    records = [json.loads(path.read_text())["result"] for path in tmp_path.glob("store/runs/finetune/*/record.json")]
+    losses = {record["metrics"]["dev"]["loss"]: record["spec"]["protocol"]["lr"] for record in records}
+    assert len(told) == len(records) == len(losses) == 3 and all("init proved" in line for line in told)
+    assert best == f"best: {min(losses):.6g} with protocol.lr={losses[min(losses)]}"
+    for wrong, said in (("protocol.lrr=3", "did you mean protocol.lr?"), ("task=cbb", "did you mean cb?")):
+        done = swept("protocol.lr=interval(1e-4,1e-2)", wrong)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+
+
+def test_a_sweeper_that_is_not_installed_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "-m", "hydra/sweeper=ax", "protocol.lr=interval(1e-4,1e-2)", "scale=smoke"]) == 2
+    assert capsys.readouterr().err == (
+        "nora: hydra/sweeper=ax: not installed; Optuna's is pip install hydra-optuna-sweeper\n"
+    )

@@ -28,7 +28,7 @@ from nora.errors import Interrupted, RunFailed, UserError
 from nora.execution.execute import execute
 from nora.files import canonical_json, sha256_file
 from nora.kinds import DreamboothSpec, compose_run, dreambooth, read_spec, title
-from nora.kinds.dreambooth import load_pictures, picture_paths
+from nora.kinds.dreambooth import SubjectSpec, load_pictures, picture_paths
 from nora.kinds.parts import bases, pipelines
 from nora.kinds.parts.recipe import Update
 from nora.store.record import Record
@@ -197,6 +197,13 @@ def test_stock_diffusers_loads_the_adapter_and_draws_the_recorded_picture(dream:
     before, after = (np.asarray(p, dtype=float) for p in drawn)
     assert to_jpeg(drawn[1]) == recorded, "the reloaded adapter draws what was drawn before saving"
     assert np.abs(after - before).max() > 0
+    words = ["export", f"exec.results={tmp_path / 'results'}", "--adapter", record.id, "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    pipeline = pipelines.load_pipeline(spec.model, ROOT, torch.device("cpu"))
+    pipeline.load_lora_weights(tmp_path / "out" / record.id)  # under the name that diffusers looks for
+    assert [(c.r, c.lora_alpha) for c in pipeline.unet.peft_config.values()] == [(4, 4)]
+    card = (tmp_path / "out" / record.id / "README.md").read_text()
+    assert "library_name: diffusers" in card and "a photo of V_dog" in card and "| mean loss | " in card
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora"])
@@ -302,13 +309,37 @@ def test_a_folder_of_ones_own_is_trained_on_and_what_is_no_picture_is_named(
     assert set(record.spec["task"]["files"]) == {"0.png", "1.png", "2.png"}
     assert "notes.txt skipped" in caplog.text
     assert (
-        title(read_spec(record.spec)) == "nora on V_dog, sd_smoke, seed 0"
+        title(read_spec(record.spec)) == "nora on V_mine, sd_smoke, seed 0"
         and title(read_spec({**record.spec, "task": {**record.spec["task"], "source": "slice"}}))
-        == "nora on dog, sd_smoke, seed 0"
+        == "nora on mine, sd_smoke, seed 0"
     )
     noise_picture(40, 40, seed=9).save(pictures / "0.png")
     words = ["kind=dreambooth", "scale=smoke", "method=nora", *_own(pictures)]
     assert run_id(compose_run(checkout, words)[0]) != record.id, "other bytes, another run"
+
+
+def test_pictures_of_ones_own_are_called_what_their_folder_is_called_unless_words_are_typed(
+    pictures: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No dog on a mug."""
+    folder = pictures.rename(pictures.parent / "blue_mug")
+
+    def task_of(*words: str) -> SubjectSpec:
+        spec, _, _ = compose_run(checkout, ["kind=dreambooth", "scale=smoke", "task.source=folder", *words])
+        assert isinstance(spec, DreamboothSpec)
+        return spec.task
+
+    found = task_of(f"task.folder={folder}")
+    assert (found.name, found.subject, found.noun, found.num_images) == ("blue_mug", "V_blue_mug", "blue mug", None)
+    assert (found.instance_prompt, found.prompt) == ("a photo of V_blue_mug", "a V_blue_mug on the beach")
+    typed = task_of(f"task.folder={folder}", "task.subject='sks mug'", "task.prompt='a sks mug in snow'")
+    assert (typed.subject, typed.instance_prompt) == ("sks mug", "a photo of sks mug")
+    assert typed.prompt == "a sks mug in snow"
+    assert task_of("task=cat_toy", f"task.folder={folder}").subject == "V_blue_mug"
+    own = task_of(f"task.folder={folder}", "task.name=rex", "task.subject=V_dog")
+    assert (own.name, own.subject, own.prompt) == ("rex", "V_dog", "a V_dog eating nachos"), "of no yaml that is here"
+    monkeypatch.chdir(folder.parent)
+    assert task_of("task.folder=blue_mug").folder == str(folder), "a job finds it from elsewhere"
 
 
 def test_a_turned_photograph_stands_upright_and_every_picture_is_rgb(tmp_path: Path, checkout: Path) -> None:
@@ -340,7 +371,7 @@ def test_bad_pictures_are_one_clear_line_before_torch(pictures: Path, tmp_path: 
     shutil.copytree(pictures, huge)
     Image.new("1", (13_000, 13_000)).save(huge / "1.png")  # 169 million pixels in a small file
     cases.append((_own(huge), f"{huge}/1.png: cannot be read as a picture (Image size (169000000 pixels)"))
-    cases.append(([*_own(pictures), "task.num_images=5"], "found 3 pictures, required 5"))
+    cases.append(([*_own(pictures), "task.num_images=4"], "found 3 pictures, required 4"))
     cases.append((["task.instance_prompt=a photo of a dog"], "required a text with the words 'V_dog'"))
     cases.append((["task.prompt=a V_dogs picture"], "prompt: given 'a V_dogs picture'"))
     cases.append((["model=opt_smoke"], "given family opt, required stable_diffusion"))

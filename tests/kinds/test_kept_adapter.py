@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from peft import PeftModel, get_peft_model
 
+from hub_twins.server import Hub, serve
 from nora import cli, tasks
 from nora.kinds import FinetuneSpec, compose_run
 from nora.kinds.parts import kept
@@ -106,3 +108,64 @@ def test_a_base_of_the_hub_is_named_with_its_commit(checkout: Path) -> None:
     assert (config["base_model_name_or_path"], config["revision"]) == ("facebook/opt-1.3b", "a" * 40)
     assert ModelCard(files["adapter/README.md"].decode()).data.to_dict()["base_model"] == "facebook/opt-1.3b"
     assert keeper.files() == files, "the same bytes each time"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub of our own that takes commits, and this process's client turned to it, by plain LFS; no token yet."""
+    with serve(Hub()) as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield found
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's, of its own client
+def test_an_adapter_is_exported_and_pushed_when_asked(
+    hub: Hub, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    _, record, kept_folder = _kept(["task=cb", "method=nora"], checkout, store)
+    words = ["export", f"exec.results={store}", "--adapter", record.id[:8], "--out", str(out)]
+    assert cli.main(words) == 0 and hub.asked == [], "nothing is pushed unless asked"
+    folder = out / record.id
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (folder / name).read_bytes() == (kept_folder / name).read_bytes()
+    card = ModelCard.load(folder / "README.md")
+    score = next(iter(v for v in record.metrics["test"].values() if isinstance(v, float)))
+    for part in (f"{score:.4g}", "Init proof: nystrom passed", f"nora repeat {record.id}", "| method.xi |"):
+        assert part in card.text, part
+
+    def pushed(*more: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = cli.main([*words, "--push", "somebody/mine", *more])
+        said = capsys.readouterr()
+        return code, said.err + said.out.replace(str(out), "")
+
+    code, said = pushed()
+    assert code == 2 and said.startswith("nora: --push: no token") and said.count("nora:") == 1 and hub.asked == []
+    monkeypatch.setenv("HF_TOKEN", "refused")
+    code, said = pushed()
+    assert code == 2 and "refuses the token for somebody/mine (401)" in said and hub.models == {}
+    monkeypatch.setenv("HF_TOKEN", "accepted")
+    code, said = pushed("--dry-run")
+    assert code == 0 and "3 files would be pushed" in said and hub.models == {}
+    code, said = pushed()
+    assert code == 0 and f"{hub.endpoint}/somebody/mine/commit/" in said, said
+    assert hub.models["somebody/mine"].files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    code, said = pushed()
+    assert code == 2 and "http://127.0.0.1:9 is out of reach" in said and said.count("nora:") == 1
+    assert cli.main([*words, "--push", "no name"]) == 2 and cli.main(["export", "--push", "somebody/mine"]) == 2
+
+
+def test_a_run_that_kept_no_adapter_says_how_one_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = f"exec.results={tmp_path / 'store'}"
+    assert cli.main(["run", "scale=smoke", "task=cb", place, "exec.progress=false"]) == 0
+    identity = capsys.readouterr().out.split()[0]
+    assert cli.main(["export", place, "--adapter", identity, "--out", str(tmp_path / "out")]) == 2
+    assert "kept no adapter: exec.keep_adapter=true" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from diffusion_twins import noise_picture
+from hub_twins.contents import stable_diffusion
+from hub_twins.rehearsal import environment
+from hub_twins.server import Hub, serve
+from hub_twins.site import make_site
 from nora import cli, streams
 from nora.config import own_model
 from nora.errors import RunFailed, UserError
@@ -143,7 +151,7 @@ def test_a_name_of_the_hub_is_pinned_to_the_commit_that_is_here(
     assert (model.name, model.source, model.repo, model.revision) == ("tiny", "hub", "me/tiny", COMMIT)
     assert model.files and all(len(digest) == 64 for digest in model.files.values())
     assert load_base(model, checkout, CPU).model.config.model_type == "gpt2"
-    monkeypatch.setattr(prefetch, "fetched", lambda repo, patterns: {"commit": COMMIT, "files": {}})
+    monkeypatch.setattr(prefetch, "fetched_model", lambda repo: COMMIT)
     (tmp_path / "own").mkdir()
     assert cli.main(["model", "add", "hubs", "me/tiny", "--config-dir", str(tmp_path / "own")]) == 0
     assert f"commit {COMMIT}" in capsys.readouterr().out
@@ -223,6 +231,75 @@ def test_a_pipeline_folder_is_one_of_diffusers(checkout: Path, tmp_path: Path) -
     assert (spec.model.name, spec.model.family) == ("drawings", "stable_diffusion")  # type: ignore[union-attr]
     assert spec.model.targets == shipped.model.targets  # type: ignore[union-attr]
     assert spec.model.max_length == shipped.model.max_length  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two pictures of a mug."""
+    (tmp_path / "mug").mkdir()
+    for number in range(2):
+        noise_picture(64, 64, seed=number).save(tmp_path / "mug" / f"{number}.png")
+    return tmp_path / "mug"
+
+
+DREAM = ["kind=dreambooth", "scale=smoke", "protocol.resolution=64", "task.source=folder", "exec.device=cpu"]
+
+
+def test_a_pipeline_of_ones_own_is_added_trained_and_read_by_stock_diffusers(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stable Diffusion's classes at other sizes than any that is shipped."""
+    for name, data in stable_diffusion().files.items():
+        path = tmp_path / "drawings" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "own").mkdir()
+    own, place = ["--config-dir", str(tmp_path / "own")], f"exec.results={tmp_path / 'store'}"
+    assert cli.main(["model", "add", "my_sd", str(tmp_path / "drawings"), *own]) == 0
+    assert "model my_sd (stable_diffusion)" in capsys.readouterr().out
+    words = [*DREAM, "model=my_sd", f"task.folder={pictures}", place, "exec.keep_adapter=true"]
+    assert cli.main(["run", *words, *own]) == 0
+    said = capsys.readouterr()
+    assert "nora on V_mug, my_sd, seed 0" in said.out and "subject 'V_mug'" in said.err
+    (path,) = (tmp_path / "store").glob("runs/dreambooth/*/record.json")
+    assert cli.main(["export", place, "--adapter", path.parent.name, "--out", str(tmp_path / "out")]) == 0
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tmp_path / "drawings", safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.load_lora_weights(tmp_path / "out" / path.parent.name)
+    assert [(c.r, c.lora_alpha) for c in pipeline.unet.peft_config.values()] == [(4, 4)]
+
+    for name, said_of in (("unet/diffusion_pytorch_model.safetensors", "lacks unet/config.json or unet/"),
+                          ("model_index.json", "required a folder with a config.json")):  # fmt: skip
+        (tmp_path / "drawings" / name).unlink()
+        assert cli.main(["model", "add", "again", str(tmp_path / "drawings"), *own]) == 2
+        assert said_of in capsys.readouterr().err
+    (tmp_path / "drawings" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert cli.main(["model", "add", "again", str(tmp_path / "drawings"), *own]) == 2
+    assert "is a StableDiffusionXLPipeline, required a StableDiffusionPipeline" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_the_hub_is_brought_by_its_commit_and_trained_without_network(
+    pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    site, repo = make_site(tmp_path / "site"), stable_diffusion()
+    with serve(Hub(models={"somebody/drawings": repo})) as hub:
+        for endpoint, words in (
+            (hub.endpoint, ["model", "add", "hub_sd", "somebody/drawings"]),
+            ("", ["run", *DREAM, "model=hub_sd", f"task.folder={pictures}", "exec.results=own"]),
+            ("", ["run", *DREAM, "model=auto", "model.repo=somebody/drawings", f"task.folder={pictures}"]),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "nora", *words], cwd=site, env=environment(tmp_path, endpoint=endpoint),
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+    (path,) = site.glob("own/runs/dreambooth/*/record.json")
+    model = json.loads(path.read_text())["result"]["spec"]["model"]
+    assert (model["source"], model["repo"], model["revision"]) == ("hub", "somebody/drawings", repo.commit)
+    assert "unet/diffusion_pytorch_model.safetensors" in model["files"]
 
 
 @pytest.mark.parametrize(

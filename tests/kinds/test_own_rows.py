@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from pyarrow import parquet
 from sklearn.metrics import f1_score
 from transformers import AutoTokenizer
 
+from hub_twins.rehearsal import environment
+from hub_twins.server import Hub, Repo, serve
+from hub_twins.site import make_site
 from nora import cli, tasks
 from nora.config import own_rows
 from nora.config.spec import run_id
@@ -268,3 +273,74 @@ def test_task_show_knows_the_papers_tasks(name: str, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert "training row 1" in out and " | " in out
     assert cli.main(["task", "show", "dog"]) == 2
+
+
+OF_HUB = ["scale=smoke", "task=choice", "task.file=somebody/reviews", "task.labels={0: ' bad', 1: ' good'}",
+          r"task.prompt='{text}\n'"]  # fmt: skip
+
+
+def test_rows_of_the_hub_are_brought_by_their_commit_and_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Hub on 127.0.0.1: shown there, planned and run without any; a commit that is not here is refused."""
+
+    def lines(rows: Sequence[Any]) -> bytes:
+        return b"".join(json.dumps({"text": r["text"], "label": r["id"] % 2}).encode() + b"\n" for r in rows)
+
+    (tmp_path / "site").mkdir()
+    site = make_site(tmp_path / "site")
+    repo = Repo({"train.jsonl": lines(ROWS), "test.jsonl": lines([row(id=i, text=f"unseen {i}") for i in range(6)])})
+    hub = Hub(datasets={"somebody/reviews": repo})
+
+    def shown(endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "nora",
+            "task",
+            "show",
+            "choice",
+            *OF_HUB[2:],
+            "scale=smoke",
+            "-n",
+            "1",
+            *words,
+        ]
+        return subprocess.run(
+            command, cwd=site, env=environment(tmp_path, endpoint=endpoint), capture_output=True, text=True, check=False
+        )
+
+    monkeypatch.chdir(site)
+    assert cli.main(["run", *OF_HUB]) == 2
+    assert "nor is train of that data set; `nora task show`" in capsys.readouterr().err
+    done = shown("")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "offline" in done.stderr.lower(), done.stderr
+    with serve(hub):
+        assert "somebody/reviews: Unknown split" in shown(hub.endpoint, "task.split=training").stderr
+        done = shown(hub.endpoint, "task.test_split=test")
+        asked = len(hub.asked)
+        assert done.returncode == 0, done.stderr
+        assert (
+            f"train 20 rows, test 6 rows, commit {repo.commit}" in done.stderr
+            and "16 train, 4 dev, 6 te" in done.stdout
+        )
+        assert shown(hub.endpoint, "task.test_split=test").returncode == 0 and len(hub.asked) == asked, "asked again"
+    spec = spec_of(site, *OF_HUB[2:])
+    told = spec_of(site, *OF_HUB[2:], "task.test_split=test", f"task.revision={repo.commit}")
+    assert (spec.task.name, spec.task.revision, spec.task.file) == ("reviews", repo.commit, "somebody/reviews")
+    assert set(spec.task.files or {}) == {"file"} and set(told.task.files or {}) == {"file", "test_file"}
+    assert run_id(told) != run_id(spec)
+    taken = few_shot_rows(told.task, tasks.of(told.task), site, seed=0)
+    assert {r["text"] for r in taken.test} == {f"unseen {i}" for i in range(6)} and len(taken.train) == 16
+    with pytest.raises(UserError, match=f"nor is train of that data set at {'1' * 40}"):
+        spec_of(site, *OF_HUB[2:], f"task.revision={'1' * 40}")
+    with pytest.raises(UserError, match="a branch or tag can move"):
+        spec_of(site, *OF_HUB[2:], "task.revision=main")
+    record = ran(tmp_path, *OF_HUB[1:], "task.test_split=test")
+    assert record.metrics["test"]["n"] == 6 and record.spec["task"]["revision"] == repo.commit
+    brought = site / "data/hub/rows/somebody--reviews" / repo.commit / "default" / "train.jsonl"
+    brought.write_bytes(brought.read_bytes() + lines([row(id=5, text="another")]))
+    with pytest.raises(RunFailed, match="not the file that was hashed"):
+        few_shot_rows(told.task, tasks.of(told.task), site, seed=0)
+    with pytest.raises(UserError, match=r"task.split: no meaning with a file"):
+        spec_of(site, f"task.file={written(tmp_path / 'my.jsonl')}", "task.split=train")

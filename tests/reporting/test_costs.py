@@ -73,6 +73,8 @@ def test_at_paper_scale_waiting_runs_are_counted_and_memory_is_an_estimate(check
     lines = {line.label: line.entries for line in document.blocks[0].lines}
     row = lines["Table 2, fine-tuning"]
     assert row[0].text == "0 of 1520" and "1160 wait" in row[1].detail and row[2].text == "0 s"
+    hours = [estimate(cell, {}, "cuda")[0] for cell in load_target(checkout, "table2", ["scale=paper"]).cells({})]
+    assert row[1].text == f"{sum(h for h in hours if h):.1f} h", "what `nora plan` says, waiting runs included"
     assert row[3].text == "–" and row[4].text.startswith("~ ") and row[5].text == "–"
     names = [name for name, *_ in document.csv_rows]
     assert names == sorted(names, key=lambda name: papers_order(str(name)))

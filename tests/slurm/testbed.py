@@ -68,7 +68,7 @@ class Testbed:
         attempts = self.store.attempts(kind, run_id)
         if not attempts or not attempts[-1].journal.is_file():
             return 0
-        lines = attempts[-1].journal.read_text().splitlines()
+        lines = [line for line in attempts[-1].journal.read_text().splitlines() if "zero shot" not in line]
         steps = [json.loads(line).get("step", 0) for line in lines[-3:] if line.endswith("}")]
         return max(steps, default=0)
 

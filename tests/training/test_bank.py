@@ -232,7 +232,7 @@ def test_all_members_are_assessed_in_one_pass(
     one_by_one = [(assessor.measure(run.model, split), assessor.losses(run.model, split)[0]) for run in runs]
     bank: Any = Bank(base, [run.model for run in runs], [run.start for run in runs])
     passes: list[int] = []
-    counted = replace(assessor, between=lambda: passes.append(1))
+    counted = replace(assessor, between=lambda done, total: passes.append(1))
     together = zip(counted.measures(bank, split, len(runs)), assessor.losses(bank, split, len(runs)), strict=True)
     assert len(passes) < 3 * len(runs)
     assert len({metrics["loss"] for (metrics, _), _ in one_by_one}) == len(runs)

@@ -70,8 +70,15 @@ def test_batched_length_sorted_scoring_equals_one_by_one(
             for e in encoded
         ]
         model.train()
+    seen: list[tuple[int, int]] = []
     for max_tokens in (1, 200, 100_000):
-        (scored,) = score_members(model, encoded, pad_id=0, share_prompt=share, max_tokens=max_tokens)
+        seen.clear()
+        (scored,) = score_members(
+            model, encoded, pad_id=0, share_prompt=share, max_tokens=max_tokens,
+            between=lambda *counts: seen.append(counts),
+        )  # fmt: skip
+        done = [counts[0] for counts in seen]
+        assert done == sorted(set(done)) and done[0] == 0 and {counts[1] for counts in seen} == {len(encoded)}
         assert model.training, "the mode is put back"
         for found, wanted in zip(scored, expected, strict=True):
             assert max(abs(a - b) for a, b in zip(found.scores, wanted, strict=True)) < 1e-10

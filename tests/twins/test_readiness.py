@@ -91,7 +91,7 @@ def test_fault_2_a_tokenizer_whose_package_is_missing(here: Path, monkeypatch: P
     code, found = _said(capsys, "ablation")
     red = _red(found)
     assert code == 1 and red.pop("tokenizer of llama_7b") == (
-        "tokenizer.model needs sentencepiece, which is not installed; pip install 'nora[hf]'"
+        "tokenizer.model needs sentencepiece, which is not installed; pip install 'nora-lora[hf]'"
     )
     assert set(red) == {"rows of commonsense for llama_7b"}, "nothing else stops, and nothing is encoded"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -44,6 +45,8 @@ class Hub:
     raw: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    uploaded: dict[str, bytes] = field(default_factory=dict)
+    """SHA-256 → what came by LFS."""
     endpoint: str = ""
 
 
@@ -86,9 +89,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer("POST")
 
+    def do_PUT(self) -> None:
+        self._answer("PUT")
+
+    def _read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size + 2)[:-2]
+        self.rfile.readline()
+        return body
+
     def _answer(self, method: str) -> None:
         path = unquote(urlparse(self.path).path)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self._read()
         self.hub.asked.append((method, path))
         if any(fault(self, method, path) for fault in list(self.hub.faults)):
             return
@@ -97,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._raw("/".join(parts[1:]))
         elif parts[0] == "cdn":
             self._cdn(parts[1])
+        elif method == "PUT" or path in ("/api/repos/create", "/api/validate-yaml") or path.endswith("/objects/batch"):
+            self._upload(parts)
+        elif parts[0] == "api" and len(parts) == 6 and parts[4] in ("preupload", "commit"):
+            self._commit("/".join(parts[2:4]), parts[4])
         elif parts[0] == "api" and len(parts) >= 4 and parts[1] in ("models", "datasets"):
             self._api(parts[1], "/".join(parts[2:4]), parts[4:])
         elif "resolve" in parts:
@@ -162,6 +181,45 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_json([entry for path in asked for entry in self._info(repo, path)])
         else:
             self.refuse(404, "NotFound")
+
+    def _upload(self, parts: list[str]) -> None:
+        """A repository is made, a card is looked at, large files are announced and brought; by the token "accepted"."""
+        asked = json.loads(self.body) if self.command == "POST" else {}
+        if self.command == "PUT":
+            self.hub.uploaded[parts[-1]] = self.body
+            self.send(200)
+        elif parts[-1] == "validate-yaml":
+            self.send_json({"errors": [], "warnings": []})
+        elif self.headers.get("Authorization") != "Bearer accepted":
+            self.refuse(401, "Unauthorized", "Invalid username or password.")
+        elif parts[-1] == "create":
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            self.hub.models.setdefault(name, Repo({}))
+            self.send_json({"url": f"{self.hub.endpoint}/{name}", "name": name})
+        else:
+            actions = [{"upload": {"href": f"{self.hub.endpoint}/put/{o['oid']}"}} for o in asked["objects"]]
+            found = [{**one, "actions": do} for one, do in zip(asked["objects"], actions, strict=True)]
+            self.send_json({"transfer": "basic", "objects": found})
+
+    def _commit(self, name: str, what: str) -> None:
+        """Which files go by LFS; and what a commit adds."""
+        if self.headers.get("Authorization") != "Bearer accepted" or name not in self.hub.models:
+            self.refuse(403, "Forbidden", "You have no right to push here")
+        elif what == "preupload":
+            files = json.loads(self.body)["files"]
+            modes = [{"path": file["path"], "shouldIgnore": False,
+                      "uploadMode": "lfs" if file["path"].endswith(LFS) else "regular"} for file in files]  # fmt: skip
+            self.send_json({"files": modes})
+        else:
+            repo = self.hub.models[name]
+            for line in map(json.loads, self.body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    repo.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    repo.files[value["path"]] = self.hub.uploaded[value["oid"]]
+            url = f"{self.hub.endpoint}/{name}/commit/{repo.commit}"
+            self.send_json({"success": True, "commitOid": repo.commit, "commitUrl": url})
 
     def _sibling(self, repo: Repo, name: str) -> dict[str, Any]:
         data = repo.files[name]

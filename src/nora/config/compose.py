@@ -75,7 +75,8 @@ def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
 
 def first_line(error: BaseException) -> str:
     """What an error of Hydra or OmegaConf says first, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = str(error).partition("\nConfig search path:")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 
@@ -240,5 +241,8 @@ def _values_of(override: Override, conf: Path) -> list[str]:
     if not override.is_sweep_override():
         return [f"{override.get_key_element()}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
-        raise UserError(f"{override.input_line}: an interval has no list of values; give key=a,b or choice(a,b)")
+        raise UserError(
+            f"{override.input_line}: an interval has no list of values; give key=a,b or choice(a,b), or "
+            "hydra/sweeper=optuna"
+        )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

@@ -16,7 +16,11 @@ from nora.config.pins import SUFFIX_GGUF, model_hashes
 from nora.errors import UserError
 from nora.files import Json, read_json, sha256_file
 
-_PIPELINE = "model_index.json"
+PIPELINE = "model_index.json"
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}  # fmt: skip
 _UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # as diffusers' own LoRA script
 _NO_LIMIT = 10**9  # transformers' word for "the tokenizer says nothing" is larger
 
@@ -54,15 +58,9 @@ def found(model: Mapping[str, Json], checkout: Path) -> tuple[dict[str, Json], s
             **_of_files(path.parent, path.name, _changed(path)), "source": "gguf", "name": as_name(path.stem),
             "repo": as_written(path.parent, checkout), "files": {path.name: _sha256(path, *_changed(path)[0])},
         }  # fmt: skip
-    elif path.is_dir() and (path / _PIPELINE).is_file():
-        told = {
-            "source": "asset", "family": "stable_diffusion", "targets": list(_UNET_TARGETS), "name": as_name(path.name),
-            "max_length": _tokenizer_length(path / "tokenizer" / "tokenizer_config.json"),
-            "repo": as_written(path, checkout), "files": model_hashes(checkout, "model.repo", str(path)),
-        }  # fmt: skip
     else:
         told = {
-            **_of_folder(path), "source": "asset", "name": as_name(path.name), "repo": as_written(path, checkout),
+            **_of_either(path), "source": "asset", "name": as_name(path.name), "repo": as_written(path, checkout),
             "files": model_hashes(checkout, "model.repo", str(path)),
         }  # fmt: skip
     own = {k: v for k, v in model.items() if v is not None and k not in ("source", "repo", "files", "revision")}
@@ -83,10 +81,21 @@ def is_hub_name(given: str) -> bool:
 
 def _of_hub(repo: str, revision: Json) -> dict[str, Json]:
     """A repository whose commit lies in the Hub's cache on this machine."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.file_download import repo_folder_name
 
-    config = try_to_load_from_cache(repo, "config.json", revision=revision) if is_hub_name(repo) else None
-    if not isinstance(config, str):
+    config = None
+    if is_hub_name(repo):
+        snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "snapshots"
+        here = sorted(path.name for path in snapshots.glob("*"))
+        asked = revision or (here[0] if len(here) == 1 else None)  # what came by its commit is no branch's newest
+        found = [try_to_load_from_cache(repo, name, revision=asked) for name in (PIPELINE, "config.json")]
+        config = next((path for path in found if isinstance(path, str)), None)
+        if config is None and asked is None and here:
+            raise UserError(
+                f"model.repo: {repo}: {len(here)} commits are here; give model.revision={' or '.join(here)}"
+            )
+    if config is None:
         raise UserError(
             f"model.repo: given {repo}: no such folder or file here, nor is {'it' if revision is None else revision} "
             f"in the Hub's cache; a name of the Hub comes by `nora model add NAME {repo}`"
@@ -94,8 +103,26 @@ def _of_hub(repo: str, revision: Json) -> dict[str, Json]:
     folder = Path(config).parent
     files = model_hashes(folder, "model.repo", ".")
     return {
-        **_of_folder(folder), "source": "hub", "name": as_name(repo.rpartition("/")[2]), "repo": repo,
+        **_of_either(folder), "source": "hub", "name": as_name(repo.rpartition("/")[2]), "repo": repo,
         "revision": folder.name, "files": files,
+    }  # fmt: skip
+
+
+def _of_either(folder: Path) -> dict[str, Json]:
+    """A causal language model's folder, or a pipeline's."""
+    return _of_pipeline(folder) if (folder / PIPELINE).is_file() else _of_folder(folder)
+
+
+def _of_pipeline(folder: Path) -> dict[str, Json]:
+    kind = read_json(folder / PIPELINE, {}, follow=True).get("_class_name")
+    if kind != "StableDiffusionPipeline":
+        raise UserError(f"model.repo: {folder} is a {kind}, required a StableDiffusionPipeline (1.x, 2.x)")
+    for part, weights in _WEIGHTS.items():
+        if not (folder / part / "config.json").is_file() or not (folder / part / weights).is_file():
+            raise UserError(f"model.repo: {folder} lacks {part}/config.json or {part}/{weights}")
+    return {
+        "family": "stable_diffusion", "targets": list(_UNET_TARGETS),
+        "max_length": _tokenizer_length(folder / "tokenizer" / "tokenizer_config.json"),
     }  # fmt: skip
 
 
@@ -103,7 +130,7 @@ def _of_folder(folder: Path) -> dict[str, Json]:
     if not folder.is_dir() or not (folder / "config.json").is_file():
         raise UserError(
             f"model.repo: given {folder}, required a folder with a config.json and .safetensors (or a "
-            f"{_PIPELINE}: a pipeline), a .gguf file, or a name of the Hub"
+            f"{PIPELINE}: a pipeline), a .gguf file, or a name of the Hub"
         )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:

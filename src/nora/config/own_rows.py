@@ -1,10 +1,13 @@
-"""``task=choice`` and ``task=instruct``: rows of one's own, read, checked and hashed before anything starts."""
+"""``task=choice`` and ``task=instruct``: rows of one's own, read, checked and hashed before anything starts.
+
+A file, or a data set of the Hub, whose splits lie below ``data/hub/rows/`` as JSON lines once they are here."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -12,12 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nora.config.own_model import as_name, as_written, place
+from nora.config.own_model import is_hub_name as _is_name
+from nora.config.pins import DOWNLOADS
+from nora.config.schema import TaskSpec
 from nora.errors import RunFailed, UserError, nearest, one_of
 from nora.files import DamagedFile, Json, canonical_json, parse_json, read_bounded_lines, read_regular, sha256_file
 from nora.tasks import own
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".parquet")
 _TEMPLATES = ("prompt", "response", "answer", "answer_after")
+_OF_HUB = ("subset", "split", "test_split", "revision")
 _SHARE = 5  # of the rows, one part in five is tested and one is dev, where nothing is typed
 
 
@@ -109,9 +116,14 @@ def found(task: Mapping[str, Json], checkout: Path) -> dict[str, Json]:
         raise UserError(f"task.{key}: required with task.suite={given['suite']}")
     if "labels" in given and "candidates" in given:
         raise UserError("task.labels: given with task.candidates; required one of them")
-    paths = {}
+    paths: dict[str, str] = {}
+    if is_hub_name(given["file"], checkout):
+        given["revision"], paths = _brought(given, checkout)
+        given.setdefault("name", as_name(given["file"].rpartition("/")[2]))
+    elif foreign_here := [key for key in _OF_HUB if key in given]:
+        raise UserError(f"task.{foreign_here[0]}: no meaning with a file; task.file=OWNER/DATASET is one of the Hub")
     for key in ("file", "test_file"):
-        if key in given:
+        if key in given and key not in paths:
             path = place(str(given[key]), checkout)
             if path is None:
                 raise UserError(f"task.{key}: given {given[key]}, no such file (seen from {Path.cwd()})")
@@ -127,6 +139,57 @@ def found(task: Mapping[str, Json], checkout: Path) -> dict[str, Json]:
         given["labels"] = {str(label): _unescaped(text) for label, text in given["labels"].items()}
     stats = tuple((path, Path(path).stat().st_mtime_ns, Path(path).stat().st_size) for path in paths.values())
     return dict(_checked(canonical_json(given), tuple(paths.items()), stats))
+
+
+def is_hub_name(given: str, checkout: Path) -> bool:
+    """Whether ``task.file`` means a data set of the Hub (OWNER/DATASET) and no file that lies here."""
+    named = _is_name(given) and "/" in given and not given.lower().endswith(FORMATS)
+    return named and place(given, checkout) is None
+
+
+def hub_folder(repo: str, checkout: Path) -> Path:
+    """Where a data set's commits are, and ``main``: the one that was its newest when it was brought."""
+    return checkout / DOWNLOADS / "rows" / repo.replace("/", "--")
+
+
+def hub_file(repo: str, revision: str, subset: str | None, split: str, checkout: Path) -> Path:
+    """Where a split of a commit lies once it is here."""
+    return hub_folder(repo, checkout) / revision / (subset or "default") / f"{split}.jsonl"
+
+
+def hub_splits(task: Mapping[str, Json]) -> dict[str, str]:
+    """The splits of a data set that are read: what is a file's "file" and its "test_file"."""
+    named = {"file": str(task.get("split") or "train")}
+    return {**named, "test_file": str(task["test_split"])} if task.get("test_split") else named
+
+
+def hub_paths(task: Mapping[str, Json], checkout: Path) -> tuple[str, dict[str, Path]]:
+    """The commit of a data set of the Hub ("" where none is known here) and where the splits that are read belong.
+    UserError for keys that say no such place."""
+    repo, newest = str(task["file"]), hub_folder(str(task["file"]), checkout) / "main"
+    for key in ("subset", "split", "test_split"):
+        if task.get(key) is not None and not re.fullmatch(r"\w[\w.-]*", str(task[key])):
+            raise UserError(f"task.{key}: given {task[key]!r}, required a name of the data set's")
+    if task.get("test_split") and task.get("test_file"):
+        raise UserError("task.test_file: given with task.test_split; required one of them")
+    revision = str(task.get("revision") or (newest.read_text(encoding="utf-8").strip() if newest.is_file() else ""))
+    if revision and not re.fullmatch("[0-9a-f]{40}", revision):
+        raise UserError(f"task.revision: given {revision}, required a commit (40 hex digits): a branch or tag can move")
+    subset = str(task["subset"]) if task.get("subset") else None
+    splits = hub_splits(task)
+    return revision, {key: hub_file(repo, revision, subset, split, checkout) for key, split in splits.items()}
+
+
+def _brought(task: Mapping[str, Json], checkout: Path) -> tuple[str, dict[str, str]]:
+    """The commit of a data set of the Hub and its splits' files; UserError where they are not here."""
+    revision, paths = hub_paths(task, checkout)
+    absent = [path.stem for path in paths.values() if not revision or not path.is_file()]
+    if absent:
+        raise UserError(
+            f"task.file: given {task['file']}: no such file here, nor is {', '.join(absent)} of that data set"
+            f"{f' at {revision}' if revision else ''}; `nora task show`, on a machine with network, brings it"
+        )
+    return revision, {key: str(path) for key, path in paths.items()}
 
 
 @cache
@@ -242,20 +305,21 @@ def _near(error: str, row: Mapping[str, Json]) -> str:
     return nearest(lacks, list(map(str, row))) if error.startswith("lacks ") else ""
 
 
-def splits(
-    files: Mapping[str, str], file: str, test_file: str | None, num_test: int, checkout: Path
-) -> tuple[list[Json], list[Json]]:
+def splits(spec: TaskSpec, checkout: Path) -> tuple[list[Json], list[Json]]:
     """The rows to train and choose on, and those to test on: of the test file, or of the one file, those whose hashes
     come first, the same for every seed and any order of the file. RunFailed where a file is not what was hashed."""
+    files = {key: checkout / str(getattr(spec, key)) for key in ("file", "test_file") if getattr(spec, key) is not None}
+    if spec.revision is not None:
+        said = {"split": spec.split, "test_split": spec.test_split}
+        for key, split in hub_splits(said).items():
+            files[key] = hub_file(str(spec.file), spec.revision, spec.subset, split, checkout)
     rows = []
-    for key, given in (("file", file), ("test_file", test_file)):
-        if given is not None:
-            path = checkout / given
-            if not path.is_file() or sha256_file(path) != files.get(key):
-                raise RunFailed(f"{path}: not the file that was hashed when the run was planned; plan it again")
-            rows.append([line.row for line in read(path)])
+    for key, path in files.items():
+        if not path.is_file() or sha256_file(path) != (spec.files or {}).get(key):
+            raise RunFailed(f"{path}: not the file that was hashed when the run was planned; plan it again")
+        rows.append([line.row for line in read(path)])
     *pool, held = rows
-    ranked = sorted(held, key=lambda row: hashlib.sha256(canonical_json(row).encode()).digest())[:num_test]
+    ranked = sorted(held, key=lambda row: hashlib.sha256(canonical_json(row).encode()).digest())[: spec.num_test]
     if pool:
         return pool[0], ranked
     tested = {id(row) for row in ranked}

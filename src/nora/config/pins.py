@@ -251,7 +251,7 @@ class Pins:
                 files = self._with_every_file(folder, files, None)
             return {**task, "files": files or None}
         if isinstance(task.get("folder"), str):
-            return {**task, "files": picture_hashes(Path(task["folder"]))}
+            return _own_subject(task, self._checkout)
         return task
 
     def _encoders(self, protocol: Json) -> Json:
@@ -271,6 +271,27 @@ def _check_has_commits(part: str, given: Mapping[str, Json]) -> None:
     source, revision = given.get("source"), given.get("revision")
     if revision is not None and source not in ("hub", "auto"):
         raise UserError(f"{part}.revision: given {revision}, allowed with {part}.source=hub alone, here it is {source}")
+
+
+def _own_subject(task: dict[str, Json], checkout: Path) -> dict[str, Json]:
+    """Pictures of one's own: what nothing says, or only the yaml of another subject, is taken from the folder's name: a
+    folder "mug" has the subject V_mug, as the paper writes it."""
+    from nora.config.own_model import as_name, as_written, place
+
+    path = place(task["folder"], checkout) or Path(task["folder"])
+    files, name = picture_hashes(path), as_name(path.name)
+    yaml_of = checkout / "conf" / "task" / f"{task.get('name')}.yaml"
+    known = re.fullmatch(r"[\w.-]{1,64}", str(task.get("name"))) and yaml_of.is_file()
+    shipped = _shipped(yaml_of, yaml_of.stat().st_mtime) if known else {}
+    keys = ("name", "subject", "noun", "instance_prompt", "prompt", "num_images", "images")
+    typed = {key: task[key] for key in keys if task.get(key) is not None and task[key] != shipped.get(key)}
+    subject = str(typed.get("subject", f"V_{name}"))
+    words = {
+        "name": name, "subject": subject, "noun": re.sub("[_-]+", " ", name),
+        "instance_prompt": f"a photo of {subject}", "prompt": f"a {subject} on the beach",
+    }  # fmt: skip
+    rest = {key: value for key, value in task.items() if key not in keys}
+    return {**rest, **words, **typed, "folder": as_written(path, checkout), "files": files}
 
 
 def _commit(key: str, given: Json, pinned: Mapping[str, Json]) -> Json:

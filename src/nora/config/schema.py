@@ -69,6 +69,8 @@ class MethodSpec:
     @model_validator(mode="after")
     def _fields_fit_the_method(self) -> MethodSpec:
         lora = self.adapter == "lora"
+        if lora and self.init not in starts.names("inits"):
+            return self  # said by those who know what there is; a record's may be of a package that is not here
         said = starts.said("inits", self.init if lora else None)
         own: dict[str, Json] = said["OPTIONS"]
         takes = starts.said("optimizers", self.optimizer)["OPTIONS"]
@@ -260,7 +262,11 @@ class TaskSpec:
     revision: str | None = None
     files: dict[str, str] | None = None
     file: str | None = None
+    """A file, or OWNER/DATASET of the Hub: then with the next three, and ``revision``."""
     test_file: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    test_split: str | None = None
     prompt: str | None = None
     label: str | None = None
     labels: dict[str, str] | None = None

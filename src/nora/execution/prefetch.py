@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nora import tasks
+from nora.config import own_rows
+from nora.config.own_model import PIPELINE
 from nora.config.pins import DOWNLOADS, MODEL_FILES, PIPELINE_FILES, how_to_unlock, model_hashes, picture_hashes
 from nora.errors import RunFailed, UserError
 from nora.files import DamagedFile, read_json, sha256_bytes, sha256_file, write_atomic
@@ -81,6 +83,15 @@ def fetched(repo: str, patterns: Sequence[str], pinned: Pinned = None) -> dict[s
     files = model_hashes(Path(folder), repo, ".")
     _check_content(Path(folder), repo, files, info.siblings or ())
     return {"commit": info.sha, "files": files}
+
+
+def fetched_model(repo: str) -> str:
+    """Brings a model of one's own, a causal language model or a pipeline; its commit."""
+    from huggingface_hub import HfApi
+
+    names = {file.rfilename for file in HfApi().model_info(repo).siblings or ()}
+    patterns = PIPELINE_FILES if PIPELINE in names else [name for name in MODEL_FILES if name != "*.bin"]
+    return str(fetched(repo, patterns)["commit"])
 
 
 def _check_content(folder: Path, repo: str, files: Mapping[str, str], siblings: Iterable[Any]) -> None:
@@ -167,6 +178,32 @@ def _github_files(task: Any, checkout: Path, pinned: Pinned) -> dict[str, Any]:
         write_atomic(target, data)
         hashes[path] = sha256_bytes(data)
     return {"path": task.REPOSITORY, "commit": task.COMMIT, "files": hashes}
+
+
+def fetched_rows(task: Mapping[str, Any], checkout: Path) -> str:
+    """Brings the splits that a task with ``file: OWNER/DATASET`` reads, as JSON lines below data/hub/rows/; a line that
+    says so. UserError for a data set, a subset or a split that is not there."""
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    repo, typed = str(task["file"]), task.get("revision")
+    counts = []
+    try:
+        commit = str(HfApi().dataset_info(repo, revision=typed).sha)
+        for split in own_rows.hub_splits(task).values():
+            rows = load_dataset(repo, task.get("subset"), split=split, revision=commit)
+            path = own_rows.hub_file(repo, commit, task.get("subset"), split, checkout)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            write_atomic(path, text)
+            counts.append(f"{split} {len(rows)} rows")
+    except ValueError as error:  # of datasets: it names the subsets or the splits there are
+        raise UserError(f"task.file: {repo}: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:
+        raise refused(error, repo) from None
+    if not typed:
+        write_atomic(own_rows.hub_folder(repo, checkout) / "main", commit + "\n")
+    return f"data set {repo}: {', '.join(counts)}, commit {commit} (revision: {commit} in its yaml keeps it)"
 
 
 def prefetch(specs: Iterable[Spec], checkout: Path, *, dry_run: bool) -> list[str]:

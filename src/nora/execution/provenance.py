@@ -79,7 +79,7 @@ def code_version(root: Path) -> dict[str, Any]:
         pass
     if (root / "nora" / "__init__.py").is_file():  # not below src/
         said = "an installed package, no checkout"
-        version, digest = metadata.version("nora"), _files_hash(root / "nora")
+        version, digest = nora.__version__, _files_hash(root / "nora")
         return {"commit": UNKNOWN, "dirty": None, "git": said, "version": version, "files_sha256": digest}
     try:
         top = Path(os.fsdecode(git(root, "rev-parse", "--show-toplevel")).rstrip("\n"))

@@ -59,7 +59,8 @@ class SubjectSpec:
     source: Literal["slice", "hub", "folder"]
     """Pictures shipped in data/dreambooth, a data set of the Hub by commit, or a folder of one's own."""
     subject: Annotated[str, Field(min_length=1)]
-    """The words that stand for the subject in every prompt."""
+    """The words that stand for the subject in every prompt; of source=folder, V_ and the folder's name where nothing is
+    typed, and so are the other words."""
     noun: Annotated[str, Field(min_length=1)]
     """What the subject is, for a text encoder that does not know its name."""
     instance_prompt: str
@@ -216,7 +217,7 @@ def picture_paths(spec: SubjectSpec, checkout: Path) -> list[Path]:
             if not path.is_file() or sha256_file(path) != expected:
                 raise UserError(f"{path}: missing, or not what data/MANIFEST.json says; the checkout is damaged")
     else:
-        paths, skipped = pictures_in(_hub_folder(spec) if spec.source == "hub" else Path(str(spec.folder)))
+        paths, skipped = pictures_in(_hub_folder(spec) if spec.source == "hub" else checkout / str(spec.folder))
         if skipped and spec.source == "folder":
             _LOG.warning("task.folder: %s skipped, no picture (%s)", ", ".join(skipped), ", ".join(SUFFIXES))
         if spec.images is not None:
@@ -326,10 +327,10 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     run.resume(since=started)
     run.timing |= adapted.cost
 
-    def draw(seeds: range) -> list[Image]:
+    def draw(seeds: range, **between: Any) -> list[Image]:
         return draw_pictures(
             pipeline, spec.task.prompt, seeds=seeds, steps=protocol.picture_steps, guidance=protocol.guidance,
-            side=protocol.resolution // pipeline.vae_scale_factor,
+            side=protocol.resolution // pipeline.vae_scale_factor, **between,
         )  # fmt: skip
 
     def sample(state: LoopState) -> None:
@@ -352,7 +353,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     run.timing["encoded_crops"] = objective.latents.encoded
     run.trained("pictures")
     run.stop_if_asked()
-    drawn = draw(range(protocol.pictures))
+    drawn = draw(range(protocol.pictures), between=run.between("pictures"))
     metrics: dict[str, Json] = {**common, "steps": run.state.step, "loss": loss_metrics(run.state.losses)}
     if "fidelity" in spec.measure:
         prompt = spec.task.prompt.replace(spec.task.subject, spec.task.noun)  # says what the subject is, not its name

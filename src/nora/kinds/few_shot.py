@@ -201,9 +201,10 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     if "zero_shot" in spec.measure:
         key = canonical_json([asdict(spec.model), asdict(spec.task), spec.seed, shared, half])
         moved = bases.moves_base(spec.method)  # such a base gives the same answers to rounding, the others to the bit
+        zero = replace(assessor, between=run.between("zero shot"))
         with bases.untouched(model, spec.method):
             common["zero_shot"] = bases.made_once(
-                "zero shot", key, lambda: assessor.measure(model, test)[0], keep=context.keep_base and not moved
+                "zero shot", key, lambda: zero.measure(model, test)[0], keep=context.keep_base and not moved
             )
     if "sharpness" in spec.measure:
         rows = bases.rows_of(objective).stream(bases.SHARPNESS_ROWS, spec.seed, "sharpness rows")
@@ -219,7 +220,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     def ended(error: Diverged) -> Outcome:
         return run.diverged(error, {**common, "epochs": run.state.dev_log})
 
-    stoppable = replace(assessor, between=run.stop_if_asked)
+    stoppable = replace(assessor, between=run.between("test"))
 
     def finish(tested: Measured | None = None) -> Outcome:
         test_metrics, predictions = tested or stoppable.measure(model, test)
@@ -234,7 +235,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         if "spectrum" in spec.measure and spec.method.adapter == "lora":
             metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
         files = run.text_files(predictions, run.adapter_bytes())
-        return run.outcome(metrics, files, since=started, beside=kept.files() if kept else None)
+        return run.outcome(metrics, files, since=started, beside=kept.files() if kept else {})
 
     return Prepared(
         run,

@@ -212,7 +212,7 @@ def _tested(
     decoding: Decoding,
     sizes: Sizes,
     typed_tokens: int | None,
-    between: Callable[[], None],
+    between: Callable[[int, int], None],
 ) -> tuple[dict[str, Json], list[dict[str, Json]]]:
     """Per set: accuracy, rows, answers no pattern matches; and one prediction per row with its raw text."""
     from nora.kinds.parts.sizing import answering_table, explain_out_of_memory, tokens_at_once
@@ -333,11 +333,10 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         ),
         sizes=sizes,
         typed_tokens=context.settings.generate_tokens,
-        between=run.stop_if_asked,
     )
     if "zero_shot" in spec.measure:
         with bases.untouched(model, method):
-            common["zero_shot"], _ = tested(rows=rows.test)
+            common["zero_shot"], _ = tested(rows=rows.test, between=run.between("zero shot"))
     run.resume(since=started)
     run.timing |= adapted.cost
     state = run.state
@@ -346,7 +345,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         return run.diverged(error, {**common, **_loss_scaling(state), "epochs": state.dev_log})
 
     def finish() -> Outcome:
-        adapter, beside = run.adapter_bytes(), keeper.files() if keeper else None
+        adapter, beside = run.adapter_bytes(), keeper.files() if keeper else {}
         best = state.best_evaluation if protocol.keep == "lowest_dev_loss" else len(state.dev_log) - 1
         kept = state.dev_log[best] if best is not None and state.dev_log else {"loss": math.nan}
         if protocol.merge:
@@ -354,8 +353,9 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
                 bases.own_weights_(layer.module.get_base_layer() for layer in lora_layers(model))
             model.merge_adapter()  # in the base's own dtype, as the scripts merge in theirs
             run.timing["merged_in"] = spec.model.dtype
-        test, predictions = tested(rows=rows.test)
-        scored_dev = tested(rows=rows.dev_questions)[0] if task.DEV_IS_SCORED else {}
+        test, predictions = tested(rows=rows.test, between=run.between("test"))
+        dev_rows = rows.dev_questions if task.DEV_IS_SCORED else []
+        scored_dev = tested(rows=dev_rows, between=run.between("dev"))[0] if dev_rows else {}
         metrics = {
             **common,
             **_loss_scaling(state),

@@ -108,16 +108,16 @@ def _code(checkout: Path) -> Finding:
     return Finding("checkout", "good", version["commit"][:12])
 
 
-def examine(checkout: Path, results: Path) -> list[Finding]:
-    """Every finding, in a fixed order."""
+def examine(checkout: Path | None, results: Path) -> list[Finding]:
+    """Every finding, in a fixed order; without a checkout those of the machine."""
     python = ".".join(map(str, sys.version_info[:3]))
     return [
         Finding("Python", "good" if sys.version_info >= (3, 11) else "bad", python),
         *_libraries(),
-        _code(checkout),
+        _code(checkout) if checkout else Finding("checkout", "note", "none here: NORA_CHECKOUT names one"),
         _disk("results", results),
         *_hub(),
-        _pins(checkout),
+        *([_pins(checkout)] if checkout else []),
         _slurm(),
     ]
 

@@ -6,9 +6,9 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,14 +19,17 @@ from typing import Any
 
 from nora.config.schema import ExecSpec
 from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.execution.progress import Pace, Sight, step_text
 from nora.execution.stops import Stops, listening
 from nora.kinds import AnySpec
 from nora.launch.banks import local_banks
-from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, counts, current_plan
+from nora.launch.plan import ENDED, RETRIED, SUBMITTABLE, PlannedCell, counts, current_plan
 from nora.launch.queue import Queue
 from nora.store.record import Record
-from nora.store.runs import Store
+from nora.store.runs import Store, last_update
+from nora.store.states import State
 from nora.tables.cell import Cell
+from nora.tables.estimate import predicted
 from nora.tables.target import AnyTarget
 from nora.workspace import Workspace
 
@@ -94,8 +97,10 @@ def run_cells(
     *,
     processes: int,
     on_finished: Callable[[Finished], None],
+    watch: Callable[[Sequence[Cell[AnySpec]]], None] = lambda running: None,
 ) -> list[Finished]:
     """Runs every cell, ``processes`` at a time; a run that raises or kills its process leaves the others alone.
+    ``watch`` is called with what runs, every second.
 
     One process that dies takes the whole pool with it. So those that ran then are run again by themselves, one at a
     time: which of them it was shows there. Told to stop, it tells its workers, waits until those that run have saved
@@ -114,7 +119,7 @@ def run_cells(
         while (pending or suspects) and not stops.requested():
             alone = bool(suspects)
             queue = [suspects.pop(0)] if alone else pending
-            cut_off = _one_pool(queue, workspace, width=1 if alone else processes, stops=stops, done=done)
+            cut_off = _one_pool(queue, workspace, width=1 if alone else processes, stops=stops, done=done, watch=watch)
             if stops.requested():
                 break  # a worker that was still starting took TERM for its end
             if not alone:
@@ -133,6 +138,7 @@ def _one_pool(
     width: int,
     stops: Stops,
     done: Callable[[Finished], None],
+    watch: Callable[[Sequence[Cell[AnySpec]]], None],
 ) -> list[list[Cell[AnySpec]]]:
     """Takes banks from ``queue`` until it is empty, or the pool breaks: those that ran then are returned."""
     settings, context = workspace.settings, multiprocessing.get_context("spawn")
@@ -149,6 +155,7 @@ def _one_pool(
                     runs = [(c.spec, (c.table, c.scale)) for c in queue[0] if c.spec is not None]
                     running[pool.submit(_run, workspace.checkout, runs, settings)] = queue[0]
                     del queue[0]  # not before: a pool that has just broken takes nothing
+                watch([cell for bank in running.values() for cell in bank])
                 ready, _ = wait(running, timeout=_WATCH_SECONDS, return_when=FIRST_COMPLETED)
                 for future in ready:
                     ended = future.result()
@@ -194,27 +201,72 @@ def launch_local(target: AnyTarget, workspace: Workspace, *, queue: Queue | None
             left = any(p.state not in ENDED for p in asked)
             tally = ", ".join(f"{n} {state}" for state, n in counts(planned).items())
             print(f"{target.headline}: {tally}", flush=True)
+            waits = Counter(p.reason for p in asked if p.state is State.WAITS)
+            for reason, number in waits.items():  # it runs in another process, or failed
+                print(f"  {number} wait {reason}, which is not done: the same command goes on from there", flush=True)
             return 1 if left else 0
         tried |= {str(identity) for identity in missing}
-        show = _progress(len(missing))
+        board = Board(target.name, [p for p in planned if p.cell.id in missing], workspace)
         try:
-            run_cells(list(missing.values()), workspace, processes=workspace.settings.processes, on_finished=show)
+            with board.sight:
+                run_cells(
+                    list(missing.values()), workspace, processes=workspace.settings.processes,
+                    on_finished=board.ended, watch=board.look,
+                )  # fmt: skip
         except KeyboardInterrupt:
             tally = ", ".join(f"{n} {state}" for state, n in counts(current_plan(target, workspace, queue)).items())
             print(f"{target.headline}: stopped: {tally}", flush=True)
             raise
 
 
-def _progress(total: int) -> Callable[[Finished], None]:
-    """Prints a line for each run that ended, with the time that the rest will take at this pace."""
-    started, count = time.monotonic(), 0
+_TRAINING = 0.9  # of a run, where it is not known: its other phases have the rest
 
-    def show(finished: Finished) -> None:
-        nonlocal count
-        count += 1
-        left = (time.monotonic() - started) / count * (total - count)
-        cell = finished.cell
-        line = f"[{count}/{total}] {finished.state:8} {cell.row:10} {cell.column:8} seed {cell.seed}  {cell.id}"
-        print(f"{line}  {left / 60:.1f} min left {finished.message}".rstrip(), file=sys.stderr, flush=True)
 
-    return show
+class Board:
+    """What is shown of a launch: runs that are done, what the others are at, the time left at the pace of the steps."""
+
+    def __init__(self, name: str, planned: Sequence[PlannedCell], workspace: Workspace) -> None:
+        self.sight = Sight(name, enabled=workspace.settings.progress)
+        self._store, self._pace = workspace.store, Pace()
+        self._weights = _weights(planned)
+        self._done: set[str | None] = set()
+
+    def look(self, running: Sequence[Cell[AnySpec]]) -> None:
+        """Reads how far each of the runs under way is, in its journal."""
+        total, texts = sum(self._weights.values()), []
+        done = sum(self._weights[str(identity)] for identity in self._done)
+        for cell in running:
+            attempts = self._store.attempts(cell.spec.kind, str(cell.id)) if cell.spec is not None else []
+            last = last_update(attempts[-1].journal) if attempts else None
+            if last is None:
+                continue
+            share = last["step"] / last["total"] if last["total"] else 0.0
+            known = {"train": _TRAINING * share, "zero shot": 0.0}
+            part = (
+                share if last["phase"] == "iterate" else known.get(last["phase"], _TRAINING + (1 - _TRAINING) * share)
+            )
+            done += self._weights[str(cell.id)] * min(part, 1.0)
+            told = step_text(last["phase"], last["step"], last["total"], last)
+            texts.append(f"{cell.row} {cell.column} {cell.seed}: {told}")
+        more = f" (+{len(running) - 1})" if len(running) > 1 else ""
+        parts = [f"{len(self._done)}/{len(self._weights)} runs", self._pace.left(done, total)]
+        parts.append(f"{texts[0]}{more}" if texts else f"{len(running)} starting")
+        self.sight.update(done, total, " · ".join(filter(None, parts)))
+
+    def ended(self, finished: Finished) -> None:
+        """A line for a run that ended."""
+        self._done.add(finished.cell.id)
+        cell, total = finished.cell, len(self._weights)
+        line = (
+            f"[{len(self._done)}/{total}] {finished.state:8} {cell.row:10} {cell.column:8} seed {cell.seed}  {cell.id}"
+        )
+        self.sight.say(f"{line}  {finished.message}".rstrip())
+
+
+def _weights(planned: Sequence[PlannedCell]) -> dict[str, float]:
+    """What each run takes beside the others, by its id: measured, else by its kind's model, else the same."""
+    costs = [{str(p.cell.id): p.hours for p in planned}, {str(p.cell.id): predicted(p.cell).hours for p in planned}]
+    for known in costs:
+        if all(known.values()):
+            return {identity: float(hours) for identity, hours in known.items() if hours is not None}
+    return dict.fromkeys(costs[0], 1.0)

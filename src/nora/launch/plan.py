@@ -146,10 +146,11 @@ def run_progress(store: Store, kind: str, identity: str) -> dict[str, Json] | No
     journal = read_json_lines(attempts[-1].journal)
     if not journal:
         return {"phase": "setup", "step": 0, "total": None, "seconds_left": None}
-    first, last = journal[0], journal[-1]
+    last = journal[-1]
+    first = next(line for line in journal if line["phase"] == last["phase"])
     left = None
     made = last["step"] - first["step"]
-    if last["phase"] == first["phase"] and made > 0:
+    if last["phase"] == journal[0]["phase"] and made > 0:  # of another phase nobody noted when it began
         with suppress(OSError):  # it may be gone by now
             elapsed = time.time() - (attempts[-1].path / "owner.json").stat().st_mtime
             left = elapsed / (made + 1) * (last["total"] - last["step"])

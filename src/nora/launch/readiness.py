@@ -143,7 +143,7 @@ def _tokenizer(model: ModelSpec, folder: Path) -> PreTrainedTokenizerBase:
 def _tokenizer_finding(name: str, model: ModelSpec, folder: Path) -> Finding:
     alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
     if alone and importlib.util.find_spec("sentencepiece") is None:  # transformers would ask for tiktoken
-        raise RunFailed("tokenizer.model needs sentencepiece, which is not installed; pip install 'nora[hf]'")
+        raise RunFailed("tokenizer.model needs sentencepiece, which is not installed; pip install 'nora-lora[hf]'")
     tokenizer = _tokenizer(model, folder)
     ids = list(tokenizer("A text.")["input_ids"])
     if tokenizer.eos_token_id is None or not ids:

@@ -1,4 +1,5 @@
-"""``nora export``: records as a flat table, fine-tuning runs in PEFT's comparison format, cards of kept adapters."""
+"""``nora export``: records as a flat table, fine-tuning runs in PEFT's comparison format, cards of kept adapters; one
+adapter as a folder of PEFT's or a file of diffusers', which the Hub takes."""
 
 from __future__ import annotations
 
@@ -6,12 +7,15 @@ import csv
 import io
 import itertools
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO
 
-from nora.files import Json, readable_json
+from nora.errors import UserError
+from nora.files import Json, readable_json, sha256_bytes
 from nora.reporting import labels
 from nora.reporting.document import as_text_cell, csv_text
 from nora.reporting.proofs import proof_line
@@ -160,16 +164,100 @@ def peft_result(record: Record) -> dict[str, Json]:
     }
 
 
-def model_card(record: Record) -> str:
-    """The Hub's card of a kept adapter: what it is, how it scored, how it was proved and how to repeat it."""
-    spec, file = record.spec, record.result["files"]["adapter"]
-    task, method, model = (spec[group]["name"] for group in ("task", "method", "model"))
-    scores = [f"| {k} | {v:.4g} |" for k, v in record.metrics.get("test", {}).items() if isinstance(v, int | float)]
+def adapter_folder(record: Record, home: Path) -> dict[str, bytes]:
+    """Name → content of what stock PEFT (a run on text) or stock diffusers (on pictures) loads, with its card; ``home``
+    is the run's folder. UserError where the run kept no adapter."""
+    files: dict[str, bytes] = {}
+    if record.spec["kind"] == "finetune" and (home / "adapter").is_dir():
+        files = {path.name: path.read_bytes() for path in sorted((home / "adapter").iterdir()) if path.is_file()}
+    elif record.spec["kind"] == "dreambooth" and record.status == "done":
+        kept = record.result["files"]["adapter"]
+        path = home / kept["name"]
+        if path.is_file():
+            files = {"pytorch_lora_weights.safetensors": path.read_bytes(), "README.md": _picture_head(record).encode()}
+            if sha256_bytes(files["pytorch_lora_weights.safetensors"]) != kept["sha256"]:
+                raise UserError(f"ID: {path} is not what the record of {record.id} says it is")
+    if not any(name.endswith(".safetensors") for name in files):
+        raise UserError(
+            f"ID: given {record.id}, which kept no adapter: exec.keep_adapter=true, with its command and another "
+            "exec.results, makes it once more"
+        )
+    said = "\n".join(["", *_measured(record)])
+    return {**files, "README.md": files["README.md"].rstrip() + b"\n" + said.encode()}
+
+
+def push(folder: Path, repo: str, *, private: bool, message: str) -> str:
+    """Puts a folder's files onto the Hub, into a repository that is made where there is none; where they are. UserError
+    without a token, with one that is refused and without a network."""
+    from huggingface_hub import HfApi, get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"--push: given {repo!r}, required OWNER/NAME")
+    if get_token() is None:
+        raise UserError("--push: no token of the Hub; set HF_TOKEN, or run `hf auth login`, and repeat")
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
+    except Exception as error:  # the Hub's client raises many kinds
+        cause = error.__cause__ or error
+        status = getattr(getattr(error, "response", getattr(cause, "response", None)), "status_code", None)
+        said = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        if status in (401, 403):
+            raise UserError(f"--push: {api.endpoint} refuses the token for {repo} ({status}): {said}") from None
+        why = f"says {status}" if status is not None else "is out of reach"
+        raise UserError(f"--push: {api.endpoint} {why} ({said}); {folder} has the files") from None
+
+
+def _picture_head(record: Record) -> str:
+    task, method, model = (record.spec[group] for group in ("task", "method", "model"))
+    return "\n".join(
+        [
+            "---",
+            "library_name: diffusers",
+            *([f"base_model: {model['repo']}"] if model["source"] == "hub" else []),
+            f"tags: [lora, nora, text-to-image, {method['name']}]",
+            "---",
+            "",
+            f"# {labels.method(method['name'])} on {task['subject']}, {model['name']}, seed {record.spec['seed']}",
+            "",
+            f"Run `{record.id}` of the reproduction of arXiv 2410.18965 (`nora show {record.id}`). Base: "
+            f"`{model.get('repo', model['name'])}`{_revision(model)}.",
+            "",
+            f"`pipeline.load_lora_weights(folder)` reads it; the words of the subject: `{task['subject']}`, as in "
+            f"`{task['instance_prompt']}`.",
+        ]
+    )
+
+
+def _revision(model: Mapping[str, Json]) -> str:
+    return f", commit `{model['revision']}`" if model.get("revision") else ""
+
+
+def _measured(record: Record) -> list[str]:
+    """A card's lines: the score, the start and its proof, the settings, and how the run is made once more."""
+    spec, metrics = record.spec, record.metrics
+    found = metrics["test"] if "test" in metrics else {"mean loss": metrics.get("loss", {}).get("mean")}
+    scores = [f"| {key} | {value:.4g} |" for key, value in found.items() if isinstance(value, int | float)]
     settings = [
         f"| {key} | {value} |"
         for group in ("method", "protocol")
         for key, value in flat_values(spec[group], group).items()
     ]
+    scored = ["| test | value |" if "test" in metrics else "| training | value |", "|---|---|", *scores]
+    made = f" at commit `{record.run['commit']}`" if record.run.get("commit") else ""
+    return [
+        *scored, "",
+        f"Start: {spec['method']['init']}. Init proof: {proof_line(record.result['proof'])}.", "",
+        "| setting | value |", "|---|---|", *settings, "",
+        f"`nora repeat {record.id}` makes the run once more{made}.", "",
+    ]  # fmt: skip
+
+
+def model_card(record: Record) -> str:
+    """The Hub's card of a kept adapter: what it is, how it scored, how it was proved and how to repeat it."""
+    spec, file = record.spec, record.result["files"]["adapter"]
+    task, method, model = (spec[group]["name"] for group in ("task", "method", "model"))
     return "\n".join(
         [
             "---",
@@ -182,15 +270,6 @@ def model_card(record: Record) -> str:
             "",
             f"Run `{record.id}` of the reproduction of arXiv 2410.18965; `{file['name']}`, SHA-256 `{file['sha256']}`.",
             "",
-            "| test | value |",
-            "|---|---|",
-            *scores,
-            "",
-            f"Init proof: {proof_line(record.result['proof'])}.",
-            "",
-            "| setting | value |",
-            "|---|---|",
-            *settings,
-            "",
+            *_measured(record),
         ]
     )

@@ -243,6 +243,25 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and _is_update(line)]
 
 
+def last_update(path: Path) -> dict[str, Any] | None:
+    """The last complete line of a journal that is an update; of a long one only the end is read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    for line in reversed(lines[:-1]):
+        with suppress(DamagedFile):
+            found = parse_json(line, where=path, finite=False)
+            if isinstance(found, dict) and _is_update(found):
+                return found
+    return None
+
+
+_TAIL_BYTES = 4096
+
+
 def _is_update(line: dict[str, Any]) -> bool:
     """A phase, two counts, and values that are numbers."""
     counts = [line.get("step"), line.get("total")]

@@ -30,18 +30,19 @@ def greedy(
     max_new_tokens: int,
     pad_id: int,
     max_tokens: int = 8192,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt up to a token of ``stop`` (not included) or ``max_new_tokens``.
 
     Prompts of like length run together; each continuation equals the one it has alone. The order is kept. Rows that
-    have ended leave the batch, at the latest when half of it has. ``between`` is called before every batch.
+    have ended leave the batch, at the latest when half of it has. ``between`` is called before every batch with the
+    prompts that are answered and all.
     """
     with evaluating(model):
         outcome: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         while order:
-            between()
+            between(len(prompts) - len(order), len(prompts))
             longest = len(prompts[order[0]]) + max_new_tokens
             batch, order = order[: max(1, max_tokens // longest)], order[max(1, max_tokens // longest) :]
             continued = _greedy_batch(model, [prompts[i] for i in batch], stop, max_new_tokens, pad_id)
@@ -167,13 +168,14 @@ def answer(
     decoding: Decoding,
     *,
     pad_id: int,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """The continuation of each prompt as text, in the order given; ``between`` is called before every batch."""
+    """The continuation of each prompt as text, in the order given; ``between`` is called before every batch with the
+    prompts that are answered and all."""
     encoded = encode_prompts(prompts, tokenizer, decoding)
     stop = int(tokenizer.eos_token_id)
     if decoding.backend == "vllm":
-        between()
+        between(0, len(prompts))
         assert isinstance(model, PeftModel)
         tokens = vllm_greedy(
             model, encoded, stop=stop, max_new_tokens=decoding.max_new_tokens, max_length=decoding.max_length
@@ -196,7 +198,7 @@ def beam_search(
     *,
     stop: int,
     pad_id: int,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
     """transformers' beam search over left-padded batches with an explicit mask, longest prompts first.
 
@@ -208,7 +210,7 @@ def beam_search(
         outcome: list[list[int]] = [[] for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         while order:
-            between()
+            between(len(prompts) - len(order), len(prompts))
             width = len(prompts[order[0]])
             size = max(1, decoding.max_tokens // ((width + decoding.max_new_tokens) * decoding.beams))
             batch, order = order[:size], order[size:]

@@ -65,7 +65,8 @@ class LoopSettings:
     precondition_each: bool = False
     """After every micro-batch, as the authors' released code does, instead of once per step."""
     read_every: int = 1
-    """Steps whose loss and norm are read from the device together; nothing waits for it in between."""
+    """Steps whose loss and norm are read from the device together; nothing waits for it in between. A divisor of the
+    steps between checkpoints: those are taken where everything is known."""
     compile: bool = False
     """Whether the base's repeated layers are compiled; the numbers change by rounding at most."""
 

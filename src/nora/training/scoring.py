@@ -61,18 +61,21 @@ def score_members(
     share_prompt: bool,
     members: int = 1,
     max_tokens: int = 4096,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Scored]]:
     """Per member of a bank (a model alone is one) the scores of every candidate of every example, in eval mode and
     without autocast; the order is that of ``encoded``.
 
-    All members read the same rows, so a batch is one pass over the base. ``between`` is called before every batch.
+    All members read the same rows, so a batch is one pass over the base. ``between`` is called before every batch with
+    the examples that are done and all.
     """
     with evaluating(model):
         device = next(model.parameters()).device
         outcome: list[dict[int, Scored]] = [{} for _ in range(members)]
+        done = 0
         for indices in _batches(encoded, share_prompt, tokens_of_one(max_tokens, members, device)):
-            between()
+            between(done, len(encoded))
+            done += len(indices)
             batch = collate([encoded[i] for i in indices], pad_id=pad_id, share_prompt=share_prompt).to(device)
             scores = option_scores(model, batch.repeated(members)).view(members, -1).cpu()
             for own, row in zip(outcome, scores, strict=True):
@@ -128,18 +131,20 @@ def gold_log_probs(
     pad_id: int,
     members: int = 1,
     max_tokens: int = 4096,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[float]]:
     """Per member of a bank the summed log-probability (nats) of each example's gold answer, in eval mode; the order is
     that of ``encoded``.
 
-    ``between`` is called before every batch.
+    ``between`` is called before every batch with the examples that are done and all.
     """
     with evaluating(model):
         device = next(model.parameters()).device
         outcome = [[0.0] * len(encoded) for _ in range(members)]
+        done = 0
         for indices in _batches(encoded, True, tokens_of_one(max_tokens, members, device)):
-            between()
+            between(done, len(encoded))
+            done += len(indices)
             only = [gold[i] for i in indices]
             batch = collate([encoded[i] for i in indices], pad_id=pad_id, only=only).to(device).repeated(members)
             log_probs = token_log_probs(model, batch)
@@ -187,8 +192,8 @@ class Assessor:
     max_length: int
     bf16: bool = False
     """Products in bfloat16, as in the training of a float32 base (autocast)."""
-    between: Callable[[], None] = lambda: None
-    """Called before every batch; it may raise to stop a long evaluation."""
+    between: Callable[[int, int], None] = lambda done, total: None
+    """Called before every batch with the examples that are done and all; it may raise to stop a long evaluation."""
 
     def _autocast(self, model: nn.Module) -> torch.autocast:
         return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=self.bf16)

@@ -38,7 +38,7 @@ from nora.store.index import Index
 from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.estimate import measured_hours
 from nora.tables.target import AnyTarget
-from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
+from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets, waiting
 from nora.workspace import Workspace, open_workspace, with_wandb
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
@@ -242,15 +242,17 @@ def retry(words: Sequence[str], dry_run: bool) -> int:
 
 
 def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, dry_run: bool = False) -> int:
-    from nora.launch.canary import launch_canary
-    from nora.launch.local import launch_local
+    with waiting(f"{' '.join(word for word in words if '=' not in word)}: planning"):
+        from nora.launch.canary import launch_canary
+        from nora.launch.local import launch_local
 
-    targets, workspace = read_targets(words)
+        targets, workspace = read_targets(words)
+        for target in targets:
+            check_cells(current_plan(target, workspace), workspace.checkout)
     if told := with_wandb(words)[1]:
         print(told, file=sys.stderr)
     code = 0
     for target in targets:
-        check_cells(current_plan(target, workspace), workspace.checkout)
         if canary:
             code |= launch_canary(target, workspace, dry_run=dry_run)
         elif workspace.settings.name == "slurm":

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -62,9 +63,12 @@ def doctor(words: Sequence[str], as_json: bool) -> int:
     from nora.launch.doctor import examine, report
 
     targeted = any(not word.startswith("exec") for word in words)
-    targets, workspace = read_targets(words) if targeted else ([], open_workspace(words))
-    findings = examine(workspace.checkout, workspace.store.root)
-    if targets:
+    workspace = None
+    with nullcontext() if words else suppress(UserError):  # of the machine alone it works anywhere
+        workspace = open_workspace(words)
+    findings = examine(*((workspace.checkout, workspace.store.root) if workspace else (None, Path.cwd())))
+    if targeted and workspace:
+        targets, _ = read_targets(words, workspace)
         from nora.launch.plan import device_memory, plan
         from nora.launch.readiness import check_runs
 

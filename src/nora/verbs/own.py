@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +58,10 @@ def model_add(name: str, path: str, dry_run: bool) -> int:
         raise UserError(f"NAME: given {name}, which is there already; `nora list models` has all")
     asked: dict[str, Json] = {"name": name, "repo": path, "weights": "pretrained", "dtype": "float32"}
     if own_model.place(path, checkout) is None and own_model.is_hub_name(path) and not dry_run:
-        from nora.config.pins import MODEL_FILES
-        from nora.execution.prefetch import fetched, refused
+        from nora.execution.prefetch import fetched_model, refused
 
         try:
-            asked["revision"] = fetched(path, [f for f in MODEL_FILES if f != "*.bin"])["commit"]
+            asked["revision"] = fetched_model(path)
         except Exception as error:
             raise refused(error, path) from None
     spec, said = own_model.found(asked, checkout)
@@ -91,10 +91,13 @@ def task() -> None:
 @json_flag
 def task_show(name: str, words: Sequence[str], count: int, as_json: bool) -> int:
     """The first training rows of a seed as the model reads them: the very strings (quoted, so that blanks and line ends
-    are seen), their tokens, and where the loss falls. NAME is a task, or choice or instruct with task.file=…"""
+    are seen), their tokens, and where the loss falls. NAME is a task, or choice or instruct with task.file=… (a file,
+    or OWNER/DATASET of the Hub, which is brought here by its commit; task.split, task.test_split, task.subset)"""
     checkout = find_checkout()
     words = [f"task={name}", *words]
-    suite = _suite(checkout, words)
+    asked = _asked(checkout, words)
+    suite = str(asked.get("suite"))
+    _bring(asked, checkout)
     if suite not in ("choice", "superglue", "instruct"):
         raise UserError(f"NAME: given {name}, required a task of text; the pictures of a subject are files to look at")
     if suite == "instruct" and not any(word.startswith("protocol=") for word in words):
@@ -124,11 +127,23 @@ def task_show(name: str, words: Sequence[str], count: int, as_json: bool) -> int
     return 0
 
 
-def _suite(checkout: Path, words: Sequence[str]) -> str:
+def _asked(checkout: Path, words: Sequence[str]) -> Mapping[str, Json]:
     from nora.config.compose import compose_config
 
     found = compose_config(checkout / "conf", words).get("task")
-    return str(found.get("suite")) if isinstance(found, Mapping) else ""
+    return found if isinstance(found, Mapping) else {}
+
+
+def _bring(task: Mapping[str, Json], checkout: Path) -> None:
+    """Rows of the Hub that are not here yet."""
+    from nora.config import own_rows
+    from nora.execution.prefetch import fetched_rows
+
+    if task.get("source") != "file" or not own_rows.is_hub_name(str(task.get("file")), checkout):
+        return
+    revision, paths = own_rows.hub_paths(task, checkout)
+    if not revision or not all(path.is_file() for path in paths.values()):
+        print(fetched_rows(task, checkout), file=sys.stderr)
 
 
 def _tokenizer_of(spec: Any, checkout: Path) -> PreTrainedTokenizerBase:

@@ -154,7 +154,10 @@ def trace(target: str, cell: str, words: Sequence[str], as_json: bool) -> int:
 
 
 def _one_record(store: Store, given: str) -> Record:
-    """The record whose id starts so; UserError unless there is exactly one, with why one there is not believed."""
+    """The record whose id starts so; UserError unless there is exactly one: which there are, why one there is not
+    believed."""
+    from nora import kinds
+
     found, why = [], ""
     store = store.home(given)
     for folder in store.run_dirs(given):
@@ -165,7 +168,11 @@ def _one_record(store: Store, given: str) -> Record:
             why += f"; {error}"
     if len(found) == 1:
         return found[0]
-    raise UserError(f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{why}")
+    listed = "".join(f"; {record.id} {kinds.title(kinds.spec_of(record))}" for record in found[:5])
+    more = "; …" if len(found) > 5 else ""
+    raise UserError(
+        f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{listed}{more}{why}"
+    )
 
 
 @click.command()
@@ -250,14 +257,33 @@ def repeat(identity: str, words: Sequence[str]) -> int:
 @click.command()
 @in_store
 @click.option("--out", type=click.Path(path_type=Path), default=Path("export"), help="default: export/")
+@click.option("--adapter", metavar="ID", help="one run's adapter for stock PEFT or diffusers, with its card: OUT/ID/")
+@click.option("--push", "repo", metavar="OWNER/NAME", help="that folder onto the Hub, into this repository")
+@click.option("--private", is_flag=True, help="with --push: a repository that is made is a private one")
 @dry_run_flag
-def export(words: Sequence[str], out: Path, dry_run: bool) -> int:
-    """Every record as CSV and Parquet, PEFT's comparison format, adapter cards."""
+def export(words: Sequence[str], out: Path, adapter: str | None, repo: str | None, private: bool, dry_run: bool) -> int:
+    """Every record as CSV and Parquet, PEFT's comparison format, adapter cards. With --adapter ID: that run's adapter
+    as stock PEFT or diffusers reads it; nothing leaves this machine without --push."""
+    from nora.reporting.exports import adapter_folder, push
     from nora.reporting.exports import export as exported
 
+    if adapter is None and (repo is not None or private):
+        raise UserError("--push, --private: required with --adapter ID: one adapter is pushed")
     store = open_workspace(words).store
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: given {out}, which is a file; required a folder")
+    if adapter is not None:
+        record = _one_record(store, adapter)
+        assert record.folder is not None  # it was read there
+        folder, files = out / record.id, adapter_folder(record, record.folder)
+        for name, content in files.items():
+            print(folder / name)
+            if not dry_run:
+                write_atomic(folder / name, content)
+        if repo is not None:
+            told = push(folder, repo, private=private, message=f"nora: run {record.id}") if not dry_run else ""
+            print(told or f"{repo}: {len(files)} files would be pushed")
+        return 0
     shown: Counter[str] = Counter()
     for name, parts in exported(_counted(store), store):
         shown[name.split("/")[0] if "/" in name else name] += 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -88,7 +90,7 @@ def join_others(spec: Spec, settings: ExecSpec) -> tuple[Replicas | None, ExecSp
     return replicas, replace(settings, progress=False, wandb="none"), tempfile.mkdtemp(prefix="nora-replica-")
 
 
-def job(config: DictConfig) -> None:
+def job(config: DictConfig) -> Record:
     """The run of a config that Hydra composed, on this machine or wherever its launcher put it."""
     from nora.execution.execute import execute
     from nora.execution.progress import progress_bar
@@ -110,6 +112,19 @@ def job(config: DictConfig) -> None:
     print(ended(record, made=made, folder=store.run_dir(spec.kind, record.id)), flush=True)
     if record.status != "done":
         raise RunFailed(f"run {record.id} {record.status}")
+    return record
+
+
+def trial(config: DictConfig) -> float:
+    """One job of a sweeper that looks for the best one (Optuna's): what it makes small, the dev loss of the epoch that
+    is kept, of pictures the loss of the last hundred steps. A run that diverged is infinitely bad."""
+    try:
+        metrics = job(config).metrics
+    except RunFailed as error:
+        if not str(error).endswith(" diverged"):
+            raise
+        return math.inf
+    return float(metrics["dev"]["loss"] if "dev" in metrics else metrics["loss"]["last_100"])
 
 
 def job_of_many(config: DictConfig) -> None:
@@ -220,6 +235,9 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
         if "/" in group and re.search(r"[\[{$]", value):
             raise UserError(f"{group.lstrip('+~')}: given {value!r}, required the name of one choice of Hydra's")
     jobs: list[tuple[Spec, Store]] = []
+    sweepers = [o.partition("=")[2] for o in overrides if o.startswith("hydra/sweeper=") and not o.endswith("=basic")]
+    if multirun and sweepers:
+        return _searched(sweepers[-1], own, overrides, flags, checkout)
     if multirun:
         for words in expand_sweep(own, checkout / "conf"):  # all are right before the first one starts
             spec, settings, _ = kinds.compose_run(checkout, words)
@@ -233,26 +251,61 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
             _set_launcher(*launcher(specs))
     elif not {"--help", "-h", "--hydra-help", "--version"} & set(flags):
         kinds.compose_run(checkout, own)
-    task = job_of_many if multirun else job
-    with (
-        listening(),
-        _as_hydra_reads(
-            [*permit_new_keys(checkout / "conf", overrides), *_sweep_folder(overrides), *search_path(), *flags]
-        ),
-    ):  # overrides stand together there, wherever flags do
+    with listening():
         try:
-            hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(task)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(first_line(error)) from None
+            _hand_over(job_of_many if multirun else job, [*overrides, *_sweep_folder(overrides)], flags, checkout)
         except KeyboardInterrupt:
             if multirun:
                 tell(jobs)
             raise
         except Exception as error:
-            if not multirun:
+            if not multirun or isinstance(error, UserError):
                 raise
             # a launcher's: a job it lost, a scheduler that refused; the other jobs are what their states say
             print(f"nora: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
             tell(jobs)
             return 1
     return tell(jobs) if multirun else 0
+
+
+def _hand_over(
+    task: Callable[[DictConfig], object], overrides: Sequence[str], flags: Sequence[str], checkout: Path
+) -> None:
+    """Lets Hydra compose and call ``task``; UserError for what it refuses. Overrides stand together there, wherever
+    flags do."""
+    with _as_hydra_reads([*permit_new_keys(checkout / "conf", overrides), *search_path(), *flags]):
+        try:
+            hydra.main(config_path=str(checkout / "conf"), config_name="config", version_base="1.3")(task)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(first_line(error)) from None
+
+
+def _searched(sweeper: str, own: Sequence[str], overrides: Sequence[str], flags: Sequence[str], checkout: Path) -> int:
+    """A multirun whose values are the sweeper's to choose: what is fixed is checked first, the best is said last."""
+    if sweeper not in {name.removesuffix(".yaml") for name in _hydra_choices("hydra/sweeper")}:
+        raise UserError(f"hydra/sweeper={sweeper}: not installed; Optuna's is pip install hydra-optuna-sweeper")
+    if sweeper == "optuna":
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # every trial is said by its own line
+    parsed = OverridesParser.create().parse_overrides(overrides=list(own))
+    fixed = [word for word, one in zip(own, parsed, strict=True) if not one.is_sweep_override()]
+    spec, settings, _ = kinds.compose_run(checkout, fixed)
+    check_place(settings)
+    kinds.check_ready(spec)
+    kinds.check_inputs(spec, checkout)
+    typed = [o.partition("=")[2] for o in overrides if o.startswith("hydra.sweep.dir=")]
+    with tempfile.TemporaryDirectory(prefix="nora-multirun-") as made, listening():
+        folder = typed[-1] if typed else made
+        _hand_over(trial, [*overrides, *([] if typed else [f"hydra.sweep.dir={made}"])], flags, checkout)
+        found = OmegaConf.to_container(OmegaConf.load(Path(folder) / "optimization_results.yaml"))
+    assert isinstance(found, dict)
+    best = " ".join(f"{str(key).lstrip('+')}={value}" for key, value in found.get("best_params", {}).items())
+    print(f"best: {found.get('best_value'):.6g} with {best}" if best else f"best: {found}", flush=True)
+    return 0
+
+
+def _hydra_choices(group: str) -> list[str]:
+    """What is installed of one of Hydra's own groups."""
+    Plugins.instance()
+    return [str(name) for name in ConfigStore.instance().list(group)]

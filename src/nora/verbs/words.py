@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -41,6 +43,19 @@ in_store = click.argument("words", nargs=-1, metavar="[exec.results=…]")
 json_flag = click.option("--json", "as_json", is_flag=True, help="machine-readable output")
 dry_run_flag = click.option("--dry-run", is_flag=True, help="say what would be done, write nothing")
 of_run = click.argument("identity", metavar="ID")
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """On a terminal ``text`` beside something that turns, for as long as the block (an import, a plan) says nothing."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(file=sys.__stderr__).status(escape(text), spinner_style="none"):
+        yield
 
 
 def read_targets(words: Sequence[str], workspace: Workspace | None = None) -> tuple[list[AnyTarget], Workspace]:

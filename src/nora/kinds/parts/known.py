@@ -220,8 +220,8 @@ def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
 
 
 _OF_OWN_ROWS = (
-    "file", "test_file", "prompt", "label", "labels", "candidates", "response", "answer", "answer_after", "metric",
-    "id",
+    "file", "test_file", "subset", "split", "test_split", "prompt", "label", "labels", "candidates", "response",
+    "answer", "answer_after", "metric", "id",
 )  # fmt: skip
 
 

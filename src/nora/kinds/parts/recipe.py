@@ -188,12 +188,6 @@ def float32_products(precision: str | None) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def pack_predictions(predictions: Sequence[Mapping[str, Json]]) -> bytes:
-    """One JSON line per test example, compressed; the same predictions give the same bytes."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in predictions]
-    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
-
-
 class Hooks(TypedDict):
     """What the loop is handed of a training run, beside what its kind knows."""
 
@@ -229,7 +223,6 @@ class TrainingRun:
         self._context, self._seed, self._num_examples = context, seed, num_examples
         self._started = time.monotonic()
         self._proof = proof
-        # A checkpoint is due at a step that is read.
         every = 1 if context.replicas else math.gcd(context.settings.read_every or 1, context.settings.checkpoint_every)
         self.settings = settings = replace(settings, read_every=every, compile=context.settings.compile)
         preconditioner = make_preconditioner(method, model)
@@ -296,9 +289,19 @@ class TrainingRun:
             raise Interrupted(state.step)
 
     def stop_if_asked(self) -> None:
-        """For the time after the last step, whose state is saved: Interrupted if the run was asked to stop."""
+        """For the time before the first step and after the last, whose state is saved: Interrupted if asked."""
         if self._context.stop_requested():
-            raise Interrupted(self.state.step)
+            raise Interrupted(self.state.step, saved=self.state.step > 0)
+
+    def between(self, phase: str) -> Callable[[int, int], None]:
+        """What an evaluation calls between its batches, with how many of all are done: Interrupted if asked to stop."""
+
+        def look(done: int, total: int) -> None:
+            self.stop_if_asked()
+            if done:
+                self._context.report(Update(phase, done, total, {}))
+
+        return look
 
     def diverged(self, error: Diverged, metrics: dict[str, Json]) -> Outcome:
         """The outcome of a run that ended at a loss or gradient that is not finite."""
@@ -315,20 +318,17 @@ class TrainingRun:
         return save({name: p.detach().contiguous().cpu() for name, p in self.state.parameters.items()})
 
     def outcome(
-        self,
-        metrics: dict[str, Json],
-        files: dict[str, OutputFile],
-        since: float,
-        beside: dict[str, bytes] | None = None,
+        self, metrics: dict[str, Json], files: dict[str, OutputFile], since: float, beside: Mapping[str, bytes] = {}
     ) -> Outcome:
         """What the run found out."""
         self.timing["seconds"] = time.monotonic() - since
-        return Outcome(metrics, self._proof.to_dict(), files, run=self.timing, beside=beside or {})
+        return Outcome(metrics, self._proof.to_dict(), files, run=self.timing, beside=dict(beside))
 
     def text_files(self, predictions: Sequence[Mapping[str, Json]], adapter: bytes) -> dict[str, OutputFile]:
-        """The two files of a run on text."""
+        """The two files of a run on text: one JSON line per test example, the same predictions give the same bytes."""
+        lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in predictions) + "\n"
         return {
-            "predictions": OutputFile("predictions", ".jsonl.gz", pack_predictions(predictions)),
+            "predictions": OutputFile("predictions", ".jsonl.gz", gzip.compress(lines.encode(), mtime=0)),
             "adapter": OutputFile("adapter", ".safetensors", adapter, self._context.settings.keep_adapter),
         }
 

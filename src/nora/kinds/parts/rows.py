@@ -53,7 +53,7 @@ def check_rows(rows: Sequence[Json], name: str, expected: int, files: Mapping[st
 def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Json], list[Json]]:
     """The training and validation rows, from a file of one's own, data/ or the Hub, their hashes or counts checked."""
     if spec.source == "file":
-        return own_splits(spec.files or {}, str(spec.file), spec.test_file, spec.num_test, checkout)
+        return own_splits(spec, checkout)
     if spec.source != "hub":
         folder = checkout / "data"
         check_files(folder, spec.files or {})

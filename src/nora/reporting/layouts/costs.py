@@ -24,11 +24,11 @@ class Cost:
     runs: int
     done: int
     waiting: int
-    """Runs whose settings wait for a choice: their cost is not known yet."""
+    """Runs whose settings wait for a choice: they cost at most what the largest of the values takes."""
     planned: float
     """Hours of all runs whose cost is known."""
     unknown: int
-    """Runs that wait for nothing and are like no run that is there."""
+    """Runs that are like no run that is there."""
     actual: float
     """Hours of the runs with a record."""
     on_gpu: float
@@ -46,9 +46,9 @@ class Cost:
 def cost(cells: Sequence[Cell[AnySpec]], records: Mapping[str, Record], measured: Measured) -> Cost:
     """The cost of some cells; a run that two cells share counts once."""
     single = {cell.id: cell for cell in cells if cell.id is not None}
-    waiting = sum(cell.id is None for cell in cells)
+    waits = [cell for cell in cells if cell.id is None]
     own = [records[identity] for identity in single if identity in records]
-    hours = [estimate(cell, measured, _device(cell, records))[0] for cell in single.values()]
+    hours = [estimate(cell, measured, _device(cell, records))[0] for cell in (*single.values(), *waits)]
     on_gpu = [
         (prediction, records[identity].run.get("wall_seconds", 0.0) / 3600)
         for identity, cell in single.items()
@@ -60,9 +60,9 @@ def cost(cells: Sequence[Cell[AnySpec]], records: Mapping[str, Record], measured
     peaks = [r.run["peak_memory_gib"] for r in own if "peak_memory_gib" in r.run]
     parameters = [r.metrics["trainable_parameters"] for r in own if "trainable_parameters" in r.metrics]
     return Cost(
-        runs=len(single) + waiting,
+        runs=len(single) + len(waits),
         done=sum(r.status == "done" for r in own),
-        waiting=waiting,
+        waiting=len(waits),
         planned=sum(known),
         unknown=len(hours) - len(known),
         actual=sum(r.run.get("wall_seconds", 0.0) for r in own) / 3600,
@@ -109,9 +109,9 @@ def build(target: Costs, records: Mapping[str, Record]) -> Document:
         notes=(
             "Planned and so far: time of one device, the one of a run's record; without one a GPU at paper scale, "
             "otherwise one CPU thread. Planned: the mean of like runs that are there on such a device, else, for a "
-            "GPU, 4N FLOP per trained token at 20 % of an H100 (N: parameters); runs like none that is there (unknown) "
-            "and those that wait for another method's choice are counted below it. So far: runs with a record, done or "
-            "diverged.",
+            "GPU, 4N FLOP per trained token at 20 % of an H100 (N: parameters); runs like none that is there are "
+            "counted below it (unknown); those that wait for another method's choice have the cost of the largest "
+            "value they wait for, as in `nora plan`. So far: runs with a record, done or diverged.",
             "Predicted/actual: of the runs done on a GPU, what the H100's FLOP say over the hours they took; – where "
             "there is none, or the base's size is not in the model of cost.",
             "Memory: the largest peak measured (of the GPU, or of the process on a CPU), else the largest estimate "
@@ -148,11 +148,12 @@ def _time(hours: float) -> str:
 
 def _entries(c: Cost) -> tuple[Entry, ...]:
     memory = "–" if c.planned_memory is None else f"~ {c.planned_memory:.1f}"
-    open_runs = [f"{n} {what}" for n, what in ((c.unknown, "unknown"), (c.waiting, "waiting")) if n]
-    planned = _time(c.planned) if c.unknown < c.runs - c.waiting else "–"
+    planned = _time(c.planned) if c.unknown < c.runs else "–"
+    notes = [f"and {c.unknown} unknown"] if c.unknown else []
+    notes += [f"{c.waiting} waiting"] if c.waiting else []
     return (
         Entry(f"{c.done} of {c.runs}"),
-        Entry(planned, detail="and " + " and ".join(open_runs) if open_runs else ""),
+        Entry(planned, detail=", ".join(notes)),
         Entry(_time(c.actual)),
         Entry(f"{c.predicted / c.on_gpu:.2f}" if c.on_gpu else "–"),
         Entry(memory if c.memory is None else f"{c.memory:.1f}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,10 +28,22 @@ def start_latents(pipeline: Any, seeds: Sequence[int], side: int) -> Tensor:
 
 @torch.no_grad()
 def draw_pictures(
-    pipeline: Any, prompt: str, *, seeds: Sequence[int], steps: int, guidance: float, side: int
+    pipeline: Any,
+    prompt: str,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    side: int,
+    between: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Image.Image]:
     """One picture per seed by DPM-Solver++ (second order, no noise on the way), latents of ``side``; the pipeline is
-    left as it was."""
+    left as it was. ``between`` is called after every step with the steps that are done and all."""
+
+    def after(own: Any, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        between(step + 1, steps)
+        return tensors
+
     scheduler = pipeline.scheduler
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -39,8 +51,9 @@ def draw_pictures(
     try:
         with evaluating(pipeline.unet):
             images: list[Image.Image] = pipeline(
-                [prompt] * len(seeds), num_inference_steps=steps, guidance_scale=guidance, latents=latents
-            ).images
+                [prompt] * len(seeds), num_inference_steps=steps, guidance_scale=guidance, latents=latents,
+                callback_on_step_end=after,
+            ).images  # fmt: skip
     finally:
         pipeline.scheduler = scheduler
     return images
