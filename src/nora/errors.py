@@ -44,14 +44,19 @@ def not_installed(error: ModuleNotFoundError) -> str:
 
 
 def nearest(given: str, allowed: Sequence[str], prefix: str = "") -> str:
-    """ "; did you mean X?" with the nearest of the allowed names, "" if none is near."""
+    """ "did you mean X?" with the nearest of the allowed names, "" if none is near."""
     from difflib import get_close_matches
 
     near = get_close_matches(given, allowed, n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    return f"did you mean {prefix}{near[0]}?" if near else ""
+
+
+def among(given: str, allowed: Sequence[str], said: str = "allowed", prefix: str = "") -> str:
+    """What is allowed, after the question whether the nearest of it was meant: of a long list nobody reads the end."""
+    return " ".join(filter(None, (nearest(given, allowed, prefix), said, ", ".join(allowed))))
 
 
 def one_of(where: str, given: str, allowed: Sequence[str], said: str = "allowed") -> None:
-    """UserError that lists what is allowed, and the nearest of it, if ``given`` is none of them."""
+    """UserError that lists what is allowed, the nearest of it first, if ``given`` is none of them."""
     if given not in allowed:
-        raise UserError(f"{where}: given {given!r}, {said} {', '.join(allowed)}{nearest(given, allowed)}")
+        raise UserError(f"{where}: given {given!r}, {among(given, allowed, said)}")

@@ -117,6 +117,8 @@ def test_the_table_says_what_loads_and_what_is_missing(checkout: Path) -> None:
 def test_a_wrong_start_or_seed_is_one_clear_line(checkout: Path) -> None:
     with pytest.raises(UserError, match="adapter.init: given 'nystroem'.*did you mean nystrom"):
         compose_run(checkout, ["kind=deployment", "adapter.init=nystroem"])
+    with pytest.raises(UserError, match="adapter.init=pissa: given with deployment, whose rows say it: kaiming, "):
+        load_target(checkout, "deployment", ["adapter.init=pissa"])
     with pytest.raises(UserError, match="seed: given '7', this table has 0, 1"):
         load_target(checkout, "deployment", ["seed=7"])
 

@@ -99,7 +99,7 @@ def test_the_count_of_rows_and_the_options_are_in_the_id(word: str, checkout: Pa
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["method.variant=dorra"], "variant: given dorra, allowed dora, lora_fa, rslora; did you mean dora?"),
+        (["method.variant=dorra"], "variant: given dorra, did you mean dora? allowed dora, lora_fa, rslora"),
         (["method.optimizer=lion"], "optimizer: given lion, allowed adamw, lora_fa, lora_plus, riemannian"),
         (["method=lora_p", "method.optimizer=lora_plus"], "optimizer=lora_plus cannot be had with preconditioner"),
         (["method=lora_fa", "method.optimizer=lora_plus"], "cannot be had with variant=lora_fa, which has its own"),

@@ -178,7 +178,7 @@ def test_what_is_wrong_with_the_rows_is_one_line_with_its_place(
         (["task.prompt='{text'"], "task.prompt: expected '}' before end of string"),
         (
             ["task.metric=accuracies"],
-            "task.metric: given 'accuracies', allowed accuracy, macro_f1; did you mean accuracy",
+            "task.metric: given 'accuracies', did you mean accuracy? allowed accuracy, macro_f1",
         ),
         (["task.num_test=0"], "task.num_test: given 0, required a whole number"),
         (["task.num_train=15"], "15 rows are asked for, 12 of 20 are left beside dev and test"),

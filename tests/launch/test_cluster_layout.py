@@ -48,7 +48,7 @@ def test_every_profile_is_valid(path: Path, checkout: Path) -> None:
     ("key", "value", "said"),
     [
         ("partitions", "x", "partitions: unknown key, allowed here: partition, account"),
-        ("requeues", True, "; did you mean requeue?"),
+        ("requeues", True, "did you mean requeue?"),
         ("requeue", "yes", "requeue: given 'yes'"),
         ("gpu", {"spelling": "gpus", "type": None}, "gpu.spelling: given 'gpus'"),
         ("setup", ["module load cuda"], "its first line is 'module load cuda', required 'set -euo pipefail'"),
@@ -71,7 +71,7 @@ def test_cluster_words_on_a_laptop_are_refused_and_an_unknown_site_is_named(caps
     assert cli.main(["plan", "table2", "exec.parallel=3"]) == 2
     assert "exec.parallel: no meaning with exec=local" in capsys.readouterr().err
     assert cli.main(["plan", "table2", "scale=smoke", "exec=slurm", "exec.profile=h10"]) == 2
-    assert "slurm/profiles has h100, testbed; did you mean h100?" in capsys.readouterr().err
+    assert "did you mean h100? slurm/profiles has h100, testbed" in capsys.readouterr().err
     assert cli.main(["run", "scale=smoke", "exec=slurm"]) == 2
     assert "nora launch TARGET exec=slurm" in capsys.readouterr().err
 

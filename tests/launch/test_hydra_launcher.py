@@ -88,4 +88,4 @@ def test_other_launchers_are_left_alone_and_a_wrong_site_is_named(checkout: Path
     assert launcher is not None and rest == ["-m", "hydra/launcher=submitit_local"]
     assert launcher([compose_run(checkout, ["scale=smoke"])[0]]) == ("submitit_local", {"timeout_min": 10})
     assert cli.main(["run", "-m", "hydra/launcher=submitit_slurm", "exec.profile=tetsbed", "seed=0,1"]) == 2
-    assert "slurm/profiles has h100, testbed; did you mean testbed?" in capsys.readouterr().err
+    assert "did you mean testbed? slurm/profiles has h100, testbed" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def test_wrong_axes(overrides: list[str], message: str, checkout: Path) -> None:
 
 
 def test_an_unknown_table_and_a_choice_that_is_not_there(checkout: Path) -> None:
-    with pytest.raises(UserError, match="TARGET: given 'tabel2', allowed .*table2.*; did you mean table"):
+    with pytest.raises(UserError, match="TARGET: given 'tabel2', did you mean table2. allowed .*table2.*"):
         load_target(checkout, "tabel2")
     with pytest.raises(UserError, match="given 'nonsense', required key=value"):
         load_target(checkout, "table2", ["nonsense"])

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nora import starts
 from nora.config import limits
-from nora.errors import UserError, nearest
+from nora.errors import UserError, among
 from nora.files import Json
 
 _Files = tuple[tuple[str, int, int], ...]
@@ -68,7 +68,7 @@ def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
             continue
         allowed = choices(conf, group)
         if value not in allowed and (re.fullmatch(r"[\w.\-]*", value) or re.search(r"[\[{$/]", value)):
-            problems.append(f"{group}: given {value!r}, allowed {', '.join(allowed)}{nearest(value, allowed)}")
+            problems.append(f"{group}: given {value!r}, {among(value, allowed)}")
     if problems:
         raise UserError("; ".join(problems))
 

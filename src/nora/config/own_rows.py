@@ -302,7 +302,8 @@ def _asked(made: Any, row: Mapping[str, Json]) -> tuple[str, str | None]:
 
 def _near(error: str, row: Mapping[str, Json]) -> str:
     lacks = error.removeprefix("lacks ").partition(";")[0]
-    return nearest(lacks, list(map(str, row))) if error.startswith("lacks ") else ""
+    near = nearest(lacks, list(map(str, row))) if error.startswith("lacks ") else ""
+    return f"; {near}" if near else ""
 
 
 def splits(spec: TaskSpec, checkout: Path) -> tuple[list[Json], list[Json]]:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass
 
 from nora import starts
-from nora.errors import UserError, nearest
+from nora.errors import UserError, among, nearest
 from nora.files import Json
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class MethodSpec:
         for axis, name in (("variants", self.variant), ("optimizers", self.optimizer)):
             allowed = starts.names(axis)
             if name is not None and name not in allowed:
-                problems.append(f"{axis[:-1]}: given {name}, allowed {', '.join(allowed)}{nearest(name, allowed)}")
+                problems.append(f"{axis[:-1]}: given {name}, {among(name, allowed)}")
             elif name is not None and not lora:
                 problems.append(f"{axis[:-1]} has no meaning with adapter={self.adapter}")
         if self.optimizer is not None and (scaled or "OPTIMIZER" in variant):
@@ -290,8 +290,8 @@ def _keys_at(schema: object, path: list[str]) -> list[str]:
 def unknown_key(path: str, allowed: Sequence[str], prefix: str = "") -> str:
     """What to say about a key that is not there: what is, and the nearest of it."""
     above, _, name = path.rpartition(".")
-    hint = nearest(name, allowed, f"{prefix}{above}." if above else prefix)
-    return f"{path}: unknown key, allowed here: {', '.join(allowed)}{hint}"
+    said = among(name, allowed, "allowed here:", f"{prefix}{above}." if above else prefix)
+    return f"{path}: unknown key, {said}"
 
 
 def _sentence(error: ErrorDetails, schema: type, prefix: str) -> str:
@@ -312,7 +312,7 @@ def _sentence(error: ErrorDetails, schema: type, prefix: str) -> str:
     if error["type"] == "literal_error":
         options = [part.strip(" '") for part in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
         hint = nearest(str(given), options)
-    return f"{path}: given {given!r}, {message}{hint}"
+    return f"{path}: given {given!r}, {hint}{' ' if hint else ''}{message}"
 
 
 def validate(value: object, schema: type[Checked], *, prefix: str = "") -> Checked:

@@ -30,7 +30,7 @@ from nora.config.compose import compose_config
 from nora.config.pins import Pins, unpinned
 from nora.config.schema import ExecSpec, MethodSpec, unknown_key, validate
 from nora.config.spec import spec_dict
-from nora.errors import UserError, nearest, one_of
+from nora.errors import UserError, among, one_of
 from nora.files import canonical_json
 from nora.kinds import few_shot, instruct
 from nora.kinds.deployment import Spec as DeploymentSpec
@@ -111,7 +111,7 @@ def read_spec(plain: Mapping[str, Json]) -> Spec:
         return validate(plain, known[name].Spec)
     if not isinstance(name, str) or len(known) == 1:
         return validate(plain, next(iter(known.values())).Spec)  # says what is wrong with it
-    raise UserError(f"protocol.name: given {name!r}, allowed {', '.join(known)}{nearest(name, list(known))}")
+    raise UserError(f"protocol.name: given {name!r}, {among(name, list(known))}")
 
 
 _typed: dict[str, Spec] = {}

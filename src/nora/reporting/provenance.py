@@ -287,8 +287,8 @@ def _reported_cells(
     found = known.get(spelt) or printed.get(spelt.casefold())
     if found is None:
         raise UserError(
-            f"CELL: given {cell!r}, required METHOD/COLUMN with a method of {', '.join(table.methods)} "
-            f"and a column of {', '.join(table.columns)}{nearest(cell, list(known))}"
+            f"CELL: given {cell!r}, {nearest(cell, list(known))} required METHOD/COLUMN with a method of "
+            f"{', '.join(table.methods)} and a column of {', '.join(table.columns)}"
         )
     method, column = found
     settings = table.chosen(method, column, snapshot)
@@ -299,7 +299,7 @@ def _reported_cells(
 
 def _unknown(cell: str, known: Sequence[str]) -> UserError:
     shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-    return UserError(f"CELL: given {cell!r}, required ROW/COLUMN, ROW or COLUMN of {shown}{nearest(cell, known)}")
+    return UserError(f"CELL: given {cell!r}, {nearest(cell, known)} required ROW/COLUMN, ROW or COLUMN of {shown}")
 
 
 def trace_text(traced: Mapping[str, Json]) -> str:

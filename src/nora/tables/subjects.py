@@ -165,4 +165,7 @@ def load_deployments(checkout: Path, file: DeploymentsFile, name: str, overrides
     """The target narrowed by ``seed=…``; other overrides apply to every run."""
     own, rest = split_overrides(overrides, ("seed", "scale", "search"))  # it has neither of the last two
     seeds = pick("seed", own["seed"], file.seeds) if "seed" in own else tuple(file.seeds)
+    for word in rest:
+        if word.partition("=")[0] in ("adapter.init", "adapter.variant"):
+            raise UserError(f"{word}: given with {name}, whose rows say it: {', '.join([*file.inits, *file.variants])}")
     return Deployments(checkout, name, "", file, tuple(file.inits), seeds, rest)

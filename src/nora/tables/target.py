@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from nora.config.schema import validate
-from nora.errors import UserError, nearest, one_of
+from nora.errors import UserError, among, one_of
 from nora.kinds import AnySpec
 from nora.store.record import Record
 from nora.tables.cell import Cell, Target, names, read_table, split_overrides
@@ -68,7 +68,7 @@ def load_target(
     """
     allowed = names(checkout)
     if name not in allowed:
-        raise UserError(f"TARGET: given {name!r}, allowed {', '.join(allowed)}, all{nearest(name, allowed)}")
+        raise UserError(f"TARGET: given {name!r}, {among(name, [*allowed, 'all'])}")
     for override in overrides:
         if "=" not in override:
             raise UserError(f"given {override!r}, required key=value")

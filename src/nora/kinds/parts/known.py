@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nora import starts, tasks
 from nora.config.schema import MethodSpec, ModelSpec, TaskSpec
-from nora.errors import UserError, nearest
+from nora.errors import UserError, among
 from nora.files import DamagedFile, Json, read_json
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ def _unknown(where: str, given: Mapping[str, Json], allowed: Collection[str]) ->
     names = sorted(allowed)
     for key in given:
         if key not in allowed:
-            said = ", ".join(names) + nearest(str(key), names)
-            yield f"{where}.{key}: given {given[key]!r:.60}, no size or shape of a model, allowed {said}"
+            yield f"{where}.{key}: given {given[key]!r:.60}, no size or shape of a model, {among(str(key), names)}"
 
 
 def _shape(model: ModelSpec, checkout: Path) -> Mapping[str, Json]:
@@ -179,7 +178,7 @@ def _of_targets(model: ModelSpec, rank: int | None, shape: Mapping[str, Json], t
         if name in known:
             least[target] = min(known[name])
         elif "model_type" in shape and name not in ("lm_head", "embed_tokens", "project_in", "project_out"):
-            yield f"model.targets: given {target}, {model.name} has {', '.join(known)}{nearest(name, list(known))}"
+            yield f"model.targets: given {target}, {among(name, list(known), f'{model.name} has')}"
     smallest = min(least, key=lambda target: least[target], default="")
     if rank is not None and times * rank > least.get(smallest, times * rank):
         side = "the smaller side" if times == 1 else f"1/{times} of the smaller side"
@@ -205,7 +204,7 @@ def quantises(init: str) -> bool:
 def _of_method(method: MethodSpec, shape: Mapping[str, Json]) -> Iterator[str]:
     inits = starts.names("inits")
     if method.adapter == "lora" and method.init not in inits:
-        yield f"method.init: given {method.init}, allowed {', '.join(inits)}{nearest(method.init, inits)}"
+        yield f"method.init: given {method.init}, {among(method.init, inits)}"
     if needed := starts.missing("inits", method.init):
         yield f"method.init: given {method.init}, which takes {needed}, not installed here (pip install {needed})"
     if starts.said("inits", method.init).get("EVEN_RANK") and (method.rank or 0) % 2:
@@ -243,7 +242,7 @@ def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
         return
     names = tasks.names(task.suite)
     if task.name not in names:
-        yield f"task.name: given {task.name}, allowed {', '.join(names)}{nearest(task.name, names)}"
+        yield f"task.name: given {task.name}, {among(task.name, names)}"
         return
     if task.source != "slice":
         return

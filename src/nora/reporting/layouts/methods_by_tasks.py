@@ -36,6 +36,12 @@ def _test_metric(name: str) -> Callable[[Record], float]:
     return lambda record: float(record.metrics["test"][name])
 
 
+_WORSE = " ‡"
+_WORSE_NOTE = (
+    "‡ The answer's loss is above that of the untrained base (sure of some wrong answers; the score may be higher)."
+)
+
+
 def build(table: Table, records: Mapping[str, Record]) -> Document:
     """The table's document from the records there are."""
     reported = report(table, records)
@@ -78,12 +84,17 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
     blocks = [Block("Test score, %", columns, tuple(lines + _references(table, reported)))]
     if table.scale != "paper":
         blocks.append(_loss_block(table, reported, (*rows, *below)))
+    worse = any(_WORSE in entry.text for line in blocks[-1].lines for entry in line.entries)
     return Document(
         name=f"{table.name}.{table.scale}",
         title=f"{labels.heading(table.name, table.file.title)} of {_model(table)}",
         banner=labels.OWN_ROWS.format(scale=table.scale) if _of_ones_own(table) else labels.BANNERS[table.scale],
         blocks=tuple(blocks),
-        notes=(*_notes(table, reported, metric), *([labels.CHANCE] if chance else [])),
+        notes=(
+            *_notes(table, reported, metric),
+            *([labels.CHANCE] if chance else []),
+            *([_WORSE_NOTE] if worse else []),
+        ),
         csv_header=(
             "table",
             "scale",
@@ -179,19 +190,23 @@ def _loss_block(table: Table, reported: Mapping[tuple[str, str], Reported], meth
     }
     rows = tuple(m for m in methods if m in table.file.rows)
     best = {task: clear_best({m: losses[task][m] for m in rows}, lowest=True) for task in table.columns}
+    base = {
+        task: _from_first(reported, table, task, lambda r: r.metrics.get("zero_shot", {}).get("gold_nll"))
+        for task in table.columns
+    }
     lines = []
     for method in methods:
         entries = []
         for task in table.columns:
-            summary = losses[task][method]
+            summary, untrained = losses[task][method], base[task]
             text = reported[method, task].gap()
             if summary is not None:
                 text = f"{summary.mean:.3f}" + ("" if summary.std is None else f" ± {summary.std:.3f}")
+                text += _WORSE if untrained and summary.mean > sum(untrained) / len(untrained) else ""
             entries.append(Entry(text, method in best[task], runs=reported[method, task].behind))
         lines.append(Line(labels.method(method), tuple(entries), method in table.file.below_rule[:1]))
     zero = []
-    for task in table.columns:
-        values = _from_first(reported, table, task, lambda r: r.metrics.get("zero_shot", {}).get("gold_nll"))
+    for values in base.values():
         zero.append(Entry(f"{sum(values) / len(values):.3f}" if values else "–"))
     lines.append(Line("Zero-shot base", tuple(zero), True))
     return Block(

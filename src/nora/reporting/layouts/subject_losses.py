@@ -104,22 +104,24 @@ def _main_block(losses: Mapping[str, Mapping[str, list[float] | None]], gaps: Ma
 
 
 def _claim_block(losses: Mapping[str, Mapping[str, list[float] | None]], paper: bool) -> Block:
-    """How much smaller, in percent of the other method's loss, seed by seed."""
+    """How much larger or smaller, in percent of the other method's loss, seed by seed."""
     lines = []
     for method in ("nora", "nora_plus"):
         entries = []
         for base in ("lora", "lora_p"):
             for measure, _ in _MEASURES:
                 ours, theirs = (losses.get(m, {}).get(measure) for m in (method, base))
-                detail = f"paper {_printed_share(method, base):+.1f}" if paper and measure == "mean" else ""
+                detail = f"paper {_printed_share(method, base):.1f} smaller" if paper and measure == "mean" else ""
                 if ours is None or theirs is None:
                     entries.append(Entry(MISSING, detail=detail))
                     continue
-                shares = [1 - a / b for a, b in zip(ours, theirs, strict=True)]
-                entries.append(Entry(difference(paired_interval(shares, [0.0] * len(shares)), 100, 2), detail=detail))
+                shares = [a / b - 1 for a, b in zip(ours, theirs, strict=True)]
+                gap = paired_interval(shares, [0.0] * len(shares))
+                word = "" if gap is None else " larger" if gap.mean > 0 else " smaller"
+                entries.append(Entry(difference(gap, 100, 2) + word, detail=detail))
         lines.append(Line(labels.method(method), tuple(entries)))
     columns = tuple(f"than {labels.method(base)}, {h}" for base in ("lora", "lora_p") for _, h in _MEASURES)
-    return Block("Smaller by, % [95 % interval of the mean over seeds]", columns, tuple(lines))
+    return Block("Loss against another's, % [95 % interval of the mean over seeds]", columns, tuple(lines))
 
 
 def _fidelity_block(found: Mapping[str, Sequence[Record | None]], gaps: Mapping[str, str]) -> tuple[Block, ...]:
