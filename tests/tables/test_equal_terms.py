@@ -94,10 +94,9 @@ def _trial(cell: object, loss: float, sharpness: float, *, diverged: bool = Fals
     return Record(str(cell.id), {**result, "files": {}}, {})  # type: ignore[attr-defined]
 
 
-def test_an_edge_is_the_last_rate_that_learns_and_a_start_twice_as_sharp_has_half_of_the_first_rows(
-    checkout: Path,
-) -> None:
-    """LoRA learns up to the fourth of six rates, NoRA up to the second, and diverges at the last."""
+def test_a_start_twice_as_sharp_is_expected_to_be_best_at_half_the_first_rows_rate(checkout: Path) -> None:
+    """LoRA is best at the third of six rates and learns up to the fourth; NoRA is best at the second, learns no
+    further, and diverges at the last."""
     table = load_target(checkout, "starts_rates", ["method=lora,nora"])
     rates = sorted({cell.spec.protocol.lr for cell in table.cells({})})
     losses = {"lora": [1.0, 0.8, 0.6, 0.9, 1.2, 3.0], "nora": [1.0, 0.7, 1.1, 2.0, 3.0, math.inf]}
@@ -109,10 +108,11 @@ def test_an_edge_is_the_last_rate_that_learns_and_a_start_twice_as_sharp_has_hal
     figure = learning_rates.build(table, records)
     rows = {(row[1], row[2]): row for row in figure.csv_rows}
     assert len(rows) == 2 * 6 and figure.banner == labels.BANNERS["mini"]
-    edge, predicted = figure.csv_header.index("edge"), figure.csv_header.index("predicted_edge")
+    edge, best, predicted = (figure.csv_header.index(key) for key in ("edge", "best", "predicted_best"))
+    assert rows["lora", rates[0]][best] == rates[2] and rows["nora", rates[0]][best] == rates[1]
     assert {row[edge] for (name, _), row in rows.items() if name == "lora"} == {rates[3]}
     assert {row[edge] for (name, _), row in rows.items() if name == "nora"} == {rates[1]}
-    assert rows["nora", rates[0]][predicted] == pytest.approx(rates[3] / 2)
+    assert rows["nora", rates[0]][predicted] == pytest.approx(rates[2] / 2)
     assert rows["nora", rates[5]][figure.csv_header.index("dev_loss")] == math.inf
     assert set(render(figure)) == {"pdf", "png", "csv", "md"}
     # A start without one of its runs is not drawn from the others.
@@ -121,11 +121,16 @@ def test_an_edge_is_the_last_rate_that_learns_and_a_start_twice_as_sharp_has_hal
     assert {row[1] for row in partial.csv_rows} == {"lora"} and "1 of 12 runs are not there" in partial.banner
 
 
-@pytest.mark.parametrize("sharpness, rho", [([1.0, 2.0, 4.0, 8.0], -1.0), ([8.0, 4.0, 2.0, 1.0], 1.0)])
-def test_the_correlation_is_negative_where_sharper_starts_end_earlier(sharpness: list[float], rho: float) -> None:
-    edges = [8.0, 4.0, 2.0, 1.0]
-    rows = [
-        learning_rates.Row((learning_rates.Point(edge, 0.5, 1.0),), value)
-        for edge, value in zip(edges, sharpness, strict=True)
-    ]
-    assert learning_rates.rank_correlation(rows)[0] == pytest.approx(rho)
+@pytest.mark.parametrize(
+    "sharpness, best, said",
+    [
+        ([1.0, 2.0, 4.0, 8.0], [8.0, 4.0, 2.0, 1.0], "-1.00 (p = 0)"),
+        ([8.0, 4.0, 2.0, 1.0], [8.0, 4.0, 2.0, 1.0], "1.00 (p = 0)"),
+        ([8.0, 4.0, 2.0, 1.0], [3.0, 3.0, 3.0, 3.0], "none, 3 for every start"),
+    ],
+)
+def test_the_correlation_is_negative_where_sharper_starts_want_smaller_rates(
+    sharpness: list[float], best: list[float], said: str
+) -> None:
+    rows = [learning_rates.Row((learning_rates.Point(1.0, 0.5, 1.0),), value) for value in sharpness]
+    assert learning_rates.correlation(rows, best) == said

@@ -1,4 +1,4 @@
-"""Learning rate against dev score and loss, a pair of axes per start, with the edge that its sharpness predicts."""
+"""Learning rate against dev score, small axes per start, with the best rate that its sharpness predicts."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ class Row:
         usable = [p.rate for p in self.points if p.loss <= self.points[0].loss]
         return max(usable, default=math.nan)
 
+    @property
+    def best(self) -> float:
+        """The rate of the highest dev score; of equals the lower loss, then the lower rate."""
+        finite = [(-p.score, p.loss, p.rate) for p in self.points if math.isfinite(p.loss)]
+        return min(finite)[2] if finite else math.nan
+
 
 def row_of(by_rate: Mapping[float, Sequence[Record | None]], metric: str) -> Row | None:
     """A start's row from its records by learning rate; None while one is missing."""
@@ -58,17 +64,20 @@ def row_of(by_rate: Mapping[float, Sequence[Record | None]], metric: str) -> Row
     return Row(tuple(points), mean(sharpness)) if sharpness else None
 
 
-def predicted_edge(row: Row, first: Row) -> float:
-    """The first row's edge times how much flatter this start is: a stable step is inversely proportional to λ_max."""
-    return first.edge * first.sharpness / row.sharpness
+def predicted_best(row: Row, first: Row) -> float:
+    """The first row's best rate times how much flatter this start is: a stable step is inversely proportional to
+    λ_max (arXiv 2602.04998)."""
+    return first.best * first.sharpness / row.sharpness
 
 
-def rank_correlation(rows: Sequence[Row]) -> tuple[float, float]:
-    """Spearman's ρ of sharpness and edge over the starts, and its two-sided p."""
+def correlation(rows: Sequence[Row], rates: Sequence[float]) -> str:
+    """Spearman's ρ of the sharpness with a rate of each start, and its two-sided p; that all are alike, where so."""
     from scipy.stats import spearmanr
 
-    found = spearmanr([row.sharpness for row in rows], [row.edge for row in rows])
-    return float(found.statistic), float(found.pvalue)
+    if len(set(rates)) == 1:
+        return f"none, {rates[0]:g} for every start"
+    found = spearmanr([row.sharpness for row in rows], rates)
+    return f"{float(found.statistic):.2f} (p = {float(found.pvalue):.2g})"
 
 
 def build(table: Table, records: Mapping[str, Record]) -> Figure:
@@ -92,7 +101,8 @@ def build(table: Table, records: Mapping[str, Record]) -> Figure:
         across = min(7, len(rows))
         axes = canvas.subplots(math.ceil(len(rows) / across), across, sharex=True, sharey=True, squeeze=False)
         for ax, (method, row) in zip(axes.flat, rows.items(), strict=False):
-            ax.set_title(labels.method(method), fontsize=6)
+            name = labels.method(method)
+            ax.set_title(name, fontsize=6 if len(name) < 20 else 5)
             if row is None:
                 ax.text(0.5, 0.5, "missing", ha="center", va="center", transform=ax.transAxes, fontsize=6)
                 continue
@@ -108,24 +118,27 @@ def build(table: Table, records: Mapping[str, Record]) -> Figure:
         f"{labels.task(column)}, dev {labels.metric(metric)} (line; grey: {labels.method(first)}), "
         f"{labels.over_seeds(table.seeds)}; × where a seed diverged. {len(cells)} runs, "
         f"{len(cells) // max(len(rows) * len(table.seeds), 1)} learning rates √10 apart for every start.",
-        "Dashed: the edge predicted from the sharpness λ (top eigenvalue of the loss's Hessian over the adapter before "
-        f"the first step), {labels.method(first)}'s edge · its λ / λ. Solid: the edge found, the largest rate at which "
-        "the dev loss is no higher than at the smallest. AdamW and the preconditioned steps scale each direction "
-        "themselves: λ knows nothing of that.",
+        "Solid: the best rate found. Dashed: the one predicted from the sharpness λ (top eigenvalue of the loss's "
+        f"Hessian over the adapter before the first step), {labels.method(first)}'s best · its λ / λ. AdamW and the "
+        "preconditioned steps scale each direction themselves: λ knows nothing of that.",
     ]
     if len(known) > 3:
-        rho, p = rank_correlation(list(known.values()))
-        notes.append(f"Spearman's ρ of λ and the edge found over {len(known)} starts: {rho:.2f} (p = {p:.2g}).")
+        whole = list(known.values())
+        notes.append(
+            f"Over {len(known)} starts, Spearman's ρ of λ with the best rate: "
+            f"{correlation(whole, [row.best for row in whole])}; with the largest rate at which the dev loss is no "
+            f"higher than at the smallest: {correlation(whole, [row.edge for row in whole])}."
+        )
     return Figure(
         name=f"{table.name}.{table.scale}",
         title=labels.heading(table.name, table.file.title),
         size=(PAPER_WIDTH, 1.25 * math.ceil(len(rows) / 7) + 0.3),
         draw=draw,
-        csv_header=("task", "method", "lr", "dev", "dev_loss", "sharpness", "edge", "predicted_edge"),
+        csv_header=("task", "method", "lr", "dev", "dev_loss", "sharpness", "best", "predicted_best", "edge"),
         csv_rows=tuple(
             (
-                column, method, p.rate, p.score, p.loss, row.sharpness, row.edge,
-                predicted_edge(row, base) if base else "",
+                column, method, p.rate, p.score, p.loss, row.sharpness, row.best,
+                predicted_best(row, base) if base else "", row.edge,
             )
             for method, row in known.items()
             for p in row.points
@@ -141,10 +154,10 @@ def _draw_row(ax: Axes, row: Row, base: Row | None) -> None:
     rates = [p.rate for p in row.points]
     if base is not None and base is not row:
         ax.plot([p.rate for p in base.points], [100 * p.score for p in base.points], color="#bbbbbb", linewidth=0.8)
-        ax.axvline(predicted_edge(row, base), color=VERMILION, linestyle="--", linewidth=0.8)
+        ax.axvline(predicted_best(row, base), color=VERMILION, linestyle="--", linewidth=0.8)
     ax.plot(rates, [100 * p.score for p in row.points], "o-", color=BLUE, markersize=2, linewidth=1)
-    if not math.isnan(row.edge):
-        ax.axvline(row.edge, color=VERMILION, linewidth=0.8)
+    if not math.isnan(row.best):
+        ax.axvline(row.best, color=VERMILION, linewidth=0.8)
     for point in row.points:
         if math.isinf(point.loss):
             ax.plot(point.rate, 0.02, "x", color="#000000", markersize=3, transform=ax.get_xaxis_transform())
