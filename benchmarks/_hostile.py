@@ -270,7 +270,7 @@ PAYLOADS = (
     "%x", "#1", "$x$", "a&b", "x_y^z", "{", "}", "~", "^^5cinput{x}",
     *(f"{first}{rest}" for first in "=+-@" for rest in ("cmd|'/C calc'!A0", "SUM(1,1)*cmd", "HYPERLINK(\"//x\")")),
     "\t=1+1", "\r=1+1", "\x1b[31mred", "\x1b]0;title\x07", "\x1b]8;;file:///x\x1b\\x", "\x9b2J", "\x1b[2J\x1b[H",
-    "\u202egnp.exe", "\u2066x\u2069", "\u061cx", "a\u2028b", "\x7f\x08\x08", "a\nb", "../../x", "-rf", "a\x00b",
+    "\u202egnp.exe", "\u2066x\u2069", "\u061cx", "a\u2028b", "\x7f\x08\x08", "a\nb", "[x]", "../../x", "-rf", "a\x00b",
 )  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def payloads(checkout: Path, folder: Path, texts: Sequence[str] = PAYLOADS) -> d
     clean, hostile = Store(folder / "clean"), Store(folder / "hostile")
     for number, record in enumerate(like):
         _put(clean, record, record)
-        _put(hostile, record, replace(record, run=_with_text(record.run, texts[number % len(texts)])))
+        _put(hostile, record, replace(record, run=with_text(record.run, texts[number % len(texts)])))
     wrong: list[str] = []
     target = load_target(checkout, "table2")
     acts, pages, trials = [], [], 0
@@ -361,7 +361,7 @@ def _put(store: Store, like: Record, record: Record) -> None:
             shutil.copy(like.folder / file["name"], path.parent)
 
 
-def _with_text(run: Mapping[str, Any], text: str) -> dict[str, Any]:
+def with_text(run: Mapping[str, Any], text: str) -> dict[str, Any]:
     fields = dict.fromkeys(
         ("host", "device", "cpu", "machine", "commit", "python", "job", "git", "version", "new"), text
     )
