@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from nora import cli
+from nora.config import compose
 from nora.config.spec import run_id
 from nora.errors import UserError
 from nora.execution.tracker import history
@@ -75,6 +76,13 @@ def configs(checkout: Path, trials: int, draw: random.Random) -> dict[str, Any]:
         value = draw.choice(_VALUES) if draw.random() < 0.7 else repr(draw.uniform(-1e3, 1e3))
         return f"{draw.choice(['', '', '', '+', '++', '~'])}{key}={value}"
 
+    def again(words: list[str]) -> float:
+        compose._composed.cache_clear()
+        started = time.process_time()
+        with suppress(Exception):
+            compose_run(checkout, words)
+        return time.process_time() - started
+
     specs = refused = 0
     seconds, wrong = [], []
     for _ in range(trials):
@@ -89,9 +97,13 @@ def configs(checkout: Path, trials: int, draw: random.Random) -> dict[str, Any]:
                 wrong.append(f"{words!r:.200}: more than one line")
         except BaseException as error:
             wrong.append(f"{words!r:.200}: {type(error).__name__}: {error!s:.100}")
-        seconds.append(time.process_time() - started)
+        took = time.process_time() - started
+        if took > 0.05:  # the least of three: what else the machine and Python's collector do is not the config's
+            took = min(took, again(words), again(words))
+        seconds.append(took)
     return {"trials": trials, "passed": trials - len(wrong), "specs": specs, "refused": refused, "wrong": wrong[:20],
-            "median_ms": round(1e3 * median(seconds), 1), "most_ms": round(1e3 * max(seconds), 1)}  # fmt: skip
+            "median_ms": round(1e3 * median(seconds), 1), "most_ms": round(1e3 * max(seconds), 1),
+            "over_50_ms": sum(one > 0.05 for one in seconds)}  # fmt: skip
 
 
 _DEEP = b"[" * 10_000 + b"]" * 10_000
