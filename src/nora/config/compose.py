@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -121,12 +121,20 @@ def _recall(conf: Path, overrides: tuple[str, ...], files: _Files, known: dict[s
     key = " ".join([group, *overrides])
     if key not in known:
         made = {name: value for name, value in _compose(conf, overrides, files).items() if name != "exec"}
-        text = json.dumps(made)
-        if json.loads(text) != made:  # holds what JSON cannot keep
+        text = _as_text(made)
+        if text is None:
             return made
         known[key] = text
     recalled: dict[str, Json] = json.loads(known[key])
     return recalled
+
+
+def _as_text(made: dict[str, Json]) -> str | None:
+    """As JSON; None where JSON cannot keep it (a key that is a number, bytes)."""
+    with suppress(TypeError, ValueError):
+        text = json.dumps(made)
+        return text if json.loads(text) == made else None
+    return None
 
 
 def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
@@ -163,8 +171,8 @@ def _missing(node: Json, path: str = "") -> Iterator[str]:
 
 
 def _compose(conf: Path, overrides: tuple[str, ...], files: _Files) -> dict[str, Json]:
-    made: dict[str, Json] = pickle.loads(_composed(conf, overrides, files))
-    return made
+    made = _composed(conf, overrides, files)
+    return json.loads(made) if isinstance(made, str) else copy.deepcopy(made)
 
 
 @contextmanager
@@ -179,8 +187,8 @@ def _quick_yaml() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1024)
-def _composed(conf: Path, overrides: tuple[str, ...], files: _Files) -> bytes:
-    """Pickled: a thousand configurations as objects would be walked by every pass of Python's collector, and a copy of
+def _composed(conf: Path, overrides: tuple[str, ...], files: _Files) -> str | dict[str, Json]:
+    """As JSON: a thousand configurations as objects would be walked by every pass of Python's collector, and a copy of
     one costs more than reading it."""
     del files  # part of the key
     for folder in folders(conf):
@@ -204,7 +212,8 @@ def _composed(conf: Path, overrides: tuple[str, ...], files: _Files) -> bytes:
         if missing:
             raise UserError("; ".join(f"{key}: a value is required (???), give {key}=…" for key in missing))
         with limits.bounded_resolution(" ".join(word for word in overrides if word != OWN_STORE) or "conf"):
-            return pickle.dumps(OmegaConf.to_container(config, resolve=True))
+            made: dict[str, Json] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        return _as_text(made) or made
     except ConfigCompositionException as error:
         cause = error.__cause__
         detail = f" ({first_line(cause)})" if cause is not None else ""
