@@ -105,6 +105,7 @@ def test_readers_beside_writers(checkout: Path) -> None:
     assert part["wrong"] == [] and part["passed"] == part["trials"] > 0 and part["made"] > 0, part
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("wandb") is None, reason="NO W&B: it is not installed")
 def test_a_run_before_a_wandb_that_falls_silent(checkout: Path) -> None:
     """The real client; it has 2 s for the start and the end each."""
