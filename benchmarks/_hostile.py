@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from nora import cli
+from nora.config import compose
 from nora.config.spec import run_id
 from nora.errors import UserError
 from nora.execution.tracker import history
@@ -75,6 +76,13 @@ def configs(checkout: Path, trials: int, draw: random.Random) -> dict[str, Any]:
         value = draw.choice(_VALUES) if draw.random() < 0.7 else repr(draw.uniform(-1e3, 1e3))
         return f"{draw.choice(['', '', '', '+', '++', '~'])}{key}={value}"
 
+    def again(words: list[str]) -> float:
+        compose._composed.cache_clear()
+        started = time.process_time()
+        with suppress(Exception):
+            compose_run(checkout, words)
+        return time.process_time() - started
+
     specs = refused = 0
     seconds, wrong = [], []
     for _ in range(trials):
@@ -89,9 +97,13 @@ def configs(checkout: Path, trials: int, draw: random.Random) -> dict[str, Any]:
                 wrong.append(f"{words!r:.200}: more than one line")
         except BaseException as error:
             wrong.append(f"{words!r:.200}: {type(error).__name__}: {error!s:.100}")
-        seconds.append(time.process_time() - started)
+        took = time.process_time() - started
+        if took > 0.05:  # the least of three: what else the machine and Python's collector do is not the config's
+            took = min(took, again(words), again(words))
+        seconds.append(took)
     return {"trials": trials, "passed": trials - len(wrong), "specs": specs, "refused": refused, "wrong": wrong[:20],
-            "median_ms": round(1e3 * median(seconds), 1), "most_ms": round(1e3 * max(seconds), 1)}  # fmt: skip
+            "median_ms": round(1e3 * median(seconds), 1), "most_ms": round(1e3 * max(seconds), 1),
+            "over_50_ms": sum(one > 0.05 for one in seconds)}  # fmt: skip
 
 
 _DEEP = b"[" * 10_000 + b"]" * 10_000
@@ -270,7 +282,7 @@ PAYLOADS = (
     "%x", "#1", "$x$", "a&b", "x_y^z", "{", "}", "~", "^^5cinput{x}",
     *(f"{first}{rest}" for first in "=+-@" for rest in ("cmd|'/C calc'!A0", "SUM(1,1)*cmd", "HYPERLINK(\"//x\")")),
     "\t=1+1", "\r=1+1", "\x1b[31mred", "\x1b]0;title\x07", "\x1b]8;;file:///x\x1b\\x", "\x9b2J", "\x1b[2J\x1b[H",
-    "\u202egnp.exe", "\u2066x\u2069", "\u061cx", "a\u2028b", "\x7f\x08\x08", "a\nb", "../../x", "-rf", "a\x00b",
+    "\u202egnp.exe", "\u2066x\u2069", "\u061cx", "a\u2028b", "\x7f\x08\x08", "a\nb", "[x]", "../../x", "-rf", "a\x00b",
 )  # fmt: skip
 
 
@@ -303,7 +315,7 @@ def payloads(checkout: Path, folder: Path, texts: Sequence[str] = PAYLOADS) -> d
     clean, hostile = Store(folder / "clean"), Store(folder / "hostile")
     for number, record in enumerate(like):
         _put(clean, record, record)
-        _put(hostile, record, replace(record, run=_with_text(record.run, texts[number % len(texts)])))
+        _put(hostile, record, replace(record, run=with_text(record.run, texts[number % len(texts)])))
     wrong: list[str] = []
     target = load_target(checkout, "table2")
     acts, pages, trials = [], [], 0
@@ -361,7 +373,7 @@ def _put(store: Store, like: Record, record: Record) -> None:
             shutil.copy(like.folder / file["name"], path.parent)
 
 
-def _with_text(run: Mapping[str, Any], text: str) -> dict[str, Any]:
+def with_text(run: Mapping[str, Any], text: str) -> dict[str, Any]:
     fields = dict.fromkeys(
         ("host", "device", "cpu", "machine", "commit", "python", "job", "git", "version", "new"), text
     )

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ from nora.verbs.machine import load_program
 from nora.workspace import find_checkout
 
 _cluster = load_program(Path(__file__).with_name("cluster.py"))
-_hostile = load_program(Path(__file__).with_name("_hostile.py"))
+_hostile, _readers, _sinks, _wandb = (
+    load_program(Path(__file__).with_name(f"_{name}.py")) for name in ("hostile", "readers", "sinks", "wandb")
+)
 _WORDS = ["scale=smoke", "task=cb", "method=nora_plus", "method.dropout=0.1", "protocol.epochs=8", "exec.device=cpu",
           "exec.checkpoint_every=2", "exec.keep_adapter=true", "exec.progress=false"]  # fmt: skip
 _SYSCALLS = ("openat", "write", "fsync", "rename", "link", "unlink", "mkdir")
@@ -424,6 +427,20 @@ def run(*, quick: bool) -> dict[str, Any]:
                 lambda: _hostile.payloads(
                     subject.checkout, folder / "payloads", _hostile.PAYLOADS[:: 9 if quick else 1]
                 ),
+            ),
+            "hostile texts in a real browser, TeX and spreadsheet": (
+                _sinks.why_not(),
+                lambda: _sinks.sinks(
+                    subject.checkout, folder / "sinks", _hostile.PAYLOADS[:: 9 if quick else 1], _hostile.with_text
+                ),
+            ),
+            "32 readers beside 2 writers for 10 minutes": (
+                None,
+                lambda: _readers.beside_writers(subject.checkout, folder / "readers", 20 if quick else 600),
+            ),
+            "W&B refusing, silent, 429, 500, slow": (
+                None if find_spec("wandb") else "wandb is not installed",
+                lambda: _wandb.moods(subject.checkout, ("429", "slow") if quick else _wandb.MOODS),
             ),
             "a config generated at random": (
                 None,

@@ -118,12 +118,17 @@ def _step_clocks(store: Store, seconds: float) -> None:
             os.utime(attempt.path / "heartbeat", (now, now))
 
 
-def _bring_back() -> None:
-    """What the people of a site do with a node that is down or that SLURM has drained."""
-    away = slurm.call("sinfo", "-h", "-N", "-p", "gpu", "-t", "down,drain", "-o", "%N").split()
-    for node in set(away):
-        with contextlib.suppress(RunFailed):  # it came back by itself
+def _bring_back(folder: Path) -> bool:
+    """What the people of a site do with a node that is down or that SLURM has drained, and with a controller that has
+    crashed; whether it had."""
+    crashed = not slurm_testbed.controller_lives(folder)
+    if crashed:
+        slurm_testbed.restart_controller(folder)
+    with contextlib.suppress(RunFailed):  # it came back by itself, or the controller does not answer for a moment
+        away = slurm.call("sinfo", "-h", "-N", "-p", "gpu", "-t", "down,drain", "-o", "%N").split()
+        for node in set(away):
             slurm.call("scontrol", "update", f"nodename={node}", "state=resume")
+    return crashed
 
 
 def _strike(what: str, task: slurm.Task, draw: random.Random, folder: Path, store: Store) -> None:
@@ -140,7 +145,7 @@ def _strike(what: str, task: slurm.Task, draw: random.Random, folder: Path, stor
         node = slurm.call("squeue", "-h", "-j", task.id, "-o", "%N").strip()
         slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=chaos")
         time.sleep(1)
-        _bring_back()
+        _bring_back(folder)
     elif what == "slurmctld restart":
         slurm_testbed.restart_controller(folder)
     elif what == "disk full":
@@ -173,7 +178,7 @@ def disturbed(
     draw = random.Random(0)
     waiting = [kinds[number % len(kinds)] for number in range(events)]
     draw.shuffle(waiting)
-    happened, launches, retries, refused, released = Counter[str](), 0, 0, 0, 0
+    happened, launches, retries, refused, released, crashed = Counter[str](), 0, 0, 0, 0, 0
     cluster = [*words, "exec=slurm", "exec.profile=testbed", "exec.code=live", "exec.partition=scav",
                f"exec.results={store.root}", "exec.checkpoint_every=20"]  # fmt: skip
     started = time.monotonic()
@@ -186,11 +191,12 @@ def disturbed(
                 _nora("retry", *cluster)
                 retries += 1
         time.sleep(draw.uniform(0.5, 2))
-        _bring_back()
+        crashed += _bring_back(folder)
         for task in tasks:
             if "held" in task.reason.lower():  # SLURM's own: what it could not start on a node that came back
-                slurm.call("scontrol", "release", task.id)
-                released += 1
+                with contextlib.suppress(RunFailed):  # gone meanwhile
+                    slurm.call("scontrol", "release", task.id)
+                    released += 1
         running = [task for task in _tasks() if task.state == "RUNNING"]
         if waiting and running and done >= sum(happened.values()) * (len(expected) - 2) // events:
             what = waiting.pop(0)
@@ -214,6 +220,7 @@ def disturbed(
         "retries": retries,
         "launches that said no": refused,
         "jobs that SLURM held, released": released,
+        "slurmctld crashed by itself, started": crashed,
         "seconds": round(time.monotonic() - started, 1),
     }
 

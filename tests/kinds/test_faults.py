@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from nora.verbs.machine import load_program
 
 _FEW = """
 import json, random, tempfile
@@ -82,3 +85,29 @@ def test_a_hostile_text_is_a_text_before_every_sink(checkout: Path) -> None:
     """HTML, LaTeX, CSV and the terminal."""
     (part,) = _few(checkout, "[chaos._hostile.payloads(subject.checkout, subject.folder / 'payloads')]")
     assert part["wrong"] == [] and part["passed"] == part["trials"] > 200 and part["payloads"] >= 60, part
+
+
+_BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+_SINKS, _HOSTILE = (load_program(_BENCHMARKS / f"_{name}.py") for name in ("sinks", "hostile"))
+
+
+@pytest.mark.skipif(_SINKS.why_not() is not None, reason=f"NO REAL SINKS: {_SINKS.why_not()}")
+def test_a_hostile_text_before_the_programs_that_people_open_it_with(checkout: Path, tmp_path: Path) -> None:
+    """Chromium, pdflatex and Gnumeric."""
+    texts = [*_HOSTILE.PAYLOADS[::12], "\x1b", "=1+1", "[x]"]
+    part = _SINKS.sinks(checkout, tmp_path / "sinks", texts, _HOSTILE.with_text)
+    assert part["wrong"] == [] and part["passed"] == part["trials"] == 3 * part["payloads"] > 20, part
+
+
+def test_readers_beside_writers(checkout: Path) -> None:
+    few = "[chaos._readers.beside_writers(subject.checkout, subject.folder / 'r', 5, readers=4)]"
+    (part,) = _few(checkout, few)
+    assert part["wrong"] == [] and part["passed"] == part["trials"] > 0 and part["made"] > 0, part
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("wandb") is None, reason="NO W&B: it is not installed")
+def test_a_run_before_a_wandb_that_falls_silent(checkout: Path) -> None:
+    """The real client; it has 2 s for the start and the end each."""
+    part = load_program(_BENCHMARKS / "_wandb.py").moods(checkout, ("silent later",), (2, 2), 25)
+    assert part["wrong"] == [] and part["passed"] == part["trials"] == 1, part

@@ -67,6 +67,32 @@ def test_a_silent_server_delays_neither_the_start_nor_the_end(
     assert server.runs == {"i": {1: {"loss": 1.0}}}, "what was handed over waits for it"
 
 
+def test_one_line_tells_of_it_whatever_wandb_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """W&B's errors go over lines or say nothing, and after the end its threads are torn down with one more."""
+    monkeypatch.setattr(tracker, "_FINISH_SECONDS", 0.2)
+    late = threading.Event()
+
+    def ends(error: Exception, *, wait: bool) -> list[str]:
+        def start() -> Any:
+            assert not wait or late.wait(60)
+            raise error
+
+        caplog.clear()
+        opened = tracker.WandbTracker(start)
+        opened.finish()
+        late.set()
+        opened._thread.join(60)
+        return caplog.messages
+
+    after = "; this run is not mirrored further, its record is not affected"
+    assert ends(ConnectionError("HTTP 429:\n  slow down"), wait=False) == [f"W&B: HTTP 429: slow down{after}"]
+    assert ends(ConnectionError(), wait=False) == [f"W&B: ConnectionError{after}"]
+    late.clear()
+    assert len(ends(ConnectionError(), wait=True)) == 1 and "no answer" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_real_dead_address(checkout: Path) -> None:
     """W&B itself, online, against a closed port and a socket that never answers (figures in results/bench)."""

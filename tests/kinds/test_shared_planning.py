@@ -15,7 +15,7 @@ from nora.config.compose import choices, choices_side_by_side, compose_config
 
 
 def _misses() -> int:
-    return compose._compose.cache_info().misses
+    return compose._composed.cache_info().misses
 
 
 def test_an_edited_file_is_seen_and_a_copy_is_given(checkout: Path, tmp_path: Path) -> None:

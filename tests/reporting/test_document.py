@@ -183,8 +183,8 @@ def test_latex_is_escaped() -> None:
         r"X$_{t+1}$$^{T}$, $\sigma$$_{r}$(A), ``so'', \texttt{a\_b}"
     )
     assert escape_latex("-0.5 [-1.2, 3], 1e-05, few-shot, A-1") == r"$-$0.5 [$-$1.2, 3], 1e-05, few-shot, A-1"
-    with pytest.raises(ValueError, match="given '漢'"):
-        escape_latex("漢")
+    assert escape_latex("漢 X_{漢} \x1b a\n\tb") == "{}[U+6F22] X$_{[U+6F22]}$ [U+001B] a b"
+    assert escape_latex("[0.1, 0.2]") == "{}[0.1, 0.2]", "after the end of a line it would be a length"
 
 
 def test_summary_against_the_standard_library() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from testbed import STAGE_1, Testbed, ends_identically, hold, launch_and_wait_fo
 from nora import cli
 from nora.launch.submission import submissions
 from nora.store.states import run_state
-from slurm_testbed import configured
+from slurm_testbed import configured, controller_lives, restart_controller
 
 pytestmark = pytest.mark.slurm
 Out = pytest.CaptureFixture[str]
@@ -75,6 +76,24 @@ def test_a_question_that_is_never_answered(
     assert err == "nora: sbatch --test-only: no answer within 4 s; nothing was submitted\n"
     assert slurm.submitted() == before
     assert slurm.nora("launch", *ONE) == 0 and slurm.submitted() == before + 1
+
+
+def test_a_controller_that_has_crashed(slurm: Testbed, capsys: Out) -> None:
+    """It does crash by itself now and then (a segmentation fault of SLURM's own). One line; what it had queued is there
+    when it is started again, and the next launch submits nothing twice."""
+    hold(slurm)
+    assert slurm.nora("launch", *ONE) == 0
+    before = slurm.submitted()
+    os.kill(int((slurm.folder / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
+    slurm.wait(lambda: not controller_lives(slurm.folder))
+    try:
+        capsys.readouterr()
+        assert slurm.nora("launch", *ONE) == 1
+        out, err = capsys.readouterr()
+        assert err.count("\n") == 1 and "Unable to contact slurm controller" in err, (out, err)
+    finally:
+        restart_controller(slurm.folder)
+    assert slurm.nora("launch", *ONE) == 0 and slurm.submitted() == before
 
 
 def test_all_nodes_drained(slurm: Testbed, capsys: Out) -> None:

@@ -9,12 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 import hydra
 import omegaconf
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -92,7 +93,7 @@ def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Json]:
         )
     )
     if _known is None or all(word.startswith("exec") for word in overrides):  # a workspace's is all about exec
-        return copy.deepcopy(_compose(conf, tuple(overrides), files))
+        return _compose(conf, tuple(overrides), files)
     return _recall(conf, tuple(overrides), files, _known)
 
 
@@ -120,12 +121,20 @@ def _recall(conf: Path, overrides: tuple[str, ...], files: _Files, known: dict[s
     key = " ".join([group, *overrides])
     if key not in known:
         made = {name: value for name, value in _compose(conf, overrides, files).items() if name != "exec"}
-        text = json.dumps(made)
-        if json.loads(text) != made:  # holds what JSON cannot keep
-            return copy.deepcopy(made)
+        text = _as_text(made)
+        if text is None:
+            return made
         known[key] = text
     recalled: dict[str, Json] = json.loads(known[key])
     return recalled
+
+
+def _as_text(made: dict[str, Json]) -> str | None:
+    """As JSON; None where JSON cannot keep it (a key that is a number, bytes)."""
+    with suppress(TypeError, ValueError):
+        text = json.dumps(made)
+        return text if json.loads(text) == made else None
+    return None
 
 
 def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
@@ -161,8 +170,26 @@ def _missing(node: Json, path: str = "") -> Iterator[str]:
         yield path
 
 
-@lru_cache(maxsize=1024)
 def _compose(conf: Path, overrides: tuple[str, ...], files: _Files) -> dict[str, Json]:
+    made = _composed(conf, overrides, files)
+    return json.loads(made) if isinstance(made, str) else copy.deepcopy(made)
+
+
+@contextmanager
+def _quick_yaml() -> Iterator[None]:
+    """OmegaConf reads YAML with libyaml, where PyYAML has it: a fifth of what composing costs."""
+    slow = yaml.SafeLoader
+    try:
+        yaml.SafeLoader = getattr(yaml, "CSafeLoader", slow)  # type: ignore[misc]
+        yield
+    finally:
+        yaml.SafeLoader = slow  # type: ignore[misc]
+
+
+@lru_cache(maxsize=1024)
+def _composed(conf: Path, overrides: tuple[str, ...], files: _Files) -> str | dict[str, Json]:
+    """As JSON: a thousand configurations as objects would be walked by every pass of Python's collector, and a copy of
+    one costs more than reading it."""
     del files  # part of the key
     for folder in folders(conf):
         limits.check_folder(folder)
@@ -177,7 +204,7 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: _Files) -> dict[str,
     _check_choices(conf, overrides)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
+        with initialize_config_dir(str(conf), version_base="1.3"), _quick_yaml():
             config = compose("config", [*search_path(), *permit_new_keys(conf, overrides)])
         plain: Json = OmegaConf.to_container(config, resolve=False)
         limits.check_interpolations(plain)
@@ -185,7 +212,8 @@ def _compose(conf: Path, overrides: tuple[str, ...], files: _Files) -> dict[str,
         if missing:
             raise UserError("; ".join(f"{key}: a value is required (???), give {key}=…" for key in missing))
         with limits.bounded_resolution(" ".join(word for word in overrides if word != OWN_STORE) or "conf"):
-            return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+            made: dict[str, Json] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        return _as_text(made) or made
     except ConfigCompositionException as error:
         cause = error.__cause__
         detail = f" ({first_line(cause)})" if cause is not None else ""

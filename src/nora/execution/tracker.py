@@ -72,6 +72,7 @@ class WandbTracker(Tracker):
         self._calls: queue.SimpleQueue[Callable[[WandbRun], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._started = False
+        self._given_up = False
 
     def _put(self, call: Callable[[WandbRun], None] | None) -> None:
         self._calls.put(call)
@@ -87,7 +88,10 @@ class WandbTracker(Tracker):
         except ImportError:
             _LOG.warning("W&B is not installed (pip install wandb): this run is not mirrored")
         except Exception as error:  # W&B may raise anything; a copy must not end a run
-            _LOG.warning("W&B: %s; this run is not mirrored further, its record is not affected", error)
+            if self._given_up:  # that was said, and once is enough
+                return
+            said = " ".join(str(error).split()) or type(error).__name__
+            _LOG.warning("W&B: %s; this run is not mirrored further, its record is not affected", said)
 
     def log(self, values: Mapping[str, Json], step: int) -> None:
         self._put(lambda run: run.log(values, step=step))
@@ -111,6 +115,7 @@ class WandbTracker(Tracker):
         self._put(None)
         self._thread.join(_FINISH_SECONDS)
         if self._thread.is_alive():
+            self._given_up = True
             _LOG.warning("W&B: no answer within %d s; `nora sync-wandb` brings the rest", _FINISH_SECONDS)
 
 
@@ -129,9 +134,10 @@ def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing
     """A W&B run under our own id; raises what W&B raises. Online without a key becomes offline, with a warning."""
     # W&B's reports about itself go to its server even when offline; a compute node may have no network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")  # what is to be said of it we say, in one line
     import wandb
 
-    if mode == "online" and wandb.api.api_key is None:
+    if mode == "online" and not _has_key(wandb):
         _LOG.warning("W&B: no API key configured; logging offline into %s", folder)
         mode = "offline"
     return wandb.init(
@@ -140,9 +146,24 @@ def open_run(mode: str, *, project: str, run_id: str, folder: Path, **describing
         dir=os.environ.get("WANDB_DIR") or str(folder),
         mode=mode,  # type: ignore[arg-type]
         resume="allow" if mode == "online" else None,
-        settings=wandb.Settings(init_timeout=_INIT_SECONDS, console="off", silent=True),
+        settings=wandb.Settings(init_timeout=_INIT_SECONDS, console="off", silent=True, **_bounded_end(wandb)),
         **describing,
     )
+
+
+def _has_key(wandb: Any) -> bool:
+    """Whether a key of W&B's is configured, asking nobody for one."""
+    if hasattr(wandb, "login"):
+        with suppress(TypeError):  # an older W&B, which cannot be asked so
+            return bool(wandb.login(prompt=False, verify=False))
+    return wandb.api.api_key is not None
+
+
+def _bounded_end(wandb: Any) -> dict[str, Any]:
+    """W&B itself waits at the end of the process for all that it has not uploaded, however long it takes; with this, in
+    versions that have it, no longer than we do."""
+    known = getattr(wandb.Settings, "model_fields", ())
+    return {k: v for k, v in {"finish_timeout": _FINISH_SECONDS, "finish_timeout_raises": True}.items() if k in known}
 
 
 def describing(spec: Spec, identity: str, *tags: str) -> dict[str, Json]:

@@ -156,28 +156,26 @@ _MINUS = re.compile(r"(?<![\w.)-])-(?=\d)")
 
 
 def escape_latex(text: str) -> str:
-    """``text``, with the light notation of labels.py, as LaTeX prints it; ValueError for a character not spelt here."""
-    text = _MINUS.sub("−", _QUOTED.sub(r"“\1”", text))
-    return rendered(
+    """``text``, with the light notation of labels.py, as LaTeX prints it; a character that is not spelt here (another
+    script, a control character) stands as its number, [U+6F22]: a name of somebody's own must not stop a table."""
+    text = _MINUS.sub("−", _QUOTED.sub(r"“\1”", re.sub(r"\s*[\t\n\r]\s*", " ", text)))
+    latex = rendered(
         text,
         plain=_characters,
         sub=lambda inner: f"$_{{{_in_mathematics(inner)}}}$",
         sup=lambda inner: f"$^{{{_in_mathematics(inner)}}}$",
         code=lambda inner: f"\\texttt{{{_characters(inner)}}}",
     )
+    return f"{{}}{latex}" if latex.startswith("[") else latex  # after the end of a line it would be a length
 
 
 def _in_mathematics(text: str) -> str:
     """What stands raised or lowered is TeX already, but for its signs."""
-    return "".join(_CHARACTERS[c].strip("$") if c not in r"_^{}" and c in _CHARACTERS else c for c in text)
+    return "".join(c if c in r"_^{}" else _characters(c).strip("$") for c in text)
 
 
 def _characters(text: str) -> str:
-    spelt = "".join(_CHARACTERS.get(character, character) for character in text)
-    if not spelt.isascii():
-        unknown = "".join(sorted({character for character in spelt if not character.isascii()}))
-        raise ValueError(f"given {unknown!r} in {text!r}, required ASCII or a character nora.reporting.latex spells")
-    return spelt
+    return "".join(_CHARACTERS.get(c) or (c if " " <= c <= "~" else f"[U+{ord(c):04X}]") for c in text)
 
 
 def _entry(entry: Entry) -> str:
