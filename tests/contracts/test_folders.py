@@ -77,7 +77,7 @@ def test_every_model_has_the_targets_it_names(name: str) -> None:
     twin = config.get("architecture") or json.loads(shipped.read_text())
     true_shape = twin["max_position_embeddings"]  # type: ignore[index]
     smoke = _conf("model").get(
-        f"{config['family']}_smoke", {"architecture": {"num_hidden_layers": 2, "vocab_size": 1024}}
+        f"{config['family']}_smoke", {"architecture": {"num_hidden_layers": 2, "vocab_size": 1024, "pad_token_id": 0}}
     )["architecture"]
     small = {k: v for k, v in smoke.items() if k != "model_type"}  # type: ignore[attr-defined]
     twin = {**twin, **small}  # type: ignore[dict-item]
