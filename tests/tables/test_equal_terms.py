@@ -134,3 +134,16 @@ def test_the_correlation_is_negative_where_sharper_starts_want_smaller_rates(
 ) -> None:
     rows = [learning_rates.Row((learning_rates.Point(1.0, 0.5, 1.0),), value) for value in sharpness]
     assert learning_rates.correlation(rows, best) == said
+
+
+def test_a_note_says_what_remains_of_a_start_at_the_first_rows_size(checkout: Path) -> None:
+    table = load_target(checkout, "starts_pictures", ["method=gaussian,nora,nora_matched"])
+    losses = {"gaussian": 0.10, "nora": 0.13, "nora_matched": 0.101}
+    records = {}
+    for cell in table.cells({}):
+        loss = losses[cell.row] + 0.01 * cell.seed
+        metrics = {"loss": {"mean": loss, "last_100": loss}}
+        result = {"status": "done", "spec": spec_dict(cell.spec), "metrics": metrics, "files": {}}
+        records[cell.id] = Record(cell.id, result, {})
+    (note,) = [line for line in starts_losses.build(table, records).notes if "at its own size" in line]
+    assert note.startswith("NoRA differs from Gaussian by +0.0300 [") and "by +0.0010 [" in note

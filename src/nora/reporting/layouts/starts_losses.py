@@ -55,11 +55,28 @@ def build(table: Subjects, records: Mapping[str, Record]) -> Document:
             f"[95 % t interval]. {labels.BOLD}",
             "Each row at the learning rate of its lower average loss: chosen, for all alike, by what is reported.",
             *table.file.caption,
+            *_of_its_size(table, found),
             f"{len(cells)} runs.",
         ),
         csv_header=("table", "scale", "row", "seed", "lr", "mean_loss", "last_100", "id", "state"),
         csv_rows=tuple(_row(cell, records) for cell in cells),
     )
+
+
+def _of_its_size(table: Subjects, found: Mapping[str, _Found]) -> list[str]:
+    """What remains of a start's difference from the first row once its size is that row's."""
+    first, lines = table.methods[0], []
+    for row in table.methods:
+        method, settings = table.file.choice(row)
+        if "method.match" in settings and {row, method, first} <= set(found):
+            own, matched = (
+                difference(paired_interval(_losses(found[name][1]), _losses(found[first][1]))) for name in (method, row)
+            )
+            lines.append(
+                f"{labels.method(method)} differs from {labels.method(first)} by {own} at its own size, and by "
+                f"{matched} at {labels.method(first)}'s."
+            )
+    return lines
 
 
 def _losses(kept: Sequence[Record], measure: str = "mean") -> list[float]:
