@@ -324,7 +324,7 @@ def validate(value: object, schema: type[Checked], *, prefix: str = "") -> Check
     except ValidationError as error:
         problems, listed = [], set[str]()
         for problem in (_sentence(e, schema, prefix) for e in error.errors(include_url=False)):
-            known = re.search(r", allowed here: [^;]*", problem)
-            problems.append(problem.replace(known[0], "") if known and known[0] in listed else problem)
-            listed |= {known[0]} if known else set()  # what is allowed in a place is said once
+            known = re.search(r",? allowed here: ([^;]*)", problem)
+            problems.append(problem.replace(known[0], "") if known and known[1] in listed else problem)
+            listed |= {known[1]} if known else set()  # what is allowed in a place is said once
         raise UserError("; ".join(prefix + p for p in problems)) from None
