@@ -92,7 +92,7 @@ def test_an_id_that_several_have_lists_them(capsys: Out) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["method=nora", "method.init=pisa"], "method.init: given pisa, allowed"),
+        (["method=nora", "method.init=pisa"], "method.init: given pisa, did you mean pissa? allowed"),
         (["-cn", "nonsense"], "'nonsense'. Check that it's in your config search path.\n"),
         (["-m", "protocol.lr=interval(1e-4,1e-2)"], "give key=a,b or choice(a,b), or hydra/sweeper=optuna"),
     ],

@@ -47,7 +47,7 @@ def test_every_profile_is_valid(path: Path, checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("partitions", "x", "partitions: unknown key, allowed here: partition, account"),
+        ("partitions", "x", "partitions: unknown key, did you mean partition? allowed here: partition, account"),
         ("requeues", True, "did you mean requeue?"),
         ("requeue", "yes", "requeue: given 'yes'"),
         ("gpu", {"spelling": "gpus", "type": None}, "gpu.spelling: given 'gpus'"),

@@ -47,7 +47,8 @@ def test_the_run_divides_as_the_plan_says_and_what_is_typed_stays(checkout: Path
     assert fitted(settings, spec, 80).micro_batch_size == kinds.fit(spec, 80).micro_batch_size == 16
     assert fitted(settings, spec, None) is settings, "a CPU's memory is not the run's alone"
     typed = replace(settings, micro_batch_size=4)
-    assert fitted(typed, spec, 80) is typed
+    assert fitted(typed, spec, 80) == replace(typed, read_every=10)
+    assert fitted(replace(typed, read_every=1), spec, 80).read_every == 1
     small, own, _ = compose_run(checkout, ["scale=mini", "task=cb"])
     assert fitted(own, small, 16).micro_batch_size is None, "nothing changes where a batch fits"
 

@@ -117,9 +117,9 @@ def test_table3_has_the_means_the_differences_and_both_shares(records: dict[str,
     interval = stats.ttest_rel(nora, lora).confidence_interval(0.95)
     assert main["NoRA"][2] == f"{(nora - lora).mean():+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
     assert main["LoRA"][2] == "–"
-    assert shares["NoRA"][0].startswith(f"{100 * np.mean(1 - nora / lora):+.2f} [")
-    assert shares["NoRA"][2].startswith(f"{100 * np.mean(1 - nora / lora_p):+.2f} [")
-    assert shares["NoRA"][0].endswith("(paper +8.7)") and shares["NoRA"][2].endswith("(paper +9.7)")
+    assert shares["NoRA"][0].startswith(f"{100 * np.mean(nora / lora - 1):+.2f} [")
+    assert shares["NoRA"][2].startswith(f"{100 * np.mean(nora / lora_p - 1):+.2f} [")
+    assert shares["NoRA"][0].endswith("(paper 8.7 smaller)") and shares["NoRA"][2].endswith("(paper 9.7 smaller)")
     best = [line.label for line in document.blocks[0].lines if line.entries[0].best]
     lowest = min(values, key=lambda m: np.mean(values[m]))
     clear = all(
@@ -153,8 +153,8 @@ def test_a_missing_and_a_diverged_run_are_shown_and_not_averaged_over(
     assert isinstance(document, Document)
     main, shares = _cells_of(document, 0), _cells_of(document, 1)
     assert main["NoRA"][0].startswith("missing (9/10)") and main["LoRA-P"][0].startswith("diverged 1/10")
-    assert main["NoRA"][2] == "–" and shares["NoRA"][0] == "missing (paper +8.7)"
-    assert shares["NoRA+"][2] == "missing (paper +9.7)"
+    assert main["NoRA"][2] == "–" and shares["NoRA"][0] == "missing (paper 8.7 smaller)"
+    assert shares["NoRA+"][2] == "missing (paper 9.7 smaller)"
     assert not any(e.best for line in document.blocks[0].lines for e in line.entries[:1])
     assert build_artefact(_target("table3", checkout), {}).title
 

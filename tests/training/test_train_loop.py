@@ -408,6 +408,7 @@ def test_compiled_layers_give_the_same_numbers(batch: int, objective: Classifica
     """Dropout on, rows side by side; float64, to its rounding. The layers were compiled, and not for every length anew:
     as many graphs as there are forms of a call (the first layer's input needs no gradient; padded and packed rows)."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     (one, these), (other, those) = (_steps(objective, 0.1, compiled=c, batch=batch) for c in (False, True))
     for a, b in zip(one, other, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=1e-11) and b.grad_norm == pytest.approx(a.grad_norm, rel=1e-9)

@@ -269,7 +269,7 @@ class Pins:
 def _check_has_commits(part: str, given: Mapping[str, Json]) -> None:
     """UserError for a commit of what has none: it would stand in the record and nothing would have read it."""
     source, revision = given.get("source"), given.get("revision")
-    if revision is not None and source not in ("hub", "auto"):
+    if revision is not None and source not in ("hub", "auto", "file"):  # of a file: own_rows
         raise UserError(f"{part}.revision: given {revision}, allowed with {part}.source=hub alone, here it is {source}")
 
 
