@@ -21,7 +21,7 @@ RUNS = [
     (
         TEXT,
         ["method=lora", "method.init=kaimign"],
-        "method.init: given kaimign, did you mean kaiming? allowed corda, eva",
+        "method.init: given kaimign, did you mean kaiming? allowed corda",
     ),
     (TEXT, ["method=lora", "method.alpha=1e300"], "method.alpha: given 1e+300"),
     (TEXT, ["method=nora", "method.xi=1e300"], "method.xi: given 1e+300"),

@@ -224,9 +224,7 @@ def test_rows_that_are_not_those_of_the_spec_are_refused(run: Run, monkeypatch: 
 
 
 def test_a_target_that_matches_nothing_is_named(run: Run) -> None:
-    with pytest.raises(
-        UserError, match="model.targets: given nothing_proj, did you mean out_proj. opt_smoke has q_proj"
-    ):
+    with pytest.raises(UserError, match="model.targets: given nothing_proj, did you mean .* opt_smoke has q_proj"):
         run("method=lora", "model.targets=[q_proj,nothing_proj]")
 
 
