@@ -27,7 +27,7 @@ demo:            ## three tasks × seven methods × two seeds, really trained on
 	$(BIN)/nora collate table2 search=chosen task=sst2,cb,rte seed=0,1 exec.results=.demo
 
 test:            ## the test suite in two processes, JOBS=n for n (fast part; markers: slow slurm gpu network)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all:        ## the slow tests too
 	$(BIN)/python -m pytest -q -m 'not gpu and not network'

@@ -11,13 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several workers: a file's tests stay together (fixtures are made once), those on SLURM share one cluster."""
-    for item in items:
-        room = "slurm" if item.get_closest_marker("slurm") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(room))
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)  # the longest room first
+    """The tests on SLURM first: they wait more than they compute, and beside them the others run."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 @pytest.fixture(scope="session")

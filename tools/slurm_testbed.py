@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -17,20 +18,26 @@ _SCRIPTS = Path(__file__).resolve().parents[1] / "slurm" / "testbed"
 _BLOCK = 40
 
 
-def _free_ports() -> int:
-    """The first of forty free ports in a row."""
+@contextmanager
+def _free_ports() -> Iterator[int]:
+    """The first of forty free ports in a row, which no other testbed of this machine is given meanwhile."""
     for base in range(21000, 31000, _BLOCK):
         sockets = []
+        claim = (Path(tempfile.gettempdir()) / f"nora-slurm-{base}.lock").open("w")
         try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for port in range(base, base + _BLOCK):
                 sockets.append(socket.socket())
                 sockets[-1].bind(("127.0.0.1", port))
-            return base
         except OSError:
+            claim.close()
             continue
         finally:
             for one in sockets:
                 one.close()
+        with claim:
+            yield base
+        return
     raise RuntimeError("no forty free ports in a row")
 
 
@@ -50,18 +57,19 @@ def cluster(*, own_hostnames: bool = False) -> Iterator[dict[str, str]]:
     top = Path(tempfile.mkdtemp(prefix="nora-slurm-"))  # munged refuses pytest's 0700 folders
     top.chmod(0o755)
     folder = top / "c"
-    env = {**os.environ, "TESTBED": str(folder), "PORT": str(_free_ports()), "NODES": "2", "GRACE": "8"}
-    env |= {"HOSTNAMES": "1"} if own_hostnames else {}
-    try:
-        subprocess.run([_SCRIPTS / "up.sh"], env=env, check=True, timeout=90, stdout=subprocess.DEVNULL)
-        yield {
-            "TESTBED": str(folder),
-            "SLURM_CONF": str(folder / "etc" / "slurm.conf"),
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}:/usr/sbin",
-        }
-    finally:
-        subprocess.run([_SCRIPTS / "down.sh"], env=env, timeout=90, check=False)
-        shutil.rmtree(top, ignore_errors=True)
+    with _free_ports() as ports:
+        env = {**os.environ, "TESTBED": str(folder), "PORT": str(ports), "NODES": "2", "GRACE": "8"}
+        env |= {"HOSTNAMES": "1"} if own_hostnames else {}
+        try:
+            subprocess.run([_SCRIPTS / "up.sh"], env=env, check=True, timeout=90, stdout=subprocess.DEVNULL)
+            yield {
+                "TESTBED": str(folder),
+                "SLURM_CONF": str(folder / "etc" / "slurm.conf"),
+                "PATH": f"{folder / 'bin'}:{os.environ['PATH']}:/usr/sbin",
+            }
+        finally:
+            subprocess.run([_SCRIPTS / "down.sh"], env=env, timeout=90, check=False)
+            shutil.rmtree(top, ignore_errors=True)
 
 
 def controller_lives(folder: Path) -> bool:
