@@ -180,7 +180,7 @@ def test_no_tracked_file_is_large_and_the_tree_is_small() -> None:
     sizes = {path: path.stat().st_size for path in _tracked() if path.is_file()}
     assert len(sizes) > 100
     assert [p for p, size in sizes.items() if size > 10_000_000] == []
-    assert sum(sizes.values()) <= 72_000_000
+    assert sum(sizes.values()) <= 60_000_000
 
 
 def test_readmes_list_of_methods_is_made_from_the_folders() -> None:

@@ -37,7 +37,7 @@ def ordered(store):
 if backwards:
     collation.take_snapshot = ordered
 checkout = Path.cwd()
-targets = [load_target(checkout, name) for name in ("table1", "table2", "table5", "fig1", "fig2", "deployment")]
+targets = [load_target(checkout, name) for name in ("table1", "table2", "table5", "fig1", "fig2", "fig3", "deployment")]
 collation.collate_all(targets, Store(out), checkout=checkout, show=lambda line: None)
 """
 
@@ -57,7 +57,7 @@ def test_two_processes_write_the_same_bytes(checkout: Path, tmp_path: Path) -> N
         files.append(out / "report.html")
         hashes.append({str(path.relative_to(out)): sha256_file(path) for path in files})
     assert hashes[0] == hashes[1]
-    assert {Path(name).suffix for name in hashes[0]} == {".md", ".tex", ".csv", ".pdf", ".png", ".html"}
+    assert {Path(name).suffix for name in hashes[0]} == {".md", ".tex", ".csv", ".pdf", ".png", ".jpg", ".html"}
 
 
 def test_what_is_committed_is_what_the_committed_records_give(checkout: Path) -> None:

@@ -196,7 +196,7 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
         records[str(cell.id)] = dataclasses.replace(_record(cell, files=files), folder=folder)
     figure = build_artefact(target, records)
     assert isinstance(figure, Figure) and len(figure.csv_rows) == 40
-    image = np.asarray(Image.open(io.BytesIO(render(figure)["png"])).convert("RGB"), dtype=int)
+    image = np.asarray(Image.open(io.BytesIO(render(figure)["jpg"])).convert("RGB"), dtype=int)
     for column in (0.3, 0.95):
         strip = image[:, int(column * image.shape[1])]
         places = [np.flatnonzero(np.abs(strip - colour).sum(axis=1) < 30).mean() for colour in colours.values()]
@@ -206,7 +206,7 @@ def test_the_grid_shows_each_methods_own_pictures_in_the_papers_order(checkout: 
     for name in ("p1.jpg", "p2.jpg"):
         (tmp_path / "nora" / name).write_bytes(to_jpeg(Image.new("RGB", (8, 8), (1, 2, 3))))
     spoilt = build_artefact(target, records)
-    assert isinstance(spoilt, Figure) and render(spoilt)["png"] != render(figure)["png"]
+    assert isinstance(spoilt, Figure) and render(spoilt)["jpg"] != render(figure)["jpg"]
     assert [note for note in spoilt.notes if note not in figure.notes] == [
         "2 of the pictures are damaged here.", "1 of the pictures are missing here.",
     ]  # fmt: skip

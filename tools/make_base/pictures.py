@@ -353,8 +353,8 @@ def make_pipeline(name: str, recipe: dict[str, Any], *, checkout: Path, out: Pat
     for i, row in enumerate(rows):
         sheet.paste(row, (0, i * row.height))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    write_atomic(folder / "samples.png", buffer.getvalue())
+    sheet.save(buffer, "JPEG", quality=90)
+    write_atomic(folder / "samples.jpg", buffer.getvalue())
     shipped = sorted(
         p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.name != "pretraining.json"
     )
@@ -404,7 +404,7 @@ tokenizer, the same noise schedule), made by `nora pretrain {name}` to rehearse 
 cartoons at {recipe["resolution"]} pixels: six kinds of animals and toys, twelve colours, a few places and things. It is
 no model of photographs: of those it has seen {len(facts["photographs"])}, in crops.
 
-![samples](samples.png)
+![samples](samples.jpg)
 
 {prompts}; seeds 0–3 each, 25 DPM-Solver steps, guidance 4.
 

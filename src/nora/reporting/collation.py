@@ -145,8 +145,8 @@ def report_text(
         if isinstance(artefact, Figure) and target.scale == "paper" and not any(c.id in snapshot for c in own):
             continue  # a figure without runs shows nothing
         cells += own
-        png = place(artefact)
-        content = artefact if isinstance(artefact, Document) else _picture(artefact, png)
+        dots = place(artefact)
+        content = artefact if isinstance(artefact, Document) else _picture(artefact, dots)
         sections.append(Section(content, tuple(dict.fromkeys(c.id for c in own if c.id is not None))))
     theory = results / LEDGER
     if theory.is_file():
@@ -193,8 +193,8 @@ def _claims(
     return [Section(document, ())]
 
 
-def _picture(figure: Figure, png: bytes) -> Picture:
-    return Picture(figure.name, figure.title, figure.banner, figure.notes, png, figure.photographs)
+def _picture(figure: Figure, dots: bytes) -> Picture:
+    return Picture(figure.name, figure.title, figure.banner, figure.notes, dots, figure.photographs)
 
 
 def collate_all(
@@ -223,7 +223,8 @@ def collate_all(
         written = write_artefact(artefact, store.root)
         paths.extend(written)
         show(f"{artefact.name:18} {artefact.title}")
-        return b"" if isinstance(artefact, Document) else next(p for p in written if p.suffix == ".png").read_bytes()
+        dots = [path for path in written if isinstance(artefact, Figure) and path.suffix == f".{artefact.raster}"]
+        return dots[0].read_bytes() if dots else b""
 
     text = report_text(targets, snapshot, store.root, place=place)
     report = store.root / REPORT
@@ -257,8 +258,10 @@ def audit_all(targets: Sequence[AnyTarget], snapshot: Snapshot, results: Path) -
 
     def place(artefact: Document | Figure) -> bytes:
         problems.extend(_differing(artefact_texts(artefact, results), results, "all"))
-        png = results / "figures" / f"{artefact.name}.png"
-        return png.read_bytes() if isinstance(artefact, Figure) and png.is_file() else b""
+        if not isinstance(artefact, Figure):
+            return b""
+        dots = results / "figures" / f"{artefact.name}.{artefact.raster}"
+        return dots.read_bytes() if dots.is_file() else b""
 
     text = report_text(targets, snapshot.records_alone(), results, place=place)
     return problems + _differing([(results / REPORT, text)], results, "all")

@@ -1,4 +1,4 @@
-"""A figure as data and a drawing, and its three files: vector PDF, PNG, and the plotted numbers as CSV."""
+"""A figure as data and a drawing, and its files: vector PDF, PNG (JPEG of photographs), the plotted numbers as CSV."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
 )  # fmt: skip
 PAPER_WIDTH = 6.75  # inches, the text width of a conference page
+_PHOTOGRAPHS = 120  # dots per inch of photographs in a PDF, which are lossless there: the files are kept with the code
 _STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -51,12 +52,17 @@ class Figure:
     photographs: bool = False
     """Whether it shows pictures, whose colours a palette would spoil, and not lines."""
 
+    @property
+    def raster(self) -> str:
+        """The suffix of its file of dots: photographs are a quarter of the size as JPEG."""
+        return "jpg" if self.photographs else "png"
+
 
 def figure_texts(figure: Figure) -> dict[str, str]:
     """The plotted numbers (csv) and the caption (md)."""
     banner = f"**{figure.banner}**\n\n" if figure.banner else ""
     notes = "".join(f"- {note}\n" for note in figure.notes)
-    caption = f"# {figure.title}\n\n{banner}![{figure.title}]({figure.name}.png)\n\n{notes}"
+    caption = f"# {figure.title}\n\n{banner}![{figure.title}]({figure.name}.{figure.raster})\n\n{notes}"
     return {"csv": csv_text(figure.csv_header, figure.csv_rows), "md": caption}
 
 
@@ -78,10 +84,11 @@ def render(figure: Figure) -> dict[str, bytes]:
         }  # fmt: skip
         for suffix, fields in metadata.items():
             buffer = io.BytesIO()
-            canvas.savefig(buffer, format=suffix, metadata=fields)
+            coarse = figure.photographs and suffix == "pdf"
+            canvas.savefig(buffer, format=suffix, metadata=fields, dpi=_PHOTOGRAPHS if coarse else "figure")
             outputs[suffix] = buffer.getvalue()
-    if not figure.photographs:
-        outputs["png"] = _with_palette(outputs["png"])
+    smaller = to_jpeg if figure.photographs else _with_palette
+    outputs[figure.raster] = smaller(outputs.pop("png"))
     return outputs | {suffix: text.encode() for suffix, text in figure_texts(figure).items()}
 
 
@@ -107,7 +114,7 @@ def to_jpeg(png: bytes) -> bytes:
 
 
 def write_figure(figure: Figure, folder: Path) -> list[Path]:
-    """Writes pdf, png, csv and the caption; unchanged files are left alone. Returns their paths."""
+    """Writes pdf, png or jpg, csv and the caption; unchanged files are left alone. Returns their paths."""
     paths = []
     for suffix, data in render(figure).items():
         path = folder / f"{figure.name}.{suffix}"

@@ -17,7 +17,6 @@ from markupsafe import Markup, escape
 from nora.files import Json
 from nora.kinds import AnySpec
 from nora.reporting.document import Document
-from nora.reporting.figures import to_jpeg
 from nora.reporting.labels import rendered
 from nora.reporting.provenance import run_facts
 from nora.store.states import Snapshot
@@ -87,14 +86,14 @@ class Picture:
     title: str
     banner: str
     notes: tuple[str, ...]
-    png: bytes
+    data: bytes
     photographs: bool = False
 
     @property
     def uri(self) -> str:
-        """The picture itself; photographs as JPEG, a quarter of the size."""
-        kind, data = ("jpeg", to_jpeg(self.png)) if self.photographs and self.png else ("png", self.png)
-        return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        """The picture itself."""
+        kind = "jpeg" if self.photographs else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
 @dataclass(frozen=True)

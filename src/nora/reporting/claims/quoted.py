@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -10,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_lowercase
 
-from nora.files import readable_json
 from nora.reporting.claims.evidence import DIFFERS, HOLDS, NOISE, NOT_RUN
 from nora.reporting.claims.judged import HERE, SCALES, Judged, effect_text, number
 from nora.reporting.document import Block, Document, Entry, Line, grid
@@ -90,12 +90,12 @@ def numbers_tex(numbers: Sequence[Number]) -> str:
 
 def numbers_json(numbers: Sequence[Number]) -> str:
     """name → macro, text, value, runs, and the command that leads to them."""
-    return readable_json(
-        {
-            n.name: {"macro": n.macro, "text": n.text, "value": n.value, "runs": list(n.runs), "trace": n.trace}
-            for n in numbers
-        }
-    )
+    entries = {
+        n.name: {"macro": n.macro, "text": n.text, "value": n.value, "runs": list(n.runs), "trace": n.trace}
+        for n in numbers
+    }
+    lines = (json.dumps({name: entries[name]}, ensure_ascii=False)[1:-1] for name in sorted(entries))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def headline(judged: Sequence[Judged]) -> Block:

@@ -77,7 +77,7 @@ def build(target: Panels, records: Mapping[str, Record]) -> Figure:
             drawn[name].append((curve, measured))
             if measured is not None:
                 rows += [
-                    (name, curve.label, step, repr(m), repr(lo), repr(hi), len(found))
+                    (name, curve.label, step, f"{m:.9g}", f"{lo:.9g}", f"{hi:.9g}", len(found))
                     for step, m, lo, hi in zip(
                         measured.steps, measured.middle, measured.low, measured.high, strict=True
                     )

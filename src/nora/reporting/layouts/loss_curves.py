@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _WINDOW = 50
+_EVERY = 5  # a mean of fifty steps moves little in five
 _STYLES = {"lora": (BLUE, "-"), "lora_p": (GREEN, ":"), "nora": (ORANGE, "-"), "nora_plus": (VERMILION, "-.")}
 
 
@@ -48,9 +49,12 @@ def build(target: Subjects, records: Mapping[str, Record]) -> Figure:
     rows: list[tuple[str, str, int, float, float]] = []
     for panel, curves in (("loss", smooth), ("minus_lora", beside)):
         for method, runs in curves.items():
-            for i, values in enumerate(zip(*runs, strict=True)):
+            for i, values in list(enumerate(zip(*runs, strict=True)))[::_EVERY]:
                 summary = summarize(values)
-                rows.append((panel, method, first + i, summary.mean, summary.std or 0.0))
+                mean, std = (
+                    float(f"{value:.10g}") for value in (summary.mean, summary.std or 0.0)
+                )  # as records have it
+                rows.append((panel, method, first + i, mean, std))
     missing = sorted(labels.method(m) for m in found if m not in smooth)
 
     def draw(canvas: Canvas) -> None:
@@ -84,9 +88,9 @@ def build(target: Subjects, records: Mapping[str, Record]) -> Figure:
         csv_rows=tuple(rows),
         banner=labels.BANNERS[target.scale],
         notes=(
-            f"Each run's loss averaged over the {first} steps up to the one shown; then mean and ± one standard "
-            f"deviation over {len(target.seeds)} seeds. Right: the same of the difference from LoRA with the same "
-            "draws.",
+            f"Each run's loss averaged over the {first} steps up to the one shown, every {_EVERY}th step; then mean "
+            f"and ± one standard deviation over {len(target.seeds)} seeds. Right: the same of the difference from LoRA "
+            "with the same draws.",
             *((f"Missing: {', '.join(missing)}.",) if missing else ()),
         ),
     )
