@@ -210,7 +210,7 @@ def test_what_was_composed_is_recalled_until_a_file_changes(
     with remembering(known):
         assert compose_config(conf, words) == expected
     with remembering(json.loads(json.dumps(known))), monkeypatch.context() as patch:
-        patch.setattr(compose, "_compose", lambda *given: pytest.fail("composed again"))
+        patch.setattr(compose, "_composed", lambda *given: pytest.fail("composed again"))
         assert compose_config(conf, words) == expected
     path = conf / "method" / "lora.yaml"
     path.write_text(path.read_text().replace("rank: 8", "rank: 4"))

@@ -93,8 +93,10 @@ def compose_config(conf: Path, overrides: Sequence[str]) -> dict[str, Json]:
         )
     )
     if _known is None or all(word.startswith("exec") for word in overrides):  # a workspace's is all about exec
-        return _compose(conf, tuple(overrides), files)
-    return _recall(conf, tuple(overrides), files, _known)
+        made = _composed(conf, tuple(overrides), files)
+    else:
+        made = _recalled(conf, tuple(overrides), files, _known)
+    return json.loads(made) if isinstance(made, str) else copy.deepcopy(made)
 
 
 _known: dict[str, Json] | None = None
@@ -112,7 +114,7 @@ def remembering(known: dict[str, Json]) -> Iterator[None]:
         _known = before
 
 
-def _recall(conf: Path, overrides: tuple[str, ...], files: _Files, known: dict[str, Json]) -> dict[str, Json]:
+def _recalled(conf: Path, overrides: tuple[str, ...], files: _Files, known: dict[str, Json]) -> str | dict[str, Json]:
     own = Path(__file__).stat()
     state = f"{hydra.__version__} {omegaconf.__version__} {own.st_mtime_ns} {own.st_size} {files}"
     group = hashlib.sha256(state.encode()).hexdigest()
@@ -120,12 +122,14 @@ def _recall(conf: Path, overrides: tuple[str, ...], files: _Files, known: dict[s
         del known[stale]
     key = " ".join([group, *overrides])
     if key not in known:
-        made = {name: value for name, value in _compose(conf, overrides, files).items() if name != "exec"}
-        text = _as_text(made)
+        made = _composed(conf, overrides, files)
+        whole = json.loads(made) if isinstance(made, str) else made
+        kept = {name: value for name, value in whole.items() if name != "exec"}
+        text = _as_text(kept)
         if text is None:
-            return made
+            return kept
         known[key] = text
-    recalled: dict[str, Json] = json.loads(known[key])
+    recalled: str = known[key]
     return recalled
 
 
@@ -168,11 +172,6 @@ def _missing(node: Json, path: str = "") -> Iterator[str]:
             yield from _missing(value, f"{path}[{i}]")
     elif node == "???":
         yield path
-
-
-def _compose(conf: Path, overrides: tuple[str, ...], files: _Files) -> dict[str, Json]:
-    made = _composed(conf, overrides, files)
-    return json.loads(made) if isinstance(made, str) else copy.deepcopy(made)
 
 
 @contextmanager

@@ -158,8 +158,11 @@ class Pins:
         """The spec with its revisions and hashes filled in where they are known."""
         if "task" not in plain:
             return plain
-        for part in ("model", "task"):
-            _check_has_commits(part, plain[part])
+        for part in ("model", "task"):  # a commit of what has none would stand in the record, and nothing read it
+            source, revision = plain[part].get("source"), plain[part].get("revision")
+            if revision is not None and source not in ("hub", "auto", "file"):  # of a file: own_rows
+                allowed = f"allowed with {part}.source=hub alone, here it is {source}"
+                raise UserError(f"{part}.revision: given {revision}, {allowed}")
         model, task = self._model(dict(plain["model"])), dict(plain["task"])
         if plain.get("kind") == "dreambooth":
             return {**plain, "model": model, "task": self._subject(task), "protocol": self._encoders(plain["protocol"])}
@@ -264,13 +267,6 @@ class Pins:
                 encoder = {**encoder, "revision": _commit("revision", encoder.get("revision"), pinned_to)}
             pinned.append(encoder)
         return {**protocol, "encoders": pinned}
-
-
-def _check_has_commits(part: str, given: Mapping[str, Json]) -> None:
-    """UserError for a commit of what has none: it would stand in the record and nothing would have read it."""
-    source, revision = given.get("source"), given.get("revision")
-    if revision is not None and source not in ("hub", "auto", "file"):  # of a file: own_rows
-        raise UserError(f"{part}.revision: given {revision}, allowed with {part}.source=hub alone, here it is {source}")
 
 
 def _own_subject(task: dict[str, Json], checkout: Path) -> dict[str, Json]:

@@ -192,16 +192,12 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     workspace = open_workspace(words)
     index = Index(workspace.store.root)
     with remembering(index.composed):
-        return _plan(words, workspace, index, as_json=as_json, sbatch=sbatch)
-
-
-def _plan(words: Sequence[str], workspace: Workspace, index: Index, *, as_json: bool, sbatch: bool) -> int:
-    targets, _ = read_targets(words, workspace)
-    snapshot = take_snapshot(workspace.store, index)
-    planned = _planned(targets, workspace, snapshot)
-    index.save()
-    for cells in planned.values():
-        check_cells(cells, workspace.checkout)
+        targets, _ = read_targets(words, workspace)
+        snapshot = take_snapshot(workspace.store, index)
+        planned = _planned(targets, workspace, snapshot)
+        index.save()
+        for cells in planned.values():
+            check_cells(cells, workspace.checkout)
     on_cluster = workspace.settings.name == "slurm"
     if sbatch and not on_cluster:
         raise UserError("--sbatch: given exec=local, required exec=slurm")
