@@ -3,13 +3,17 @@ two points, is there."""
 
 from __future__ import annotations
 
+import csv
 import math
+from math import fsum
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import friedmanchisquare, rankdata, ttest_rel
 
 from nora.reporting.inference import (
+    Ranking,
     compare,
     holm,
     mcnemar,
@@ -131,3 +135,30 @@ def test_ranks_and_critical_difference_are_demsars() -> None:
     assert found.p < 0.05  # χ² = 9.28 with 3 degrees
     with pytest.raises(ValueError, match="three or more"):
         rank_methods({"a": [1.0], "b": [2.0]})
+
+
+def test_bars_join_what_is_within_the_critical_difference() -> None:
+    """Demšar (2006), Figure 1b's kind: his ranks of C4.5 at 5 % (1.25: all alike) and at 10 % (1.12: two bars)."""
+    ranks = {"C4.5": 3.143, "C4.5+m": 2.000, "C4.5+cf": 2.893, "C4.5+m+cf": 1.964}
+    assert Ranking(ranks, 0.03, 1.25).alike() == [["C4.5+m+cf", "C4.5+m", "C4.5+cf", "C4.5"]]
+    assert Ranking(ranks, 0.03, 1.12).alike() == [["C4.5+m+cf", "C4.5+m", "C4.5+cf"], ["C4.5+cf", "C4.5"]]
+    assert Ranking(ranks, 0.03, 0.01).alike() == []
+
+
+def test_the_ranks_figure_is_the_tables_numbers_ranked(checkout: Path) -> None:
+    """The committed figure of the committed table: a rank per task by the mean over the seeds, tasks that are not whole
+    left out; equal scores share their rank (a rounded mean would part them)."""
+    rows = list(csv.DictReader((checkout / "results/tables/table2.small.csv").read_text().splitlines()))
+    cells: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["state"] == "done":
+            cells.setdefault(row["task"], {}).setdefault(row["method"], []).append(float(row["value"]))
+    drawn = list(csv.DictReader((checkout / "results/figures/ranks.small.csv").read_text().splitlines()))
+    methods = [row["method"] for row in drawn]
+    whole = [by for by in cells.values() if all(len(by.get(m, [])) == 5 for m in methods)]
+    assert len(methods) == 7 and {int(row["tasks"]) for row in drawn} == {len(whole)}
+    by_task = [rankdata([-fsum(by[m]) / 5 for m in methods]) for by in whole]
+    assert [float(row["mean_rank"]) for row in drawn] == pytest.approx(np.mean(by_task, axis=0))
+    assert float(drawn[0]["friedman_p"]) == pytest.approx(
+        friedmanchisquare(*([fsum(by[m]) / 5 for by in whole] for m in methods)).pvalue
+    )

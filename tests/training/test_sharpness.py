@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nora.adapters import initialize_, lora_layers
-from nora.training.sharpness import sharpness
+from nora.training.measures import sharpness
 from twins import one_linear_with_lora, tiny_opt, with_lora
 
 

@@ -151,12 +151,12 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     import torch
 
     from nora.adapters import lora_layers
-    from nora.adapters.spectrum import moved_singular_values
     from nora.kinds.parts import bases
     from nora.kinds.parts.kept import KeptAdapter
     from nora.kinds.parts.recipe import Prepared, TrainingRun, loop_settings, seed_dropout
     from nora.kinds.parts.sizing import measure, training_table
     from nora.training.loop import BankedObjective, Diverged
+    from nora.training.measures import moved_singular_values
     from nora.training.objectives import ClassificationObjective, OptionLMObjective
     from nora.training.scoring import Assessor
 

@@ -134,6 +134,16 @@ class Ranking:
     p: float
     critical: float
 
+    def alike(self) -> list[list[str]]:
+        """The largest groups whose ranks lie within the critical difference of each other, best rank first."""
+        ordered = sorted(self.ranks, key=lambda name: self.ranks[name])
+        groups: list[list[str]] = []
+        for i, first in enumerate(ordered):
+            group = [name for name in ordered[i:] if self.ranks[name] - self.ranks[first] <= self.critical]
+            if len(group) > 1 and (not groups or group[-1] != groups[-1][-1]):
+                groups.append(group)
+        return groups
+
 
 def rank_methods(scores: Mapping[str, Sequence[float]]) -> Ranking:
     """Method → one score per task, larger is better; ValueError for fewer than three methods or two tasks. The critical

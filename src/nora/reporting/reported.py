@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from nora.kinds import AnySpec
 from nora.reporting import labels
+from nora.reporting.inference import Ranking, rank_methods
 from nora.reporting.statistics import Summary, summarize
 from nora.store.record import Record
 from nora.store.states import Snapshot, State
@@ -101,6 +103,21 @@ def report(table: Table, records: Mapping[str, Record]) -> dict[tuple[str, str],
             found = tuple(records.get(i) for i in ids)
             outcome[method, column] = Reported(settings, ids, found, states_of(made, records))
     return outcome
+
+
+def ranked(table: Table, reported: Mapping[tuple[str, str], Reported]) -> tuple[list[str], Ranking] | None:
+    """The columns that are whole for every method, and the methods' mean ranks over them by the mean test score; None
+    for fewer than two such columns or three methods."""
+    whole = [c for c in table.columns if all(reported[m, c].complete for m in table.methods)]
+    if len(whole) < 2 or len(table.methods) < 3:
+        return None
+    scores: dict[str, list[float]] = {m: [] for m in table.methods}
+    for column in whole:
+        metric = table.book.metric(column)
+        for method in table.methods:
+            found = [float(r.metrics["test"][metric]) for r in reported[method, column].records if r is not None]
+            scores[method].append(fmean(found))
+    return whole, rank_methods(scores)
 
 
 def _unchosen(table: Table, method: str, column: str, records: Mapping[str, Record]) -> tuple[str, tuple[str, ...]]:

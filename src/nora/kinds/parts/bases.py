@@ -45,8 +45,8 @@ from nora.store.record import Record
 from nora.store.runs import Store
 from nora.training.generation import save_merged
 from nora.training.loop import Objective
+from nora.training.measures import sharpness
 from nora.training.scoring import check_rows
-from nora.training.sharpness import sharpness
 
 # peft 0.21 reads a property that transformers 5.23 has renamed; nothing of ours depends on it.
 transformers_logging.disable_progress_bar()

@@ -10,15 +10,13 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from nora.files import Json
 from nora.reporting import labels
 from nora.reporting.claims.evidence import DIFFERS, HOLDS, NOISE, PRINTED, Evidence, Outcome, takes
 from nora.reporting.document import Block, Entry, Line
-from nora.reporting.inference import Comparison, compare, mcnemar, rank_methods, seeds_needed, within
+from nora.reporting.inference import Comparison, compare, mcnemar, seeds_needed, within
 from nora.reporting.layouts import methods_by_tasks, models_by_sets, subject_losses
-from nora.reporting.reported import Reported
+from nora.reporting.reported import Reported, ranked
 from nora.store.record import Record
 from nora.tables.methods import Table
 from nora.tables.printed import printed_grid
@@ -264,17 +262,10 @@ def ranks(evidence: Evidence, table: str) -> list[Block]:
         target = evidence.target(table, scale)
         if not isinstance(target, Table):
             continue
-        reported = evidence.reported(target)
-        whole = [c for c in target.columns if all(reported[m, c].complete for m in target.methods)]
-        if len(whole) < 2:
-            continue
-        metrics = {c: target.book.metric(c) for c in whole}
-        means = {
-            m: [float(np.mean([_score(r, metrics[c]) for r in reported[m, c].records if r is not None])) for c in whole]
-            for m in target.methods
-        }
-        columns.append(f"{scale}, {len(whole)} tasks")
-        found.append(rank_methods(means))
+        outcome = ranked(target, evidence.reported(target))
+        if outcome is not None:
+            columns.append(f"{scale}, {len(outcome[0])} tasks")
+            found.append(outcome[1])
     if not found:
         return []
     lines = [Line(labels.method(m), tuple(Entry(f"{r.ranks[m]:.2f}") for r in found)) for m in found[0].ranks]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nora.adapters import lora_layers, snapshot_weights
-from nora.adapters.spectrum import moved_singular_values
+from nora.training.measures import moved_singular_values
 from twins import one_linear_with_lora, randomize_factors, tiny_opt, with_lora
 
 
