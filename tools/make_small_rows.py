@@ -1,4 +1,5 @@
-"""The rows of the small scale: ``python tools/make_small_rows.py FOLDER`` writes data/small/ from whole data sets.
+"""The rows of the small scale: ``python tools/make_small_rows.py FOLDER`` writes data/small/ from whole data sets,
+and data/held_out/ from a book.
 
 FOLDER holds the sets as JSON lines and MANIFEST.tsv with their source and licence. Of a large split a fixed random
 draw is kept, in the split's order, and only the fields that the task reads: what the yaml of the scale can use.
@@ -81,12 +82,49 @@ def packed(rows: list[Row], task: ModuleType) -> bytes:
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
 
 
+BOOK, LETTERS, SHORTEST = "corpus_books/full/valid.txt", 60_000, 200
+"""Kept of it: whole paragraphs from its beginning, none of them shorter, until there are so many characters."""
+
+
+def paragraphs(text: str) -> Iterator[Row]:
+    """The book's beginning, a row per paragraph."""
+    left = LETTERS
+    for block in text.split("\n\n"):
+        line = " ".join(part.strip() for part in block.strip().splitlines())
+        if len(line) >= SHORTEST and left > 0:
+            left -= len(line)
+            yield {"text": line}
+
+
+def write_book(folder: Path, told: dict[str, str]) -> dict[str, Row]:
+    """Writes data/held_out/; its manifest entry."""
+    rows = list(paragraphs((folder / BOOK).read_text(encoding="utf-8")))
+    file = ROOT / "data" / "held_out" / "books.jsonl.gz"
+    file.parent.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    first, commit, path = (told[key].split(" ; ")[0] for key in ("source_repo", "commit", "source_path"))
+    notice = [
+        "A book that no base made here was trained on: what training on a task changes elsewhere "
+        "(measure=[forgetting]).",
+        "",
+        f"{file.name} <- {first} @ {commit}, {path}",
+        f"  licence: {told['licence']}",
+        f"  its first {len(rows)} paragraphs of {SHORTEST} characters or more, a row each. Public bases may have read "
+        "it.",
+        "",
+    ]
+    (file.parent / "NOTICE").write_text("\n".join(notice), encoding="utf-8")
+    return {f"held_out/{file.name}": {"rows": len(rows), "sha256": sha256(file.read_bytes()).hexdigest()}}
+
+
 def main(folder: Path) -> None:
     """Writes the rows, their NOTICE and their manifest entries."""
     with (folder / "MANIFEST.tsv").open(encoding="utf-8") as table:
         listed = {row["path"]: row for row in csv.DictReader(table, delimiter="\t")}
     path = ROOT / "data" / "MANIFEST.json"
     manifest = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if not k.startswith("small/")}
+    manifest |= write_book(folder, listed[BOOK])
     for name, source in SOURCES.items():
         task = tasks.load("superglue", name)
         notice = [f"{task.LABEL}: rows for the small scale.", ""]

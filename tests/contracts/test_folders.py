@@ -116,7 +116,7 @@ def test_the_manifest_describes_exactly_the_shipped_rows() -> None:
     manifest = json.loads((ROOT / "data" / "MANIFEST.json").read_text())
     data = ROOT / "data"
     shipped = [
-        *data.glob("*/*.jsonl"),
+        *data.glob("*/*.jsonl*"),
         *data.glob("small/*/*.jsonl.gz"),
         *(ROOT / "data" / "dreambooth").glob("*/*.jpg"),
     ]

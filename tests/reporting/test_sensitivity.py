@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from nora.cli import main
 from nora.reporting.inference import seeds_needed, smallest_difference
-from nora.reporting.sensitivity import sensitivity_line
+from nora.reporting.reported import sensitivity_line
 from nora.store.runs import Store
 from nora.store.states import take_snapshot
 from nora.tables.target import load_target

@@ -55,7 +55,7 @@ class Spec:
     method: MethodSpec
     protocol: FewShotProtocol
     seed: Seed
-    measure: list[Literal["spectrum", "zero_shot", "sharpness"]]
+    measure: list[Literal["spectrum", "zero_shot", "sharpness", "forgetting"]]
 
 
 def label(spec: FinetuneSpec) -> Label:
@@ -154,9 +154,10 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     from nora.kinds.parts import bases
     from nora.kinds.parts.kept import KeptAdapter
     from nora.kinds.parts.recipe import Prepared, TrainingRun, loop_settings, seed_dropout
+    from nora.kinds.parts.rows import held_out_windows
     from nora.kinds.parts.sizing import measure, training_table
     from nora.training.loop import BankedObjective, Diverged
-    from nora.training.measures import moved_singular_values
+    from nora.training.measures import forgetting, moved_singular_values, text_losses
     from nora.training.objectives import ClassificationObjective, OptionLMObjective
     from nora.training.scoring import Assessor
 
@@ -169,6 +170,13 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
     training, dev, test = _splits(spec, task, base.tokenizer, context)
     probe_ids = torch.tensor([training.encoded[0].sequences[0]], device=context.device)
     share = protocol.share_prompt
+    windows, unforgotten = None, torch.empty(0)
+    if "forgetting" in spec.measure:  # of the base before an adapter is on it: a start may move it
+        windows = held_out_windows(base.tokenizer, spec.model.bos_token_id, context.checkout)
+        known = canonical_json(asdict(spec.model))
+        unforgotten = bases.made_once(
+            "held out", known, lambda: text_losses(base.model, windows), keep=context.keep_base
+        )
     objective: BankedObjective
     if task.LOSS == "classification":
         objective = ClassificationObjective(training.encoded, training.gold, base.pad_id, share)
@@ -234,6 +242,8 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         }
         if "spectrum" in spec.measure and spec.method.adapter == "lora":
             metrics["spectrum"] = moved_singular_values(lora_layers(model), adapted.pretrained)
+        if windows is not None:
+            metrics["forgetting"] = forgetting(unforgotten, text_losses(model, windows))
         files = run.text_files(predictions, run.adapter_bytes())
         return run.outcome(metrics, files, since=started, beside=kept.files() if kept else {})
 

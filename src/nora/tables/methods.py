@@ -33,7 +33,7 @@ from nora.tables.cell import (
     split_overrides,
     with_settings,
 )
-from nora.tables.choice import Trial, choose, equal_rates, grid_points, read_chosen, summarize
+from nora.tables.choice import Trial, choose, chosen_path, equal_rates, grid_points, read_chosen, summarize
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _AXES = ("task", "model", "protocol", "method", "seed", "search", "scale")
@@ -73,6 +73,8 @@ class TableFile:
     """Values every cell shares."""
     caption: list[str] = Field(default_factory=list)
     """Notes below the table."""
+    runs: Literal["grid", "chosen"] = "grid"
+    """Which runs it has where ``search=`` is not typed: the whole search, or the committed choice over the seeds."""
 
     def grid(self, method: str, column: str) -> dict[str, list[Json]]:
         """What is searched for a method in a column: its own grid for that column, else its grid."""
@@ -152,6 +154,14 @@ class Table(Target[FinetuneSpec]):
             self.books[shared] = SpecBook(self.checkout, self.scale, file, self.overrides)
         return self.books[shared]
 
+    @property
+    def committed(self) -> Mapping[str, Mapping[str, Settings]]:
+        """Task → method → the settings in conf/chosen. UserError if nothing was chosen yet, unless that is the only
+        kind of run the table has: its cells then wait."""
+        if self.file.runs == "chosen" and not chosen_path(self.checkout, self.source, self.scale).is_file():
+            return {}
+        return read_chosen(self.checkout, self.source, self.scale)
+
     def spec(self, method: str, column: str) -> FinetuneSpec:
         """A method's spec in a column as its files have it, before anything is searched."""
         return self.book.spec(method, column, self.seeds[0], [], {})[0]
@@ -196,7 +206,7 @@ class Table(Target[FinetuneSpec]):
     def chosen(self, method: str, column: str, records: Mapping[str, Record]) -> Settings | None:
         """The settings a method is reported with in a column, None if the search is not complete."""
         if self.search == "chosen":
-            return read_chosen(self.checkout, self.source, self.scale).get(column, {}).get(method)
+            return self.committed.get(column, {}).get(method)
         reused = self.reused(column, records) if method != self.file.search.first else {}
         if reused is None:
             return None
@@ -242,7 +252,7 @@ class Table(Target[FinetuneSpec]):
         return made
 
     def _chosen_cells(self) -> list[Cell[FinetuneSpec]]:
-        chosen = read_chosen(self.checkout, self.source, self.scale)
+        chosen = self.committed
         made: list[Cell[FinetuneSpec]] = []
         for column in self.columns:
             for method in self.methods:
@@ -302,7 +312,7 @@ def load_table(
     if scale not in file.seeds:
         raise UserError(f"scale: given {scale}, allowed for {name}: {', '.join(file.seeds)}")
     methods = [*file.rows, *file.below_rule]
-    (search,) = pick("search", axes.get("search", "grid"), ("grid", "chosen"))
+    (search,) = pick("search", axes.get("search", file.runs), ("grid", "chosen"))
     typed = {key: value for key, _, value in (word.partition("=") for word in rest)}
     searched = {key for points in file.search.grid.values() for key in points}
     if searched & set(typed):

@@ -1,8 +1,9 @@
-"""What is measured of an adapter beside its scores: sharpness before training, what it moved after it.
+"""What is measured of an adapter beside its scores: sharpness before training, what it moved and forgot after it.
 
 Sharpness is the largest eigenvalue of the loss's Hessian over the adapter, by Lanczos iteration: gradient descent is
 stable where its step is below 2 over it; how it grows from start to start says which learning rates each can use (arXiv
-2602.04998). Which singular values the adapter moves most is the paper's Figure 2.
+2602.04998). Which singular values the adapter moves most is the paper's Figure 2. What it forgot is how a text that the
+task has nothing to do with is predicted after training, against the untouched base.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nora.adapters import AdapterLayer, evaluating
@@ -112,3 +114,23 @@ def moved_singular_values(layers: Sequence[AdapterLayer], pretrained: Mapping[st
         "matrices": len(layers),
         "top_rank_share": leading / mass,
     }
+
+
+@torch.no_grad()
+def text_losses(model: nn.Module, windows: Tensor, *, batch_size: int = 8) -> Tensor:
+    """-log p of every token of ``windows`` [n, length] but the first of each, [n, length - 1] in nats, float64, on the
+    CPU; in evaluation mode."""
+    device = next(model.parameters()).device
+    found = []
+    with evaluating(model):
+        for batch in windows.to(device).split(batch_size):
+            logits = model(input_ids=batch).logits[:, :-1].float()
+            found.append(F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").double().cpu())
+    return torch.cat(found)
+
+
+def forgetting(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """What training changed of a text's losses (``text_losses``), nats per token: the mean before and after (perplexity
+    is its exponential), and ``drift``, the mean size of a token's change, which gains here do not hide losses there."""
+    drift = float((after - before).abs().mean())
+    return {"before": float(before.mean()), "after": float(after.mean()), "drift": drift, "tokens": after.numel()}

@@ -204,7 +204,7 @@ def plan(words: Sequence[str], as_json: bool, sbatch: bool) -> int:
     if as_json:
         print(json.dumps({name: _with_banks(cells, workspace) for name, cells in planned.items()}, indent=1))
         return 0
-    from nora.reporting.sensitivity import sensitivity_line
+    from nora.reporting.reported import sensitivity_line
 
     for target in targets:
         if sbatch:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from nora import streams
 from nora.config.own_rows import splits as own_splits
@@ -31,6 +32,23 @@ def read_lines(path: Path) -> list[Json]:
     if not rows:
         raise RunFailed(f"{path}: holds no row")
     return rows
+
+
+HELD_OUT = {"held_out/books.jsonl.gz": "9f4cbe34d6c82d09569e58b57508f6f641e625c6a551a02c31562e37044e4d64"}
+"""The text of ``measure=[forgetting]``, below data/: which one it is belongs to what the word means."""
+_WINDOWS, _WINDOW = 64, 128
+
+
+def held_out_windows(tokenizer: PreTrainedTokenizerBase, bos: int | None, checkout: Path) -> torch.Tensor:
+    """Token ids [64, 128] of a book no task has anything to do with, its paragraphs end to end; each window begins with
+    the base's first token, if it has one. RunFailed if the file is not what its hash says."""
+    check_files(checkout / "data", HELD_OUT)
+    texts = [row["text"] for name in HELD_OUT for row in read_lines(checkout / "data" / name)]
+    ids: list[int] = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    start = [] if bos is None else [bos]
+    room = _WINDOW - len(start)
+    count = min(_WINDOWS, len(ids) // room)
+    return torch.tensor([[*start, *ids[i * room : (i + 1) * room]] for i in range(count)])
 
 
 def rows_hash(rows: Iterable[Json]) -> str:
