@@ -109,7 +109,7 @@ def to_jpeg(png: bytes) -> bytes:
 
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
-        picture.convert("RGB").save(buffer, format="JPEG", quality=80)
+        picture.convert("RGB").save(buffer, format="JPEG", quality=70)
     return buffer.getvalue()
 
 
