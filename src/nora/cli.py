@@ -97,8 +97,8 @@ _EXAMPLES = {
 
 _TARGETS = """
 
-TARGET: table1 … table9, fig1 … fig7, deployment, cost, tuning, ablation, curves, ranks, forgetting, beyond, starts,
-starts_pictures, starts_rates, all; and the tables of your own --config-dir."""
+TARGET: table1 … table9, fig1 … fig7, deployment, cost, tuning, ablation, curves, ranks, forgetting, likelihood,
+beyond, starts, starts_pictures, starts_rates, all; and the tables of your own --config-dir."""
 
 
 class _Verbs(click.Group):

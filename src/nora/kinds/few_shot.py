@@ -67,7 +67,7 @@ def label(spec: FinetuneSpec) -> Label:
 def headline(metrics: Mapping[str, Json]) -> str:
     """The test scores."""
     test = metrics["test"]
-    scores = ", ".join(f"{key} {value:.4g}" for key, value in test.items() if key not in ("n", "sets"))
+    scores = ", ".join(f"{k} {v:.4g}" for k, v in test.items() if k != "n" and not isinstance(v, Mapping))
     return f"{scores} on {test['n']} test rows"
 
 

@@ -87,7 +87,7 @@ class Spec:
     method: MethodSpec
     protocol: InstructProtocol
     seed: Seed
-    measure: list[Literal["spectrum", "zero_shot"]]
+    measure: list[Literal["spectrum", "zero_shot", "likelihood"]]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
@@ -105,8 +105,10 @@ label, headline, like = few_shot.label, few_shot.headline, few_shot.like
 
 
 def check(spec: Spec, checkout: Path) -> None:
-    """UserError if a base or a library the run asks for is not installed."""
+    """UserError if a base or a library the run asks for is not installed, or a task lists no answers to compare."""
     few_shot.check_base(spec.model, checkout)
+    if "likelihood" in spec.measure and not hasattr(tasks.of(spec.task), "choices"):
+        raise UserError(f"measure: given likelihood, which {spec.task.name} has not: its questions list no answers")
     backend = spec.protocol.eval_backend
     if backend is not None and importlib.util.find_spec(backend) is None:
         raise UserError(
@@ -212,6 +214,7 @@ def _tested(
     decoding: Decoding,
     sizes: Sizes,
     typed_tokens: int | None,
+    likelihood: bool,
     between: Callable[[int, int], None],
 ) -> tuple[dict[str, Json], list[dict[str, Json]]]:
     """Per set: accuracy, rows, answers no pattern matches; and one prediction per row with its raw text."""
@@ -219,6 +222,7 @@ def _tested(
     from nora.training.batches import encode_text
     from nora.training.generation import answer
     from nora.training.objectives import free_memory, mean_loss
+    from nora.training.scoring import by_likelihood
 
     if typed_tokens is None and model.device.type == "cuda":
         decoding = dataclasses.replace(decoding, max_tokens=tokens_at_once(sizes, free_memory(model.device)))
@@ -248,11 +252,18 @@ def _tested(
         )
         for row in rows
     ]  # fmt: skip
+    extra = {}
+    if likelihood:
+        listed = [(row.set, task.choices(row)) for row in rows]
+        extra["likelihood"] = by_likelihood(
+            model, listed, base.tokenizer, pad_id=base.pad_id, max_length=decoding.max_length
+        )
     metrics = {
         task.METRIC: score(task.METRIC, predictions),
         "gold_nll": mean_loss(model, gold, pad_id=base.pad_id),
         "n": len(rows),
         "sets": sets,
+        **extra,
     }
     return metrics, predictions
 
@@ -333,6 +344,7 @@ def prepare(spec: Spec, context: RunContext) -> Prepared:
         ),
         sizes=sizes,
         typed_tokens=context.settings.generate_tokens,
+        likelihood="likelihood" in spec.measure,
     )
     if "zero_shot" in spec.measure:
         with bases.untouched(model, method):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nora.tasks.example import Row, require_fields
+from nora.tasks.example import Example, Row, require_fields
 
 FIELDS = ("instruction", "input", "output", "answer")
 _INDENT = " " * 16
@@ -53,6 +53,14 @@ def extract(text: str, answers: Sequence[str]) -> str:
     """The first of ``answers`` in the response, case-sensitive; "" where none of them is there."""
     found = re.search("|".join(map(re.escape, answers)), response(text))
     return found[0] if found else ""
+
+
+def listed(row: Instruction, answers: Sequence[str]) -> Example:
+    """The question with each answer that its "Answer format: a/b/c" lists, as the training texts write one."""
+    given = row.question.rsplit("Answer format:", 1)[-1]
+    candidates = [answer for answer in answers if answer in given]
+    texts = tuple(f"the correct answer is {answer}" for answer in candidates)
+    return Example(row.question, texts, (candidates.index(row.answer),))
 
 
 def build(row: Row, *, set: str) -> Instruction:

@@ -84,6 +84,20 @@ def score_members(
     return [[own[i] for i in range(len(encoded))] for own in outcome]
 
 
+def by_likelihood(
+    model: nn.Module, questions: Sequence[tuple[str, Example]], tokenizer: Tokenizer, *, pad_id: int, max_length: int
+) -> dict[str, Json]:
+    """Of (set, question with its listed answers) the accuracy of the answer of the highest log-probability per token
+    (the evaluation harness's acc_norm), per set and their mean: what a model knows that cannot yet write it down."""
+    encoded = [encode_example(example, tokenizer, max_length=max_length) for _, example in questions]
+    (scored,) = score_members(model, encoded, pad_id=pad_id, share_prompt=True)
+    right: dict[str, list[bool]] = {}
+    for (name, example), found in zip(questions, scored, strict=True):
+        right.setdefault(name, []).append(found.prediction in example.correct)
+    sets = {name: sum(hits) / len(hits) for name, hits in right.items()}
+    return {"mean_accuracy": sum(sets.values()) / len(sets), "sets": sets}
+
+
 @torch.no_grad()
 def rows_differ(model: nn.Module, ids: Sequence[int]) -> float:
     """By how much (nats, the largest) the log-probability of a token in our rows, where candidates share a prompt under

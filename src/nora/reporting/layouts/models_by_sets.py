@@ -62,6 +62,7 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         beyond = () if table.scale == "paper" else ("loss",)
         heading = labels.model(model) + (" (at chance)" if chance else "")
         blocks.append(Block(heading, (*map(labels.task, sets), "avg", *beyond), tuple(lines)))
+        blocks += _by_likelihood(table, model, {m: reported[m, model] for m in table.methods}, sets)
     return Document(
         name=f"{table.name}.{table.scale}",
         title=labels.heading(table.name, table.file.title),
@@ -85,6 +86,29 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         ),  # fmt: skip
         csv_rows=tuple(rows),
     )
+
+
+def _by_likelihood(table: Table, model: str, entries: Mapping[str, Reported], sets: tuple[str, ...]) -> list[Block]:
+    """The same questions by the likelihood of their listed answers; no block unless a method was measured so."""
+
+    def of(key: str, entry: Reported) -> tuple[Entry, ...]:
+        read = [lambda r, n=name: r.metrics[key]["likelihood"]["sets"][n] for name in sets]
+        found = [entry.values(one) for one in (*read, lambda r: r.metrics[key]["likelihood"]["mean_accuracy"])]
+        return tuple(Entry("–" if s is None else _text(s), runs=entry.behind) for s in found)
+
+    measured = {
+        method: entry
+        for method, entry in entries.items()
+        if entry.complete and all(r is not None and "likelihood" in r.metrics["test"] for r in entry.records)
+    }
+    if not measured:
+        return []
+    lines = [Line(labels.method(method), of("test", entry)) for method, entry in measured.items()]
+    first = measured.get(table.file.search.first)
+    if first is not None and _measured(first, "zero_shot"):
+        lines.append(Line("Zero-shot base", of("zero_shot", first), True))
+    heading = f"{labels.model(model)}, by likelihood: the listed answer of the highest log-probability per token"
+    return [Block(heading, (*map(labels.task, sets), "avg"), tuple(lines))]
 
 
 def _references(first: Reported, sets: tuple[str, ...], *, with_loss: bool) -> list[Line]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nora.tasks import instruction
-from nora.tasks.example import Row
+from nora.tasks.example import Example, Row
 from nora.tasks.instruction import Instruction
 
 
@@ -58,6 +58,11 @@ def training(row: Row, set: str) -> Instruction:
 def testing(row: Row, set: str) -> Instruction:
     """A row of one of the sets."""
     return instruction.build(row, set=set)
+
+
+def choices(row: Instruction) -> Example:
+    """A row's question with its listed answers, for their likelihood."""
+    return instruction.listed(row, SETS[row.set].answers)
 
 
 def extract(text: str, set: str) -> str:
