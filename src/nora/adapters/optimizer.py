@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nora.adapters.layers import AdapterLayer
-from nora.adapters.preconditioner import NORMALIZERS, Preconditioner, missing_directions, trainable_pairs
+from nora.adapters.preconditioner import (
+    NORMALIZERS,
+    Preconditioner,
+    missing_directions,
+    trainable_pairs,
+    whole_tensor,
+)
 
 _STEPS = "nora_plus_steps"  # key of the first parameter group: what survives every way to save an optimiser
 
@@ -36,6 +43,22 @@ def _check_same(factors: Sequence[Tensor], stepped: Sequence[Tensor]) -> None:
             "step: given an optimiser whose parameters are no longer the model's LoRA factors (a wrapper flattened, "
             "sharded or copied one of the two), required the same; make the optimiser after wrapping the model"
         )
+
+
+def _clip(parameters: Sequence[Tensor], max_norm: float) -> None:
+    """Clips the global gradient norm. torch's own sum of norms takes no sharded tensors (FSDP 2) beside whole ones, nor
+    two meshes: each kind's norm is taken alone then."""
+    kinds: dict[object, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        kinds[getattr(parameter, "device_mesh", None)].append(parameter)
+    if len(kinds) == 1:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    norms = [whole_tensor(torch.nn.utils.clip_grad_norm_(kind, float("inf"))) for kind in kinds.values()]
+    shrink = (max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(shrink)
 
 
 def _warn_of_missing_directions(pairs: Sequence[AdapterLayer]) -> None:
@@ -78,7 +101,8 @@ def create_nora_plus_optimizer(
     and warns; ``inverse="pinv"`` with ``damping=0.0`` takes (A Aᵀ)⁺ and (Bᵀ B)⁺ instead, which moves what is spanned.
 
     The pairs are read from the model at every step, so that a wrapper may put other parameters in (FSDP 2 by
-    accelerate's ``prepare``), as long as the optimiser is given the same ones; sharded factors are gathered.
+    accelerate's ``prepare``), as long as the optimiser is given the same ones; sharded factors are gathered, and the
+    norm that is clipped is that of all processes together.
 
     Clip here, not in the training loop, which would clip before the preconditioner: with Hugging Face's Trainer give
     ``max_grad_norm=1.0`` here and ``TrainingArguments(max_grad_norm=0)``. The step counter is in ``state_dict``.
@@ -86,7 +110,7 @@ def create_nora_plus_optimizer(
     Raises TypeError where ``optimizer_cls`` is no optimiser class; ValueError where it needs a closure, where a pair
     is trained in one factor only, where there is no pair, or where a setting is out of range. A closure given to
     ``step`` raises ValueError before anything moves, and so does a step whose parameters are no longer the model's
-    (DeepSpeed's ZeRO keeps flat copies of them).
+    (DeepSpeed's ZeRO keeps flat copies of them), or are pieces of them (FSDP 1).
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
         raise TypeError(f"optimizer_cls: given {optimizer_cls!r}, required a subclass of torch.optim.Optimizer")
@@ -122,7 +146,7 @@ def create_nora_plus_optimizer(
             preconditioner.step()
             group[_STEPS] = preconditioner.steps
             if max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(stepped, max_grad_norm)
+                _clip(stepped, max_grad_norm)
             return _without_hooks(optimizer_cls)(self)
 
         def __getstate__(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,26 +91,53 @@ class _Pair(NamedTuple):
     grad_B: Tensor | None
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor (FSDP 2, tensor parallelism) gathered; every other one as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _pair(layer: AdapterLayer) -> _Pair:
-    A, B = layer.parameter_A, layer.parameter_B
-    if layer.expert is not None and isinstance(A, DTensor):
-        raise ValueError(f"{layer.name}: given a sharded mixture of experts, required whole factors on every process")
-    grad_A = None if A.grad is None else layer.part_A(_whole(A.grad))
-    grad_B = None if B.grad is None else layer.part_B(_whole(B.grad))
-    return _Pair(layer.part_A(_whole(A.detach())), layer.part_B(_whole(B.detach())), grad_A, grad_B)
+def _whole_factors(layer: AdapterLayer) -> tuple[Tensor, Tensor]:
+    """The layer's A and B, gathered. ValueError where its parameters are pieces that nothing can gather."""
+    for parameter in (layer.parameter_A, layer.parameter_B):
+        if parameter.dim() < 2 or parameter.numel() == 0:
+            raise ValueError(
+                f"{layer.name}: given a factor of shape {tuple(parameter.shape)}, a piece of it (FSDP 1, DeepSpeed's "
+                "ZeRO 3), required whole factors or FSDP 2's (fully_shard), which can be gathered"
+            )
+    return (
+        layer.part_A(whole_tensor(layer.parameter_A.detach())),
+        layer.part_B(whole_tensor(layer.parameter_B.detach())),
+    )
 
 
-def _scatter(parameter: nn.Parameter, gradient: Tensor | None) -> None:
-    """Gives each rank its part of a gathered gradient back; no communication, every rank holds the whole."""
-    held = parameter.grad
-    if isinstance(held, DTensor) and gradient is not None:
-        whole = DTensor.from_local(gradient, held.device_mesh, [Replicate()] * held.device_mesh.ndim, run_check=False)
-        held.copy_(whole.redistribute(placements=held.placements))
+class _Gathered:
+    """The gradients of some parameters, whole; each is gathered once, for a mixture's experts share one."""
+
+    def __init__(self) -> None:
+        self._whole: dict[nn.Parameter, Tensor] = {}
+
+    def pair(self, layer: AdapterLayer) -> _Pair:
+        grad_A, grad_B = self._of(layer.parameter_A), self._of(layer.parameter_B)
+        return _Pair(
+            *_whole_factors(layer),
+            None if grad_A is None else layer.part_A(grad_A),
+            None if grad_B is None else layer.part_B(grad_B),
+        )
+
+    def _of(self, parameter: nn.Parameter) -> Tensor | None:
+        if parameter.grad is None or not isinstance(parameter.grad, DTensor):
+            return parameter.grad
+        if parameter not in self._whole:
+            self._whole[parameter] = parameter.grad.full_tensor()
+        return self._whole[parameter]
+
+    def scatter(self) -> None:
+        """Gives each process its part of the gathered gradients back; no communication, every one holds the whole."""
+        for parameter, gradient in self._whole.items():
+            held: Any = parameter.grad
+            mesh = held.device_mesh
+            whole = DTensor.from_local(gradient, mesh, [Replicate()] * mesh.ndim, run_check=False)
+            held.copy_(whole.redistribute(placements=held.placements))
 
 
 class _One(NamedTuple):
@@ -186,8 +213,8 @@ def _block_diagonal(P: Tensor, k: int) -> Tensor:
 
 def missing_directions(layer: AdapterLayer) -> int:
     """How many of the r directions the started factor does not span (a weight of lower rank than r), to float32."""
-    started = layer.A.detach().flatten(1) if layer.A.any() else layer.B.detach().flatten(1).T
-    factor = _wide(_whole(started))
+    A, B = _whole_factors(layer)
+    factor = _wide(A if A.any() else B.flatten(1).T)
     if not bool(torch.isfinite(factor).all()):
         return 0
     with full_precision():
@@ -237,18 +264,16 @@ class Preconditioner:
         """Preconditions the gradients that are there now, in float32 under whatever autocast."""
         with full_precision():
             for layers in self._groups():
-                pairs = [_pair(layer) for layer in layers]
-                self._scale(pairs)
-                for layer, pair in zip(layers, pairs, strict=True):
-                    _scatter(layer.parameter_A, pair.grad_A)
-                    _scatter(layer.parameter_B, pair.grad_B)
+                gathered = _Gathered()
+                self._scale([gathered.pair(layer) for layer in layers])
+                gathered.scatter()
         self.steps += 1
 
     def _groups(self) -> Iterable[list[AdapterLayer]]:
         """The layers whose pairs can share one factorisation."""
         groups: dict[tuple[object, ...], list[AdapterLayer]] = defaultdict(list)
         for layer in self.layers:
-            groups[layer.rank, layer.A.device, layer.A.dtype].append(layer)
+            groups[layer.rank, layer.parameter_A.device, layer.parameter_A.dtype].append(layer)
         return groups.values()
 
     def _scale(self, pairs: Sequence[_Pair]) -> None:
