@@ -16,7 +16,7 @@ from nora import starts, streams
 from nora.adapters import inits
 from nora.adapters.data import Loss, Statistics, Stream, check_matrix
 from nora.adapters.inits import Factors
-from nora.adapters.layers import AdapterLayer, lora_layers
+from nora.adapters.layers import AdapterLayer, check_untied, lora_layers
 from nora.adapters.moved import adapter_configs, moved_base
 from nora.adapters.surroundings import full_precision
 
@@ -119,19 +119,6 @@ def check_unmoved(model: nn.Module, layers: Sequence[AdapterLayer], *, own_start
         reason = moved.why(layer, own_start=own_start)
         if reason is not None:
             raise ValueError(reason)
-
-
-def check_untied(layers: list[AdapterLayer]) -> None:
-    """ValueError where two layers share a factor (PEFT's ``ensure_weight_tying``): two starts cannot both hold."""
-    owners: dict[int, str] = {}
-    for layer in layers:
-        for factor in (layer.A, layer.B):
-            owner = owners.setdefault(factor.data_ptr(), layer.name) if factor.numel() else layer.name
-            if owner != layer.name:
-                raise ValueError(
-                    f"{layer.name}: shares a factor with {owner}, so that one start would overwrite the other; "
-                    "make the adapter with ensure_weight_tying=False"
-                )
 
 
 def initialize_(

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from nora.adapters.layers import AdapterLayer, adapter_layers, why_not_two_matrices
+from nora.adapters.layers import AdapterLayer, adapter_layers, check_untied, once_each
 from nora.adapters.surroundings import full_precision
 
 
 def trainable_pairs(model: nn.Module) -> list[AdapterLayer]:
     """Every LoRA layer, of any adapter, whose two factors are both trained; sorted by name.
 
-    Raises ValueError where only one factor of a pair is trained (its gradient has no partner to be scaled with),
-    where a trained adapter is not a pair of matrices, and where there is no pair at all.
+    Raises ValueError where only one factor of a pair is trained (its gradient has no partner to be scaled with), where
+    two layers share a factor, and where there is no pair at all.
     """
     pairs = []
     for layer in adapter_layers(model):
@@ -31,15 +31,13 @@ def trainable_pairs(model: nn.Module) -> list[AdapterLayer]:
                 f"{layer.name}: factor {frozen} of adapter {layer.adapter!r} is frozen and its partner is trained; "
                 "the preconditioner scales each factor by its partner and needs both trained, or neither"
             )
-        reason = why_not_two_matrices(layer)
-        if reason is not None:
-            raise ValueError(f"{layer.name}: {reason}; freeze this adapter or leave the layer out of target_modules")
         pairs.append(layer)
     if not pairs:
         raise ValueError(
             "the model has no trainable LoRA pair, so there is nothing to precondition; wrap it with "
             "peft.get_peft_model(model, LoraConfig(...)) first, and check which parameters require gradients"
         )
+    check_untied(once_each(pairs))  # a tied head's part of the gradient is scaled as the embedding's is, by the same P
     return pairs
 
 
