@@ -41,7 +41,8 @@ def _check_same(factors: Sequence[Tensor], stepped: Sequence[Tensor]) -> None:
     if any(id(factor) not in known for factor in factors):
         raise ValueError(
             "step: given an optimiser whose parameters are no longer the model's LoRA factors (a wrapper flattened, "
-            "sharded or copied one of the two), required the same; make the optimiser after wrapping the model"
+            "sharded or copied one of the two), required the same; make the optimiser after wrapping the model, and "
+            "with DeepSpeed, whose other engines step flat copies, take stage 0 in float32 (or FSDP 2)"
         )
 
 
@@ -110,7 +111,7 @@ def create_nora_plus_optimizer(
     Raises TypeError where ``optimizer_cls`` is no optimiser class; ValueError where it needs a closure, where a pair
     is trained in one factor only, where there is no pair, or where a setting is out of range. A closure given to
     ``step`` raises ValueError before anything moves, and so does a step whose parameters are no longer the model's
-    (DeepSpeed's ZeRO keeps flat copies of them), or are pieces of them (FSDP 1).
+    (DeepSpeed's engines but stage 0 in float32 keep flat copies of them), or are pieces of them (FSDP 1).
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
         raise TypeError(f"optimizer_cls: given {optimizer_cls!r}, required a subclass of torch.optim.Optimizer")
