@@ -85,7 +85,18 @@ def check_weight(layer: AdapterLayer) -> None:
     """ValueError where the layer's frozen weight is not here, whole, unmerged and of a floating dtype."""
     stored = layer.held_weight
     if stored.is_meta or layer.A.is_meta or layer.B.is_meta:
-        raise ValueError(f"{layer.name}: the weight is on the meta device; load the pretrained weights first")
+        raise ValueError(
+            f"{layer.name}: the weight is on the meta device; load the pretrained weights first (where accelerate has "
+            "offloaded them, start the adapter before the model is dispatched)"
+        )
+    if not layer.scaling:
+        raise ValueError(f"{layer.name}: given lora_alpha=0, which adds nothing whatever is trained; required another")
+    narrow = [factor.dtype for factor in (layer.A, layer.B) if factor.dtype.itemsize == 1]
+    if narrow:
+        raise ValueError(
+            f"{layer.name}: given factors of {narrow[0]}, required a dtype that trains; cast the adapter first "
+            "(diffusers: cast_training_params(component))"
+        )
     # DTensor (FSDP 2, tensor parallelism) has a mesh, a parameter under DeepSpeed's ZeRO-3 an id.
     if hasattr(stored, "device_mesh") or hasattr(stored, "ds_id"):
         raise ValueError(

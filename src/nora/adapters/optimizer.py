@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nora.adapters.layers import AdapterLayer
+from nora.adapters.layers import AdapterLayer, adapter_layers
 from nora.adapters.preconditioner import (
     NORMALIZERS,
     Preconditioner,
@@ -103,7 +103,8 @@ def create_nora_plus_optimizer(
 
     The pairs are read from the model at every step, so that a wrapper may put other parameters in (FSDP 2 by
     accelerate's ``prepare``), as long as the optimiser is given the same ones; sharded factors are gathered, and the
-    norm that is clipped is that of all processes together.
+    norm that is clipped is that of all processes together. The factors of an adapter added later are preconditioned
+    once ``add_param_group`` has them; those of a deleted one are left out.
 
     Clip here, not in the training loop, which would clip before the preconditioner: with Hugging Face's Trainer give
     ``max_grad_norm=1.0`` here and ``TrainingArguments(max_grad_norm=0)``. The step counter is in ``state_dict``.
@@ -150,11 +151,19 @@ def create_nora_plus_optimizer(
                 _clip(stepped, max_grad_norm)
             return _without_hooks(optimizer_cls)(self)
 
+        def add_param_group(self, param_group: dict[str, Any]) -> None:
+            """Also with the factors of an adapter that was added later: its pairs are found."""
+            super().add_param_group(param_group)
+            if hasattr(self, "_nora_plus"):
+                stepped = [parameter for part in self.param_groups for parameter in part["params"]]
+                self._nora_plus.add(adapter_layers(self._model), stepped)
+
         def __getstate__(self) -> dict[str, Any]:
-            return {**super().__getstate__(), "_nora_plus": self._nora_plus}  # for deepcopy, with the model or alone
+            held = {"_nora_plus": self._nora_plus, "_model": self._model}  # for deepcopy, with the model or alone
+            return {**super().__getstate__(), **held}
 
     optimizer: Optimizer = NoraPlusOptimizer(trained, **optimizer_kwargs)
-    optimizer._nora_plus = made  # type: ignore[attr-defined]
+    optimizer._nora_plus, optimizer._model = made, model  # type: ignore[attr-defined]
     optimizer.param_groups[0][_STEPS] = 0
     # A fused optimiser would otherwise be handed gradients that a GradScaler has not unscaled: clipping would be wrong.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -252,6 +252,12 @@ def _untie(config: LoraConfig, state: Mapping[str, Tensor]) -> None:
     and moving the model to another device or dtype copies each. Loading would tie them again. ValueError where the
     config cannot say it."""
     tied = getattr(config, "target_modules_to_tie", None) or set()  # not in every PEFT there is
+    for name in tied:
+        if f"{PREFIX}{name}.lora_embedding_A" in state:
+            raise ValueError(
+                f"{name}: given a second reader of the table with factors of its own (ensure_weight_tying), which PEFT "
+                "does not put back at loading; make the adapter with ensure_weight_tying=False"
+            )
     embedding = next((key.removesuffix("A") for key in state if key.endswith(".lora_embedding_A")), None)
     apart = []
     for name in tied:

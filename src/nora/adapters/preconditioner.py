@@ -250,7 +250,18 @@ class Preconditioner:
         self.normalize = normalize
         self.inverse = inverse
         self.steps = 0
-        self.layers = list(layers)
+        self._layers = list(layers)
+
+    @property
+    def layers(self) -> list[AdapterLayer]:
+        """The pairs there are; PEFT may have deleted an adapter since."""
+        return [layer for layer in self._layers if layer.adapter in layer.module.r]
+
+    def add(self, layers: Sequence[AdapterLayer], stepped: Sequence[Tensor]) -> None:
+        """Takes up those of ``layers`` that it has not and that have a factor among the ``stepped``."""
+        new = {id(parameter) for parameter in stepped} - {id(parameter) for parameter in self.parameters}
+        self._layers += [layer for layer in layers if {id(layer.parameter_A), id(layer.parameter_B)} & new]
+        check_untied(once_each(self.layers))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
