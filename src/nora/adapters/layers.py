@@ -225,8 +225,8 @@ class AdapterLayer:
     @property
     def rank(self) -> int:
         """r of A [r, in] and B [out, r]: of PEFT's r the share of this group or block."""
-        kind, count = self._pairs
-        return int(self.module.r[self.adapter]) // (1 if kind == "experts" else count)
+        whole = int(self.module.r[self.adapter])
+        return whole if self.part is None or self._pairs.kind == "experts" else whole // self._pairs.many
 
     @property
     def pretrained_name(self) -> str:

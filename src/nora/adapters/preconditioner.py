@@ -96,16 +96,14 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 
 def _whole_factors(layer: AdapterLayer) -> tuple[Tensor, Tensor]:
     """The layer's A and B, gathered. ValueError where its parameters are pieces that nothing can gather."""
-    for parameter in (layer.parameter_A, layer.parameter_B):
-        if parameter.dim() < 2 or parameter.numel() == 0:
+    A, B = layer.parameter_A.detach(), layer.parameter_B.detach()
+    for factor in (A, B):
+        if factor.dim() < 2 or factor.numel() == 0:
             raise ValueError(
-                f"{layer.name}: given a factor of shape {tuple(parameter.shape)}, a piece of it (FSDP 1, DeepSpeed's "
+                f"{layer.name}: given a factor of shape {tuple(factor.shape)}, a piece of it (FSDP 1, DeepSpeed's "
                 "ZeRO 3), required whole factors or FSDP 2's (fully_shard), which can be gathered"
             )
-    return (
-        layer.part_A(whole_tensor(layer.parameter_A.detach())),
-        layer.part_B(whole_tensor(layer.parameter_B.detach())),
-    )
+    return layer.part_A(whole_tensor(A)), layer.part_B(whole_tensor(B))
 
 
 class _Gathered:
@@ -282,7 +280,8 @@ class Preconditioner:
         """The layers whose pairs can share one factorisation."""
         groups: dict[tuple[object, ...], list[AdapterLayer]] = defaultdict(list)
         for layer in self.layers:
-            groups[layer.rank, layer.parameter_A.device, layer.parameter_A.dtype].append(layer)
+            A = layer.parameter_A
+            groups[layer.rank, A.device, A.dtype].append(layer)
         return groups.values()
 
     def _scale(self, pairs: Sequence[_Pair]) -> None:
