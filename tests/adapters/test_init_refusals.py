@@ -104,14 +104,6 @@ def test_a_model_without_lora() -> None:
         nystrom_init_(tiny_opt(), xi=0.1)
 
 
-def test_a_grouped_convolution_is_refused_by_name() -> None:
-    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
-    with pytest.warns(UserWarning, match="groups > 1"):
-        model = get_peft_model(net, LoraConfig(r=2, target_modules=["0"]))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="groups=2, required groups=1; leave it out of target_modules"):
-        nystrom_init_(model, xi=0.1)
-
-
 def test_a_weight_on_the_meta_device() -> None:
     with torch.device("meta"):
         net = nn.Sequential(nn.Linear(8, 8))

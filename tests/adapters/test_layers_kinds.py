@@ -176,14 +176,6 @@ def test_tied_base_weights_give_each_place_its_own_draw() -> None:
     assert prove_init(model, inputs={"input_ids": torch.arange(3, 9)[None]}).output_difference == 0.0
 
 
-def test_tied_adapters_are_refused() -> None:
-    model = with_lora(tiny_opt(), target_modules=["embed_tokens"], ensure_weight_tying=True)
-    before = snapshot(model)
-    with pytest.raises(ValueError, match="shares a factor with .*ensure_weight_tying=False"):
-        nystrom_init_(model, xi=0.1)
-    assert same_bytes(before, snapshot(model))
-
-
 def test_several_adapters_are_independent_and_the_second_does_not_disturb_the_first() -> None:
     model = one_linear_with_lora()
     nystrom_init_(model, xi=0.1, seed=0)

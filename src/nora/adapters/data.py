@@ -52,6 +52,8 @@ def check_matrix(layer: AdapterLayer) -> None:
     if not (isinstance(base, nn.Linear | Conv1D) and layer.held_weight.is_floating_point()):
         kind = type(base).__name__
         raise ValueError(f"{layer.name}: given a {kind}, required a linear layer that is not quantised with this start")
+    if layer.part is not None:
+        raise ValueError(f"{layer.name}: given block-diagonal factors (BD-LoRA), required full ones with this start")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from nora import starts, streams
 from nora.adapters import inits
 from nora.adapters.data import Loss, Statistics, Stream, check_matrix
 from nora.adapters.inits import Factors
-from nora.adapters.layers import AdapterLayer, lora_layers
+from nora.adapters.layers import AdapterLayer, check_untied, lora_layers
 from nora.adapters.moved import adapter_configs, moved_base
 from nora.adapters.surroundings import full_precision
 
@@ -85,7 +85,18 @@ def check_weight(layer: AdapterLayer) -> None:
     """ValueError where the layer's frozen weight is not here, whole, unmerged and of a floating dtype."""
     stored = layer.held_weight
     if stored.is_meta or layer.A.is_meta or layer.B.is_meta:
-        raise ValueError(f"{layer.name}: the weight is on the meta device; load the pretrained weights first")
+        raise ValueError(
+            f"{layer.name}: the weight is on the meta device; load the pretrained weights first (where accelerate has "
+            "offloaded them, start the adapter before the model is dispatched)"
+        )
+    if not layer.scaling:
+        raise ValueError(f"{layer.name}: given lora_alpha=0, which adds nothing whatever is trained; required another")
+    narrow = [factor.dtype for factor in (layer.A, layer.B) if factor.dtype.itemsize == 1]
+    if narrow:
+        raise ValueError(
+            f"{layer.name}: given factors of {narrow[0]}, required a dtype that trains; cast the adapter first "
+            "(diffusers: cast_training_params(component))"
+        )
     # DTensor (FSDP 2, tensor parallelism) has a mesh, a parameter under DeepSpeed's ZeRO-3 an id.
     if hasattr(stored, "device_mesh") or hasattr(stored, "ds_id"):
         raise ValueError(
@@ -119,19 +130,6 @@ def check_unmoved(model: nn.Module, layers: Sequence[AdapterLayer], *, own_start
         reason = moved.why(layer, own_start=own_start)
         if reason is not None:
             raise ValueError(reason)
-
-
-def check_untied(layers: list[AdapterLayer]) -> None:
-    """ValueError where two layers share a factor (PEFT's ``ensure_weight_tying``): two starts cannot both hold."""
-    owners: dict[int, str] = {}
-    for layer in layers:
-        for factor in (layer.A, layer.B):
-            owner = owners.setdefault(factor.data_ptr(), layer.name) if factor.numel() else layer.name
-            if owner != layer.name:
-                raise ValueError(
-                    f"{layer.name}: shares a factor with {owner}, so that one start would overwrite the other; "
-                    "make the adapter with ensure_weight_tying=False"
-                )
 
 
 def initialize_(

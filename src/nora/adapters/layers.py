@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftMixedModel, PeftModel
@@ -90,21 +90,51 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+class Pairs(NamedTuple):
+    """How many pairs A, B a LoRA layer's parameters hold, and how they lie in them."""
+
+    kind: str
+    many: int
+
+    @property
+    def sharing_columns(self) -> int:
+        """How many of them have the same columns of the parameter that holds B."""
+        return self.many if self.kind in ("groups", "rows") else 1
+
+
+def pairs_of(module: Any, adapter: str) -> Pairs:
+    """How many, and of which kind: "experts" lie under one another in A and in the last dimension of B, "groups" and
+    "rows" (B block-diagonal) under one another in both, "columns" (A block-diagonal) in A so and side by side in B."""
+    base = module.get_base_layer()
+    if isinstance(module, ParamWrapper):
+        return Pairs("experts", 1 if module.get_param().dim() == 2 else module.num_experts)
+    if isinstance(base, _CONVOLUTIONS):
+        return Pairs("groups", base.groups)
+    for kind, held in (("columns", module.lora_A), ("rows", module.lora_B)):
+        if adapter in held and type(held[adapter]).__name__ == "BlockDiagonalLinear":  # not in every PEFT there is
+            return Pairs(kind, held[adapter].nblocks)
+    return Pairs("rows", 1)
+
+
 @dataclass(frozen=True)
 class AdapterLayer:
     """One LoRA layer and one of its adapters, as the map ``weight`` + scaling · B A on flattened inputs.
 
     ``weight`` is [out, in]. Linear and Conv1D: the matrix. Convolution: in = channels · kernel. Embedding: the
     transposed table, so in = vocabulary and out = width. ``A`` flattens to [r, in], ``B`` to [out, r]. A bare parameter
-    (``target_parameters``): the matrix, or one of a mixture's experts, each a layer of its own.
+    (``target_parameters``): the matrix.
+
+    Where PEFT keeps in one A and one B several pairs that never meet, each is a layer of its own: a mixture's experts;
+    a grouped convolution's groups (r/groups rows of A, which read every channel; the group's rows of the weight, zero
+    outside its own channels); the blocks of BD-LoRA (A block-diagonal: columns of the weight, B: rows).
     """
 
     name: str
     module: Any
     """The PEFT ``LoraLayer``."""
     adapter: str
-    expert: int | None = None
-    """Which of the matrices that a mixture of experts stacks in one parameter."""
+    part: int | None = None
+    """Which of the pairs that its parameters hold; None where they hold one."""
 
     @property
     def is_embedding(self) -> bool:
@@ -120,9 +150,15 @@ class AdapterLayer:
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight as [out, in]: a view; an 8/4-bit one is dequantised, for as long as the result is held."""
+        """The frozen weight as [out, in]: a view, but for a group of a convolution; an 8/4-bit one is dequantised, for
+        as long as the result is held."""
+        return self.part_of_weight(self.whole_weight)
+
+    @property
+    def whole_weight(self) -> Tensor:
+        """The weight [out, in] of all groups or blocks together, as the model without an adapter has it."""
         if isinstance(self.module, ParamWrapper):
-            return matrices(self.module.get_base_layer(), self.held_weight)[self.expert or 0]
+            return matrices(self.module.get_base_layer(), self.held_weight)[self.part or 0]
         transposed = self.is_embedding or bool(getattr(self.module, "fan_in_fan_out", False))
         return _as_matrix(self.module.get_base_layer(), transposed)
 
@@ -142,11 +178,32 @@ class AdapterLayer:
 
     def part_A(self, whole: Tensor) -> Tensor:
         """This layer's part of a tensor shaped as ``parameter_A`` (itself, its gradient): a view."""
-        return whole if self.expert is None else whole.view(self.module.num_experts, self.rank, -1)[self.expert]
+        return whole if self.part is None else whole.view(self._pairs.many, -1, *whole.shape[1:])[self.part]
 
     def part_B(self, whole: Tensor) -> Tensor:
         """As ``part_A``; PEFT stacks the experts of B in its last dimension."""
-        return whole if self.expert is None else whole.view(-1, self.rank, self.module.num_experts)[..., self.expert]
+        if self.part is None:
+            return whole
+        kind, count = self._pairs
+        if kind == "experts":
+            return whole.view(-1, self.rank, count)[..., self.part]
+        if kind == "columns":
+            return whole.view(len(whole), count, -1)[:, self.part]
+        return whole.view(count, -1, *whole.shape[1:])[self.part]
+
+    def part_of_weight(self, whole: Tensor) -> Tensor:
+        """This layer's [out, in] of a matrix shaped as ``whole_weight``."""
+        if self.part is None or (kind := self._pairs.kind) == "experts":
+            return whole
+        part = whole.chunk(self._pairs.many, dim=1 if kind == "columns" else 0)[self.part]
+        if kind != "groups":
+            return part
+        width = part.shape[1]
+        return nn.functional.pad(part, (self.part * width, (self._pairs.many - 1 - self.part) * width))
+
+    @property
+    def _pairs(self) -> Pairs:
+        return pairs_of(self.module, self.adapter)
 
     @property
     def A(self) -> Tensor:
@@ -167,7 +224,15 @@ class AdapterLayer:
 
     @property
     def rank(self) -> int:
-        return int(self.module.r[self.adapter])
+        """r of A [r, in] and B [out, r]: of PEFT's r the share of this group or block."""
+        whole = int(self.module.r[self.adapter])
+        return whole if self.part is None or self._pairs.kind == "experts" else whole // self._pairs.many
+
+    @property
+    def pretrained_name(self) -> str:
+        """The name of ``whole_weight`` in the model without an adapter (PEFT wraps out_proj inside)."""
+        whole = self.part is None or self._pairs.kind == "experts"
+        return (self.name if whole else self.name.rpartition(".")[0]).replace(".base_layer.", ".")
 
     @property
     def scaling(self) -> float:
@@ -225,17 +290,6 @@ def _dequantised_repacked(held: Any) -> Tensor:
     return weight
 
 
-def why_not_two_matrices(layer: AdapterLayer) -> str | None:
-    """Why this layer's adapter is not a pair of matrices A [r, in], B [out, r]; None where it is."""
-    base = layer.module.get_base_layer()
-    if isinstance(base, _CONVOLUTIONS) and base.groups > 1:
-        return f"given a convolution with groups={base.groups}, required groups=1"
-    factors = [held[layer.adapter] for held in (layer.module.lora_A, layer.module.lora_B) if layer.adapter in held]
-    if any(type(factor).__name__ == "BlockDiagonalLinear" for factor in factors):  # not in every PEFT there is
-        return "given block-diagonal factors (BD-LoRA), required full ones"
-    return None
-
-
 def adapter_layers(model: nn.Module, adapter_name: str | None = None) -> list[AdapterLayer]:
     """Every LoRA layer with every adapter on it (or the named one), whatever its kind, sorted by name; may be empty."""
     found: list[AdapterLayer] = []
@@ -243,47 +297,62 @@ def adapter_layers(model: nn.Module, adapter_name: str | None = None) -> list[Ad
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             for key in (*module.lora_A, *module.lora_embedding_A):
-                if isinstance(module, ParamWrapper):
-                    found += _of_parameter(canonical_name(name, prefix), module, key)
-                else:
-                    found.append(AdapterLayer(canonical_name(name, prefix), module, key))
+                found += _layers_of(canonical_name(name, prefix), module, key)
     wanted = [layer for layer in found if adapter_name in (None, layer.adapter)]
     return sorted(wanted, key=lambda layer: (layer.name, layer.adapter))
 
 
-def _of_parameter(name: str, module: ParamWrapper, adapter: str) -> Iterator[AdapterLayer]:
-    """The layers of a bare parameter, under its own name. PEFT wraps a second parameter of a module into the first."""
-    while name.endswith(".base_layer"):
-        name = name.removesuffix(".base_layer")
-    name = f"{name}.{module.parameter_name}"
-    if module.get_param().dim() == 2:
+def _layers_of(name: str, module: Any, adapter: str) -> Iterator[AdapterLayer]:
+    """The layers of one LoRA module. A bare parameter's go by its own name; PEFT wraps a second parameter of a module
+    into the first."""
+    if isinstance(module, ParamWrapper):
+        while name.endswith(".base_layer"):
+            name = name.removesuffix(".base_layer")
+        name = f"{name}.{module.parameter_name}"
+    kind, count = pairs_of(module, adapter)
+    if count == 1 and not (kind == "experts" and module.get_param().dim() == 3):
         yield AdapterLayer(name, module, adapter)
         return
-    for expert in range(module.num_experts):
-        yield AdapterLayer(f"{name}.{expert}", module, adapter, expert)
+    for part in range(count):
+        yield AdapterLayer(f"{name}.{part}", module, adapter, part)
 
 
 def lora_layers(model: nn.Module, adapter_name: str = "default") -> list[AdapterLayer]:
-    """Every LoRA layer that carries ``adapter_name``, sorted by canonical name.
-
-    Raises ValueError where there is none, or where a layer is of a kind whose factors are not two matrices.
-    """
+    """Every LoRA layer that carries ``adapter_name``, sorted by canonical name, a tied head left out (``once_each``);
+    ValueError where there is none."""
     found = adapter_layers(model, adapter_name)
     if not found:
         raise ValueError(
             f"adapter {adapter_name!r}: the model has no LoRA layer of that name; "
             "wrap it with peft.get_peft_model(model, LoraConfig(...)) first"
         )
-    for layer in found:
-        reason = why_not_two_matrices(layer)
-        if reason is not None:
-            raise ValueError(f"{layer.name}: {reason}; leave it out of target_modules")
-    return found
+    return once_each(found)
 
 
-def pretrained_name(name: str) -> str:
-    """A layer's canonical name as the model without an adapter spells it (PEFT wraps out_proj inside)."""
-    return name.replace(".base_layer.", ".")
+def once_each(layers: Sequence[AdapterLayer]) -> list[AdapterLayer]:
+    """Without the heads whose factors are an embedding's, transposed (PEFT's ``ensure_weight_tying``): one reads the
+    table as Wᵀ, the other as W, so that the embedding's A = (ξ/s) G Wᵀ is the head's B = (ξ/s) W Gᵀ, one pair."""
+    embeddings = {(_place(x.parameter_B), _place(x.parameter_A)) for x in layers if x.is_embedding}
+    return [x for x in layers if (_place(x.parameter_A), _place(x.parameter_B)) not in embeddings]
+
+
+def _place(parameter: nn.Parameter) -> int:
+    """Where it lies, the same for views; a parameter that lies nowhere (meta, a shard) is its own place."""
+    return parameter.data_ptr() or id(parameter)
+
+
+def check_untied(layers: Sequence[AdapterLayer]) -> None:
+    """ValueError where two layers share a factor: one A of two weights can be a sketch of only one of them, and its
+    gradient has two partners."""
+    owners: dict[int, tuple[str, Any]] = {}
+    for layer in layers:
+        for parameter in (layer.parameter_A, layer.parameter_B):
+            owner, module = owners.setdefault(_place(parameter), (layer.name, layer.module))
+            if module is not layer.module:
+                raise ValueError(
+                    f"{layer.name}: shares a factor with {owner}: it can be a sketch of only one of two weights, and "
+                    "has two partners to be scaled by; give each layer factors of its own"
+                )
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from nora import streams
-from nora.adapters.initialize import check_unmoved, check_untied, check_weight, initialize_, write_factors
+from nora.adapters.initialize import check_unmoved, check_weight, initialize_, write_factors
 from nora.adapters.inits import Factors, standard_normal
-from nora.adapters.layers import AdapterLayer, lora_layers
+from nora.adapters.layers import AdapterLayer, adapter_layers, check_untied, lora_layers
 from nora.adapters.proof import InitReport, prove_factors
 from nora.adapters.surroundings import evaluating
 
@@ -57,17 +57,18 @@ def nystrom_init_(
     ``side="B"`` is the literal reading of X0 = W Ω: B = (ξ/s) W Ω, A = 0. Each layer draws from its own stream, keyed
     by ``seed`` (0 … 2³²-1) and the module's name, so that neither the order of modules nor a wrapper changes the draw.
 
-    Linear, Conv1D, convolutions (the kernel flattened: in = channels · kernel), embeddings (the table transposed: in =
-    vocabulary), nn.MultiheadAttention, bare parameters (``target_parameters``; each expert of a mixture alone); rank
-    and alpha patterns, rsLoRA, DoRA, several adapters; float16, bfloat16 and bitsandbytes' 8/4-bit bases (one layer at
-    a time, the product in float32). The base weights and the model's output do not change. Call it before the optimiser
-    is made, before the model is sharded and before torch.compile has run.
+    Linear, Conv1D, convolutions (the kernel flattened: in = channels · kernel; each group alone), embeddings (the table
+    transposed: in = vocabulary), nn.MultiheadAttention, bare parameters (``target_parameters``; each expert of a
+    mixture alone); rank and alpha patterns, rsLoRA, DoRA, BD-LoRA (each block alone), several adapters; float16,
+    bfloat16 and bitsandbytes' 8/4-bit bases (one layer at a time, the product in float32). With ``ensure_weight_tying``
+    the embedding is started and the head reads the same pair, transposed. The base weights and the model's output do
+    not change. Call it before the optimiser is made, before the model is sharded and before torch.compile has run.
 
     Returns the proof that the factors read are the formula's; look at ``report.passed``, and give ``report.start`` to
     ``prove_init`` to measure more. Raises ValueError, the model left as it was, for an adapter that looks trained (the
     factor PEFT starts at zero is not) unless ``overwrite``, for ``xi``, ``side`` or ``seed`` out of range, no LoRA
     layer, a weight that is zero, not finite, not floating-point, not whole (sharded), moved by another start (PiSSA,
-    OLoRA, …), merged with an adapter or on the meta device, a grouped convolution, factors shared by two layers.
+    OLoRA, …), merged with an adapter or on the meta device, a factor that two layers share.
     """
     if side not in ("A", "B"):
         raise ValueError(f"side: given {side!r}, required 'A' or 'B'")
@@ -113,7 +114,7 @@ def nystrom_gradient_init_(
     check_unmoved(model, layers)
     for layer in layers:
         check_weight(layer)
-    check_untied(layers)
+    check_untied(adapter_layers(model, adapter_name))  # of a tied head the pass would see half the gradient
     check_trainable(layers)
     if not overwrite:
         check_fresh(layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nora.adapters.layers import AdapterLayer
-from nora.adapters.preconditioner import NORMALIZERS, Preconditioner, missing_directions, trainable_pairs
+from nora.adapters.layers import AdapterLayer, adapter_layers
+from nora.adapters.preconditioner import (
+    NORMALIZERS,
+    Preconditioner,
+    missing_directions,
+    trainable_pairs,
+    whole_tensor,
+)
 
 _STEPS = "nora_plus_steps"  # key of the first parameter group: what survives every way to save an optimiser
 
@@ -34,8 +41,25 @@ def _check_same(factors: Sequence[Tensor], stepped: Sequence[Tensor]) -> None:
     if any(id(factor) not in known for factor in factors):
         raise ValueError(
             "step: given an optimiser whose parameters are no longer the model's LoRA factors (a wrapper flattened, "
-            "sharded or copied one of the two), required the same; make the optimiser after wrapping the model"
+            "sharded or copied one of the two), required the same; make the optimiser after wrapping the model, and "
+            "with DeepSpeed, whose other engines step flat copies, take stage 0 in float32 (or FSDP 2)"
         )
+
+
+def _clip(parameters: Sequence[Tensor], max_norm: float) -> None:
+    """Clips the global gradient norm. torch's own sum of norms takes no sharded tensors (FSDP 2) beside whole ones, nor
+    two meshes: each kind's norm is taken alone then."""
+    kinds: dict[object, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        kinds[getattr(parameter, "device_mesh", None)].append(parameter)
+    if len(kinds) == 1:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    norms = [whole_tensor(torch.nn.utils.clip_grad_norm_(kind, float("inf"))) for kind in kinds.values()]
+    shrink = (max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(shrink)
 
 
 def _warn_of_missing_directions(pairs: Sequence[AdapterLayer]) -> None:
@@ -78,7 +102,9 @@ def create_nora_plus_optimizer(
     and warns; ``inverse="pinv"`` with ``damping=0.0`` takes (A Aᵀ)⁺ and (Bᵀ B)⁺ instead, which moves what is spanned.
 
     The pairs are read from the model at every step, so that a wrapper may put other parameters in (FSDP 2 by
-    accelerate's ``prepare``), as long as the optimiser is given the same ones; sharded factors are gathered.
+    accelerate's ``prepare``), as long as the optimiser is given the same ones; sharded factors are gathered, and the
+    norm that is clipped is that of all processes together. The factors of an adapter added later are preconditioned
+    once ``add_param_group`` has them; those of a deleted one are left out.
 
     Clip here, not in the training loop, which would clip before the preconditioner: with Hugging Face's Trainer give
     ``max_grad_norm=1.0`` here and ``TrainingArguments(max_grad_norm=0)``. The step counter is in ``state_dict``.
@@ -86,7 +112,7 @@ def create_nora_plus_optimizer(
     Raises TypeError where ``optimizer_cls`` is no optimiser class; ValueError where it needs a closure, where a pair
     is trained in one factor only, where there is no pair, or where a setting is out of range. A closure given to
     ``step`` raises ValueError before anything moves, and so does a step whose parameters are no longer the model's
-    (DeepSpeed's ZeRO keeps flat copies of them).
+    (DeepSpeed's engines but stage 0 in float32 keep flat copies of them), or are pieces of them (FSDP 1).
     """
     if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, Optimizer)):
         raise TypeError(f"optimizer_cls: given {optimizer_cls!r}, required a subclass of torch.optim.Optimizer")
@@ -122,14 +148,22 @@ def create_nora_plus_optimizer(
             preconditioner.step()
             group[_STEPS] = preconditioner.steps
             if max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(stepped, max_grad_norm)
+                _clip(stepped, max_grad_norm)
             return _without_hooks(optimizer_cls)(self)
 
+        def add_param_group(self, param_group: dict[str, Any]) -> None:
+            """Also with the factors of an adapter that was added later: its pairs are found."""
+            super().add_param_group(param_group)
+            if hasattr(self, "_nora_plus"):
+                stepped = [parameter for part in self.param_groups for parameter in part["params"]]
+                self._nora_plus.add(adapter_layers(self._model), stepped)
+
         def __getstate__(self) -> dict[str, Any]:
-            return {**super().__getstate__(), "_nora_plus": self._nora_plus}  # for deepcopy, with the model or alone
+            held = {"_nora_plus": self._nora_plus, "_model": self._model}  # for deepcopy, with the model or alone
+            return {**super().__getstate__(), **held}
 
     optimizer: Optimizer = NoraPlusOptimizer(trained, **optimizer_kwargs)
-    optimizer._nora_plus = made  # type: ignore[attr-defined]
+    optimizer._nora_plus, optimizer._model = made, model  # type: ignore[attr-defined]
     optimizer.param_groups[0][_STEPS] = 0
     # A fused optimiser would otherwise be handed gradients that a GradScaler has not unscaled: clipping would be wrong.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

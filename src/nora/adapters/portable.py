@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from nora.adapters.layers import AdapterLayer, adapter_layers, unwrapped_name
+from nora.adapters.layers import AdapterLayer, adapter_layers, pairs_of, unwrapped_name
 from nora.adapters.moved import adapter_configs, moved_base, moves_base, start_name, subtracts_start
 
 PREFIX = "base_model.model."  # of every key in a file of PEFT
@@ -102,6 +102,7 @@ def portable_adapter(
     _check_whole(host, adapter_name, state)
     config = copy.deepcopy(host.config)
     config.init_lora_weights, config.inference_mode = True, True
+    _untie(config, state)
     if moves_base(host.config):
         if at_start is None:
             raise ValueError(
@@ -157,13 +158,18 @@ def _own_copy(tensor: Tensor) -> Tensor:
 
 def _factor_keys(host: Host, adapter_name: str) -> Iterator[tuple[str, str]]:
     """The names in the file of every layer's A and B."""
+    for _, key_A, key_B in _held_factors(host, adapter_name):
+        yield key_A, key_B
+
+
+def _held_factors(host: Host, adapter_name: str) -> Iterator[tuple[LoraLayer, str, str]]:
     for name, module in host.module.named_modules():
         if isinstance(module, LoraLayer):
             path = host.prefix + unwrapped_name(name)
             if adapter_name in module.lora_A:
-                yield f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+                yield module, f"{path}.lora_A.weight", f"{path}.lora_B.weight"
             elif adapter_name in module.lora_embedding_A:
-                yield f"{path}.lora_embedding_A", f"{path}.lora_embedding_B"
+                yield module, f"{path}.lora_embedding_A", f"{path}.lora_embedding_B"
 
 
 def _why_not_here(host: Host, layers: list[AdapterLayer]) -> Iterator[str]:
@@ -188,6 +194,8 @@ def _why_not_convertible(config: LoraConfig, layers: list[AdapterLayer]) -> Iter
     for layer in layers:
         if isinstance(layer.module, ParamWrapper):
             yield f"{layer.name}: given an adapter over a bare parameter, moved by {start}; required a layer; {way_out}"
+        elif layer.part is not None:
+            yield f"{layer.name}: given factors in groups or blocks, moved by {start}; required whole ones; {way_out}"
         elif not layer.is_embedding:
             kept = layer.held_weight.dtype, layer.A.dtype, layer.B.dtype
             rounding = [dtype for dtype in kept if dtype in _HALF or not dtype.is_floating_point]
@@ -217,10 +225,10 @@ def _check_nothing_is_left_out(
 
 def _check_whole(host: Host, adapter_name: str, state: Mapping[str, Tensor]) -> None:
     """ValueError where a factor is missing or a shard, or a tensor is not finite."""
-    pairs = list(_factor_keys(host, adapter_name))
-    if not pairs:
+    found = list(_held_factors(host, adapter_name))
+    if not found:
         raise ValueError(f"adapter {adapter_name!r}: the model has no LoRA layer of that name")
-    for key_A, key_B in pairs:
+    for module, key_A, key_B in found:
         if key_A not in state or key_B not in state:
             others = ", ".join(adapter_configs(host.module))
             raise ValueError(
@@ -228,7 +236,8 @@ def _check_whole(host: Host, adapter_name: str, state: Mapping[str, Tensor]) -> 
                 f"({others}): give the adapters names that no module has"
             )
         A, B = state[key_A], state[key_B]
-        if A.dim() < 2 or B.dim() < 2 or A.numel() == 0 or B.numel() == 0 or A.shape[0] != B.shape[1]:
+        times = pairs_of(module, adapter_name).sharing_columns
+        if A.dim() < 2 or B.dim() < 2 or A.numel() == 0 or B.numel() == 0 or A.shape[0] != times * B.shape[1]:
             raise ValueError(
                 f"{key_A}: given factors of shapes {tuple(A.shape)} and {tuple(B.shape)}, which are shards; gather the "
                 "model first (accelerator.get_state_dict(model)) and pass state_dict="
@@ -236,6 +245,37 @@ def _check_whole(host: Host, adapter_name: str, state: Mapping[str, Tensor]) -> 
     for key, tensor in state.items():
         if tensor.is_meta or not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{key}: given entries that are not finite (or not there), required finite ones")
+
+
+def _untie(config: LoraConfig, state: Mapping[str, Tensor]) -> None:
+    """Says in the config where factors that it ties (``ensure_weight_tying``) have become two: PEFT ties them as views,
+    and moving the model to another device or dtype copies each. Loading would tie them again. ValueError where the
+    config cannot say it."""
+    tied = getattr(config, "target_modules_to_tie", None) or set()  # not in every PEFT there is
+    for name in tied:
+        if f"{PREFIX}{name}.lora_embedding_A" in state:
+            raise ValueError(
+                f"{name}: given a second reader of the table with factors of its own (ensure_weight_tying), which PEFT "
+                "does not put back at loading; make the adapter with ensure_weight_tying=False"
+            )
+    embedding = next((key.removesuffix("A") for key in state if key.endswith(".lora_embedding_A")), None)
+    apart = []
+    for name in tied:
+        head = f"{PREFIX}{name}.lora_"
+        if embedding is not None and f"{head}A.weight" in state:
+            A, B = state[f"{head}A.weight"], state[f"{head}B.weight"]
+            if not (torch.equal(A, state[f"{embedding}B"].T) and torch.equal(B, state[f"{embedding}A"].T)):
+                apart.append(name)
+    if not apart:
+        return
+    if isinstance(config.target_modules, str) or getattr(config, "modules_to_tie", None):
+        raise ValueError(
+            f"{apart[0]}: given factors that are no longer the embedding's, as ensure_weight_tying says (moving the "
+            "model after get_peft_model copied them), which loading would tie again; required target_modules as a list "
+            "and no tied modules_to_save, or the model moved before get_peft_model"
+        )
+    config.target_modules = [*(config.target_modules or ()), *apart]
+    config.ensure_weight_tying, config.target_modules_to_tie = False, None
 
 
 def _doubled(

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
-from nora.adapters.layers import AdapterLayer, adapter_layers, why_not_two_matrices
+from nora.adapters.layers import AdapterLayer, adapter_layers, check_untied, once_each
 from nora.adapters.surroundings import full_precision
 
 
 def trainable_pairs(model: nn.Module) -> list[AdapterLayer]:
     """Every LoRA layer, of any adapter, whose two factors are both trained; sorted by name.
 
-    Raises ValueError where only one factor of a pair is trained (its gradient has no partner to be scaled with),
-    where a trained adapter is not a pair of matrices, and where there is no pair at all.
+    Raises ValueError where only one factor of a pair is trained (its gradient has no partner to be scaled with), where
+    two layers share a factor, and where there is no pair at all.
     """
     pairs = []
     for layer in adapter_layers(model):
@@ -31,15 +31,13 @@ def trainable_pairs(model: nn.Module) -> list[AdapterLayer]:
                 f"{layer.name}: factor {frozen} of adapter {layer.adapter!r} is frozen and its partner is trained; "
                 "the preconditioner scales each factor by its partner and needs both trained, or neither"
             )
-        reason = why_not_two_matrices(layer)
-        if reason is not None:
-            raise ValueError(f"{layer.name}: {reason}; freeze this adapter or leave the layer out of target_modules")
         pairs.append(layer)
     if not pairs:
         raise ValueError(
             "the model has no trainable LoRA pair, so there is nothing to precondition; wrap it with "
             "peft.get_peft_model(model, LoraConfig(...)) first, and check which parameters require gradients"
         )
+    check_untied(once_each(pairs))  # a tied head's part of the gradient is scaled as the embedding's is, by the same P
     return pairs
 
 
@@ -91,26 +89,51 @@ class _Pair(NamedTuple):
     grad_B: Tensor | None
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor (FSDP 2, tensor parallelism) gathered; every other one as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _pair(layer: AdapterLayer) -> _Pair:
-    A, B = layer.parameter_A, layer.parameter_B
-    if layer.expert is not None and isinstance(A, DTensor):
-        raise ValueError(f"{layer.name}: given a sharded mixture of experts, required whole factors on every process")
-    grad_A = None if A.grad is None else layer.part_A(_whole(A.grad))
-    grad_B = None if B.grad is None else layer.part_B(_whole(B.grad))
-    return _Pair(layer.part_A(_whole(A.detach())), layer.part_B(_whole(B.detach())), grad_A, grad_B)
+def _whole_factors(layer: AdapterLayer) -> tuple[Tensor, Tensor]:
+    """The layer's A and B, gathered. ValueError where its parameters are pieces that nothing can gather."""
+    A, B = layer.parameter_A.detach(), layer.parameter_B.detach()
+    for factor in (A, B):
+        if factor.dim() < 2 or factor.numel() == 0:
+            raise ValueError(
+                f"{layer.name}: given a factor of shape {tuple(factor.shape)}, a piece of it (FSDP 1, DeepSpeed's "
+                "ZeRO 3), required whole factors or FSDP 2's (fully_shard), which can be gathered"
+            )
+    return layer.part_A(whole_tensor(A)), layer.part_B(whole_tensor(B))
 
 
-def _scatter(parameter: nn.Parameter, gradient: Tensor | None) -> None:
-    """Gives each rank its part of a gathered gradient back; no communication, every rank holds the whole."""
-    held = parameter.grad
-    if isinstance(held, DTensor) and gradient is not None:
-        whole = DTensor.from_local(gradient, held.device_mesh, [Replicate()] * held.device_mesh.ndim, run_check=False)
-        held.copy_(whole.redistribute(placements=held.placements))
+class _Gathered:
+    """The gradients of some parameters, whole; each is gathered once, for a mixture's experts share one."""
+
+    def __init__(self) -> None:
+        self._whole: dict[nn.Parameter, Tensor] = {}
+
+    def pair(self, layer: AdapterLayer) -> _Pair:
+        grad_A, grad_B = self._of(layer.parameter_A), self._of(layer.parameter_B)
+        return _Pair(
+            *_whole_factors(layer),
+            None if grad_A is None else layer.part_A(grad_A),
+            None if grad_B is None else layer.part_B(grad_B),
+        )
+
+    def _of(self, parameter: nn.Parameter) -> Tensor | None:
+        if parameter.grad is None or not isinstance(parameter.grad, DTensor):
+            return parameter.grad
+        if parameter not in self._whole:
+            self._whole[parameter] = parameter.grad.full_tensor()
+        return self._whole[parameter]
+
+    def scatter(self) -> None:
+        """Gives each process its part of the gathered gradients back; no communication, every one holds the whole."""
+        for parameter, gradient in self._whole.items():
+            held: Any = parameter.grad
+            mesh = held.device_mesh
+            whole = DTensor.from_local(gradient, mesh, [Replicate()] * mesh.ndim, run_check=False)
+            held.copy_(whole.redistribute(placements=held.placements))
 
 
 class _One(NamedTuple):
@@ -186,8 +209,8 @@ def _block_diagonal(P: Tensor, k: int) -> Tensor:
 
 def missing_directions(layer: AdapterLayer) -> int:
     """How many of the r directions the started factor does not span (a weight of lower rank than r), to float32."""
-    started = layer.A.detach().flatten(1) if layer.A.any() else layer.B.detach().flatten(1).T
-    factor = _wide(_whole(started))
+    A, B = _whole_factors(layer)
+    factor = _wide(A if A.any() else B.flatten(1).T)
     if not bool(torch.isfinite(factor).all()):
         return 0
     with full_precision():
@@ -225,7 +248,18 @@ class Preconditioner:
         self.normalize = normalize
         self.inverse = inverse
         self.steps = 0
-        self.layers = list(layers)
+        self._layers = list(layers)
+
+    @property
+    def layers(self) -> list[AdapterLayer]:
+        """The pairs there are; PEFT may have deleted an adapter since."""
+        return [layer for layer in self._layers if layer.adapter in layer.module.r]
+
+    def add(self, layers: Sequence[AdapterLayer], stepped: Sequence[Tensor]) -> None:
+        """Takes up those of ``layers`` that it has not and that have a factor among the ``stepped``."""
+        new = {id(parameter) for parameter in stepped} - {id(parameter) for parameter in self.parameters}
+        self._layers += [layer for layer in layers if {id(layer.parameter_A), id(layer.parameter_B)} & new]
+        check_untied(once_each(self.layers))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -237,18 +271,17 @@ class Preconditioner:
         """Preconditions the gradients that are there now, in float32 under whatever autocast."""
         with full_precision():
             for layers in self._groups():
-                pairs = [_pair(layer) for layer in layers]
-                self._scale(pairs)
-                for layer, pair in zip(layers, pairs, strict=True):
-                    _scatter(layer.parameter_A, pair.grad_A)
-                    _scatter(layer.parameter_B, pair.grad_B)
+                gathered = _Gathered()
+                self._scale([gathered.pair(layer) for layer in layers])
+                gathered.scatter()
         self.steps += 1
 
     def _groups(self) -> Iterable[list[AdapterLayer]]:
         """The layers whose pairs can share one factorisation."""
         groups: dict[tuple[object, ...], list[AdapterLayer]] = defaultdict(list)
         for layer in self.layers:
-            groups[layer.rank, layer.A.device, layer.A.dtype].append(layer)
+            A = layer.parameter_A
+            groups[layer.rank, A.device, A.dtype].append(layer)
         return groups.values()
 
     def _scale(self, pairs: Sequence[_Pair]) -> None:

@@ -19,7 +19,7 @@ from nora.adapters import inits
 from nora.adapters.fingerprint import Fingerprint
 from nora.adapters.initialize import Start, expected_factors, moved_weight, rounded
 from nora.adapters.inits import Factors
-from nora.adapters.layers import AdapterLayer, is_repacked, lora_layers, pretrained_name, relative
+from nora.adapters.layers import AdapterLayer, is_repacked, lora_layers, relative
 from nora.adapters.moved import moved_base
 from nora.adapters.surroundings import evaluating, full_precision, without_adapters
 
@@ -144,7 +144,9 @@ def measure_layer(layer: AdapterLayer, start: Start, pretrained: Tensor | Finger
     A_read, B_read = _read(layer)
     # Without the original itself, the best that can be said of a base that the start moved.
     restored = held + layer.scaling * B_read @ A_read if moves else held
-    W = pretrained.to(held.device, torch.float32) if isinstance(pretrained, Tensor) else restored
+    W = restored
+    if isinstance(pretrained, Tensor):
+        W = layer.part_of_weight(pretrained).to(held.device, torch.float32)
     expected = expected_factors(layer, W, start)
     if moves:
         expected = _aligned(Factors(A_read, B_read), expected)
@@ -152,7 +154,7 @@ def measure_layer(layer: AdapterLayer, start: Start, pretrained: Tensor | Finger
 
     norm_W = torch.linalg.norm(W).item()
     if isinstance(pretrained, Fingerprint):
-        base_difference = pretrained.distance(restored if moves else layer.weight)
+        base_difference = pretrained.distance(restored if moves else layer.whole_weight)
     else:
         should_hold = moved_weight(layer, W, Factors(A_read, B_read), start) if moves else W
         base_difference = relative(torch.linalg.norm(held - should_hold).item(), norm_W)
@@ -312,7 +314,7 @@ def prove_init(
     difference = None
     with full_precision():
         for layer in layers:
-            original = None if pretrained is None else pretrained.get(pretrained_name(layer.name))
+            original = None if pretrained is None else pretrained.get(layer.pretrained_name)
             if pretrained is not None and original is None:
                 problems.append(f"{layer.name}: no pretrained weight of that name to compare with")
                 continue

@@ -10,7 +10,7 @@ from torch import nn
 from nora.adapters import inits
 from nora.adapters.data import Loss
 from nora.adapters.initialize import Option, check_unmoved, check_weight, initialize_
-from nora.adapters.layers import lora_layers, pretrained_name
+from nora.adapters.layers import lora_layers
 from nora.adapters.nystrom import check_fresh
 from nora.adapters.proof import InitReport, prove_factors, prove_init
 
@@ -46,7 +46,7 @@ def start_(
         check_weight(layer)
     if not overwrite:
         check_fresh(layers)
-    pretrained = {pretrained_name(x.name): x.weight.clone() for x in layers} if module.MOVES_BASE else None
+    pretrained = {x.pretrained_name: x.whole_weight.clone() for x in layers} if module.MOVES_BASE else None
     start = initialize_(
         model, init, seed=seed, adapter_name=adapter_name, batches=batches, loss=loss, size_of=size_of, **options
     )
