@@ -20,7 +20,7 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
 )  # fmt: skip
 PAPER_WIDTH = 6.75  # inches, the text width of a conference page
-_PHOTOGRAPHS = 100  # dots per inch of photographs in a PDF, which are lossless there: the files are kept with the code
+_PHOTOGRAPHS = 80  # dots per inch of photographs in a PDF, which are lossless there: the files are kept with the code
 _STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
