@@ -16,7 +16,7 @@ from nora.tables.cell import Cell, Settings
 from nora.tables.methods import Table
 
 MISSING = "missing"
-_WORST_FIRST = ("diverged", "damaged", "stale", "failed", "interrupted", "running")
+_WORST_FIRST = ("diverged", "damaged", "newer", "stale", "failed", "interrupted", "running")
 
 
 def gap(states: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import click
 
+from nora import kinds
 from nora.errors import UserError, one_of
 from nora.execution import provenance
 from nora.files import write_atomic
@@ -45,7 +46,7 @@ def sync_wandb(words: Sequence[str], dry_run: bool) -> int:
 
     targets, workspace = read_targets(words)
     snapshot = take_snapshot(workspace.store)
-    for line in snapshot.troubles:
+    for line in kinds.troubles(snapshot):
         print(f"nora: {line}", file=sys.stderr)
     cells = [c for target in targets for c in target.cells(snapshot)]
     specs = {c.id: c.spec for c in cells if c.id is not None and c.spec is not None}

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 
+from nora import kinds
 from nora.errors import UserError, one_of
 from nora.files import Json, write_atomic
-from nora.store.record import DamagedRecord, Record
+from nora.store.record import DamagedRecord, NewerRecord, Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, State, runs, take_snapshot
 from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
@@ -27,7 +28,7 @@ def _warn(line: str) -> None:
 def _snapshot(store: Store) -> Snapshot:
     """The store now; records that do not count are named on stderr."""
     snapshot = take_snapshot(store)
-    for line in snapshot.troubles:
+    for line in kinds.troubles(snapshot):
         _warn(line)
     return snapshot
 
@@ -35,7 +36,8 @@ def _snapshot(store: Store) -> Snapshot:
 def _counted(store: Store) -> Iterator[Record]:
     """The records that count, by id, one at a time; the others are named on stderr."""
     for folder, found in runs(store):
-        line = found.reason if found.state is State.DAMAGED else store.contest(folder) if found.record else ""
+        left_out = found.state in (State.DAMAGED, State.NEWER)
+        line = found.reason if left_out else store.contest(folder) if found.record else ""
         if line:
             _warn(line)
         if found.record is not None:
@@ -89,6 +91,8 @@ def verify(words: Sequence[str], as_json: bool) -> int:
     targets = with_all_scales(targets) if whole else targets
     snapshot = take_snapshot(store)
     problems = list(snapshot.troubles)
+    for line in kinds.troubles(snapshot)[len(problems) :]:
+        _warn(line)
     checked: set[str] = set()
     for target in targets:
         for cell in target.cells(snapshot):
@@ -156,19 +160,19 @@ def trace(target: str, cell: str, words: Sequence[str], as_json: bool) -> int:
 def _one_record(store: Store, given: str) -> Record:
     """The record whose id starts so; UserError unless there is exactly one: which there are, why one there is not
     believed."""
-    from nora import kinds
-
-    found, why = [], ""
+    found: list[Record] = []
+    why, unread = "", list[str]()
     store = store.home(given)
     for folder in store.run_dirs(given):
         try:
             record = store.read(folder.parent.name, folder.name)
             found += [] if record is None else [record]
-        except DamagedRecord as error:
+        except (DamagedRecord, NewerRecord) as error:
             why += f"; {error}"
     if len(found) == 1:
         return found[0]
-    listed = "".join(f"; {record.id} {kinds.title(kinds.spec_of(record))}" for record in found[:5])
+    named = [f"{record.id} {kinds.title(spec)}" for record, spec in kinds.readable(found[:5], unread)]
+    listed = "".join(f"; {one}" for one in (*named, *unread))
     more = "; …" if len(found) > 5 else ""
     raise UserError(
         f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{listed}{more}{why}"
@@ -217,7 +221,6 @@ def repeat(identity: str, words: Sequence[str]) -> int:
     identical (result, predictions, adapter, to the byte), or what differs; then the exit code is 1."""
     from tempfile import TemporaryDirectory
 
-    from nora import kinds
     from nora.execution.execute import execute
     from nora.execution.progress import progress_bar
     from nora.execution.stops import listening

@@ -32,7 +32,7 @@ from nora.execution.stops import listening
 from nora.files import Json
 from nora.kinds import InstructSpec, Spec
 from nora.store.attempt import Job
-from nora.store.record import NewerRecord, Record
+from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import State, run_state
 from nora.workspace import find_checkout
@@ -49,13 +49,9 @@ _FLAGS_WITH_VALUE = (
 def ended(record: Record, *, made: bool, folder: Path) -> str:
     """One line that says how a run ended."""
     spec = kinds.spec_of(record)
-    if record.status == "diverged":
-        outcome = f"diverged at step {record.result['diverged']['step']} ({record.result['diverged']['tensor']})"
-    else:
-        outcome = kinds.of(spec).headline(record.metrics)
     proof = "init proved" if record.result["proof"]["passed"] else "INIT NOT PROVED"
     again = "" if made else "; already done, nothing to do"
-    return f"{record.id}  {kinds.title(spec)}: {outcome}; {proof}{again}  [{folder}]"
+    return f"{record.id}  {kinds.title(spec)}: {kinds.outcome(record, spec)}; {proof}{again}  [{folder}]"
 
 
 def check_place(settings: ExecSpec) -> None:
@@ -208,13 +204,10 @@ def tell(jobs: Sequence[tuple[Spec, Store]]) -> int:
     another process."""
     states = []
     for number, (spec, store) in enumerate(jobs):
-        try:
-            found = run_state(store, spec.kind, run_id(spec))
-            state, reason = str(found.state), found.reason
-        except NewerRecord as error:
-            state, reason = "refused", str(error)
-        states.append(state)
-        print(f"#{number} {state:8} {run_id(spec)}  {kinds.title(spec)}{': ' if reason else ''}{reason}")
+        found = run_state(store, spec.kind, run_id(spec))
+        states.append(found.state)
+        why = f": {found.reason}" if found.reason else ""
+        print(f"#{number} {found.state:8} {run_id(spec)}  {kinds.title(spec)}{why}")
     tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(jobs)} jobs: {tally}", flush=True)
     return int(any(state not in (State.DONE, State.RUNNING) for state in states))

@@ -101,12 +101,12 @@ def _of_store(workspace: Workspace, wanted: Sequence[str]) -> list[dict[str, Jso
     """The runs of a store whose id or title has every word that is asked for, the newest first."""
     snapshot = take_snapshot(workspace.store)
     found: list[dict[str, Json]] = []
-    for record in snapshot.values():
-        spec = kinds.spec_of(record)
+    for line in kinds.troubles(snapshot):
+        print(f"nora: {line}", file=sys.stderr)
+    for record, spec in kinds.readable(snapshot.values()):
         title = kinds.title(spec)
         if all(word.lower() in f"{record.id} {record.status} {title}".lower() for word in wanted):
-            done = record.status == "done"
-            said = kinds.of(spec).headline(record.result["metrics"]) if done else "diverged"
+            said = kinds.outcome(record, spec)
             started = float(record.run.get("started", 0.0))
             found.append({"id": record.id, "state": record.status, "run": title, "says": said, "started": started})
     return sorted(found, key=lambda row: -row["started"])
