@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,20 @@ def test_a_list_has_every_choice_and_says_what_it_is(what: str, checkout: Path, 
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [line.split()[0] for line in lines]
 
 
+def test_a_list_says_what_ones_own_choices_are(tmp_path: Path, capsys: Out) -> None:
+    (tmp_path / "scale").mkdir()
+    (tmp_path / "scale" / "wee.yaml").write_text("# @package _global_\n# My evening.\nscale: {name: wee}\n")
+    assert cli.main(["list", "scales", "--config-dir", str(tmp_path)]) == 0
+    assert "wee    My evening." in capsys.readouterr().out
+
+
+def test_a_pipe_that_nobody_reads_on_is_no_error(checkout: Path) -> None:
+    """`nora … | head -1` under pipefail: nothing on standard error, and 0."""
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -m nora list methods | true"
+    done = subprocess.run(["bash", "-c", command], cwd=checkout, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_runs_are_found_by_words(capsys: Out) -> None:
     assert cli.main(["list", "runs", "nora_plus", "SST2", "smollm2", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -95,6 +111,9 @@ def test_an_id_that_several_have_lists_them(capsys: Out) -> None:
         (["method=nora", "method.init=pisa"], "method.init: given pisa, did you mean pissa? allowed"),
         (["-cn", "nonsense"], "'nonsense'. Check that it's in your config search path.\n"),
         (["-m", "protocol.lr=interval(1e-4,1e-2)"], "give key=a,b or choice(a,b), or hydra/sweeper=optuna"),
+        (["--multirn", "seed=0,1"], "flag: given '--multirn', did you mean --multirun? allowed"),
+        (["--info", "defalts"], "--info: given 'defalts', did you mean defaults? allowed all, config"),
+        (["--cfg=jobs"], "--cfg: given 'jobs', did you mean job? allowed job, hydra, all"),
     ],
 )
 def test_a_wrong_word_of_run_is_one_line(words: list[str], said: str, capsys: Out) -> None:

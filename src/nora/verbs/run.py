@@ -27,7 +27,7 @@ from nora.config.compose import expand_sweep, first_line, permit_new_keys, searc
 from nora.config.pins import Pins
 from nora.config.schema import ExecSpec, validate
 from nora.config.spec import run_id
-from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError, one_of
 from nora.execution.stops import listening
 from nora.files import Json
 from nora.kinds import InstructSpec, Spec
@@ -44,6 +44,15 @@ _FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info",
     "-i",
 )  # fmt: skip
+_FLAGS = (
+    *_FLAGS_WITH_VALUE, "-m", "--multirun", "-r", "--run", "--resolve", "-h", "--help", "--hydra-help", "--version",
+    "--shell-completion", "-sc", "--experimental-rerun",
+)  # fmt: skip
+_SHOWN = {
+    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+}
+"""What some of them take; argparse answers a slip with its usage, of ten lines."""
 
 
 def ended(record: Record, *, made: bool, folder: Path) -> str:
@@ -219,6 +228,12 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
 
     words, launcher = place(words, checkout)
     flags, overrides = _split(words)
+    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+        name, joined, value = flag.partition("=")
+        if flag.startswith("-"):
+            one_of("flag", name, _FLAGS)
+        if name in _SHOWN and (value or following and not following.startswith("-")):
+            one_of(name, value if joined else following, _SHOWN[name])
     multirun = {"-m", "--multirun"} & set(flags)
     shows = {"--cfg", "-c", "--info", "-i"} & {flag.split("=")[0] for flag in flags}
     if shows and multirun:

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from nora import kinds
-from nora.config.compose import choices
+from nora.config.compose import choices, folders
 from nora.errors import UserError, one_of
 from nora.files import Json
 from nora.store.states import take_snapshot
@@ -88,8 +88,8 @@ def _of_group(checkout: Path, group: str) -> list[dict[str, Json]]:
     """The choices of a config group, each with the first comment of its file, or else what tells it from the others."""
     found: list[dict[str, Json]] = []
     for name in choices(checkout / "conf", group):
-        path = checkout / "conf" / group / f"{name}.yaml"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        paths = [folder / group / f"{name}.yaml" for folder in folders(checkout / "conf")]
+        lines = next(path for path in paths if path.is_file()).read_text(encoding="utf-8").splitlines()
         notes = [line.lstrip("# ") for line in lines[:3] if line.startswith("#") and "@package" not in line]
         pairs = dict(line.split(": ", 1) for line in lines if ": " in line and not line.startswith((" ", "#", "-")))
         keys = [f"{key} {pairs[key].split('#')[0].strip()}" for key in _TELLING if key in pairs]
