@@ -113,12 +113,6 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # click's own answer is exit code 1
-            return _read_enough()
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             one_of("COMMAND", cmd_name, list(_VERBS))
@@ -359,6 +353,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
         except BrokenPipeError:
             return _read_enough()
+        except SystemExit:
+            if sys.stdout is out:
+                raise
+            return _read_enough()  # click has put another in its place: its own answer to a broken pipe is exit code 1
         except OSError as error:  # no file descriptor left, a read-only file system, a disk that fails
             where = f"{error.filename}: " if error.filename is not None else ""
             code_name = errno.errorcode.get(error.errno or 0, type(error).__name__)

@@ -105,6 +105,20 @@ def test_an_id_that_several_have_lists_them(capsys: Out) -> None:
     assert " records of " in err and err.count(" on ") >= 5 and err.count("\n") == 1 and len(err) < 600
 
 
+@pytest.mark.parametrize("verb", ["why", "logs"])
+def test_a_run_that_several_ids_begin_with_lists_them(verb: str, checkout: Path, capsys: Out) -> None:
+    """Runs without a record too, which have an id and no name yet."""
+    assert cli.main([verb, "0"]) == 2
+    err = capsys.readouterr().err
+    first = sorted(path.name for path in (checkout / "results").glob("runs/*/0*"))[0]
+    assert f"required one: {first}; " in err and err.endswith("; …\n") and err.count("\n") == 1
+
+
+def test_a_cell_that_is_none_is_one_plain_line(capsys: Out) -> None:
+    assert cli.main(["trace", "table2", "XYZ"]) == 2
+    assert "CELL: given 'XYZ', required METHOD/COLUMN with a method of prefix, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -163,7 +163,11 @@ def find_run(store: Store, beginning: str) -> tuple[str, str]:
     for submission in submissions(store.root):
         found |= {(r["spec"]["kind"], i) for i, r in submission.content["runs"].items() if i.startswith(beginning)}
     if len(found) != 1 or not beginning.isalnum():
-        raise UserError(f"ID: given {beginning!r}, {len(found)} runs of {store.root} start with it; required one")
+        listed = "; ".join([*sorted(identity for _, identity in found)[:5], *(["…"] if len(found) > 5 else [])])
+        raise UserError(
+            f"ID: given {beginning!r}, {len(found)} runs of {store.root} start with it; required one"
+            f"{': ' if found else ''}{listed}"
+        )
     return found.pop()
 
 

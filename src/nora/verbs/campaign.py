@@ -39,7 +39,7 @@ from nora.store.index import Index
 from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.estimate import measured_hours
 from nora.tables.target import AnyTarget
-from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets, waiting
+from nora.verbs.words import counted, dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets, waiting
 from nora.workspace import Workspace, open_workspace, with_wandb
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
@@ -154,7 +154,8 @@ def queue_of(workspace: Workspace) -> Queue | None:
 
 def _planned(targets: Sequence[AnyTarget], workspace: Workspace, snapshot: Snapshot) -> dict[str, list[PlannedCell]]:
     queue = queue_of(workspace)
-    cells = {target.name: target.cells(snapshot) for target in targets}
+    several = targets if len(targets) == 1 else counted("planning", targets)
+    cells = {target.name: target.cells(snapshot) for target in several}
     for line in kinds.troubles(snapshot):
         print(f"nora: {line}", file=sys.stderr)
     memory, measured = device_memory(workspace), measured_hours(snapshot.values())
@@ -259,7 +260,9 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
         elif workspace.settings.name == "slurm":
             code |= launch_slurm(target, workspace, retry=retry, dry_run=dry_run)
         elif dry_run:
-            for p in _planned([target], workspace, take_snapshot(workspace.store))[target.name]:
+            with waiting(f"{target.name}: planning"):
+                planned = _planned([target], workspace, take_snapshot(workspace.store))[target.name]
+            for p in planned:
                 if p.state in (RETRIED if retry else SUBMITTABLE):
                     print(shlex.join(run_words([*p.cell.overrides, f"exec.results={workspace.settings.results}"])))
         else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,7 +17,7 @@ from nora import kinds
 from nora.config.compose import choices, folders
 from nora.errors import UserError, one_of
 from nora.files import Json
-from nora.store.states import take_snapshot
+from nora.store.states import Snapshot, take_snapshot
 from nora.tables.cell import names
 from nora.tables.target import AnyTarget, has_scale, load_targets
 from nora.workspace import Workspace, find_checkout, open_workspace
@@ -54,8 +55,25 @@ def waiting(text: str) -> Iterator[None]:
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(file=sys.__stderr__).status(escape(text), spinner_style="none"):
+    console = Console(file=sys.__stderr__)
+    turning = "dots" if console.encoding.startswith("utf") else "line"
+    with console.status(escape(text), spinner=turning, spinner_style="none"):
         yield
+
+
+_One = TypeVar("_One")
+
+
+def counted(text: str, items: Iterable[_One], total: int | None = None) -> Iterator[_One]:
+    """The items one by one; on a terminal a bar beside ``text`` with the time that is left."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(file=sys.__stderr__)
+    yield from track(items, text, total=total, console=console, transient=True, disable=console.is_dumb_terminal)
 
 
 def read_targets(words: Sequence[str], workspace: Workspace | None = None) -> tuple[list[AnyTarget], Workspace]:
@@ -97,9 +115,8 @@ def _of_group(checkout: Path, group: str) -> list[dict[str, Json]]:
     return found
 
 
-def _of_store(workspace: Workspace, wanted: Sequence[str]) -> list[dict[str, Json]]:
+def _of_store(snapshot: Snapshot, wanted: Sequence[str]) -> list[dict[str, Json]]:
     """The runs of a store whose id or title has every word that is asked for, the newest first."""
-    snapshot = take_snapshot(workspace.store)
     found: list[dict[str, Json]] = []
     for line in kinds.troubles(snapshot):
         print(f"nora: {line}", file=sys.stderr)
@@ -135,7 +152,9 @@ def list_(what: str | None, words: Sequence[str], as_json: bool) -> int:
     one_of("what", what, allowed)
     if what == "runs":
         workspace = open_workspace([word for word in words if "=" in word])
-        rows = _of_store(workspace, [word for word in words if "=" not in word])
+        with waiting("reading the records"):
+            snapshot = take_snapshot(workspace.store)
+        rows = _of_store(snapshot, [word for word in words if "=" not in word])
         lines = [f"{r['id']}  {r['state']:8} {_age(r['started']):>8}  {r['run']}: {r['says']}" for r in rows]
     else:
         checkout = find_checkout()
