@@ -62,6 +62,11 @@ def test_a_list_has_every_choice_and_says_what_it_is(what: str, checkout: Path, 
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == [line.split()[0] for line in lines]
 
 
+def test_words_narrow_any_list(capsys: Out) -> None:
+    assert cli.main(["list", "methods", "PiSSA"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["pissa", "pissa_niter"]
+
+
 def test_a_list_says_what_ones_own_choices_are(tmp_path: Path, capsys: Out) -> None:
     (tmp_path / "scale").mkdir()
     (tmp_path / "scale" / "wee.yaml").write_text("# @package _global_\n# My evening.\nscale: {name: wee}\n")

@@ -15,7 +15,7 @@ import pytest
 
 from nora import cli
 from nora.errors import RunFailed
-from nora.launch import doctor, slurm
+from nora.launch import doctor, readiness, slurm
 from nora.launch.doctor import Finding
 
 Out = pytest.CaptureFixture[str]
@@ -122,6 +122,21 @@ def test_a_folder_without_git_and_an_old_python(site: Path, tmp_path: Path, monk
     found = _found(tmp_path, site)
     assert found["Python"].verdict == "bad" and found["Python"].said == "3.10.9"
     assert "commit unknown" in found["checkout"].said and "not a git repository" in found["checkout"].said
+
+
+def test_a_hub_out_of_reach_is_a_finding_of_the_target(monkeypatch: Patch) -> None:
+    """Its client raises its HTTP library's own error, which is no OSError."""
+    from huggingface_hub import HfApi
+
+    class ConnectError(Exception):
+        pass
+
+    def away(self: Any, repo: str) -> None:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "auth_check", away)
+    assert readiness._unpinned("a/b").endswith("; the Hub says ConnectError")
 
 
 def test_cancel_without_slurm_is_one_line(monkeypatch: Patch, tmp_path: Path, capsys: Out) -> None:

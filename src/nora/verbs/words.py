@@ -139,10 +139,10 @@ def _age(started: float) -> str:
 @click.argument("words", nargs=-1, metavar="[WORD …] [exec.results=…]")
 @json_flag
 def list_(what: str | None, words: Sequence[str], as_json: bool) -> int:
-    """What there is: the choices of a group, the tables, or the runs of a store.
+    """What there is: the choices of a group, the tables, or the runs of a store; with words those that have them all.
 
     \b
-    nora list methods
+    nora list methods pissa
     nora list runs nora_plus sst2 exec.results=mine
     """
     allowed = [*_LISTS, "runs"]
@@ -158,7 +158,9 @@ def list_(what: str | None, words: Sequence[str], as_json: bool) -> int:
         lines = [f"{r['id']}  {r['state']:8} {_age(r['started']):>8}  {r['run']}: {r['says']}" for r in rows]
     else:
         checkout = find_checkout()
-        rows = _of_group(checkout, _LISTS[what])
+        wanted = [word.lower() for word in words if "=" not in word]
+        there = _of_group(checkout, _LISTS[what])
+        rows = [row for row in there if all(word in f"{row['name']} {row['says']}".lower() for word in wanted)]
         width = max((len(row["name"]) for row in rows), default=0)
         lines = [f"{row['name']:{width}}  {row['says']}".rstrip() for row in rows]
     print(json.dumps(rows, indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
