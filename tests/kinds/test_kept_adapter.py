@@ -178,7 +178,8 @@ def test_with_hf_xet_installed_the_large_file_goes_by_xet(
     assert cli.main(words) == 2
     err = capsys.readouterr().err  # of the store's own thread too, whose client hung up
     (said,) = [line for line in err.splitlines() if line.startswith("nora:")]
-    assert "xet-write-token" in said and "HF_HUB_DISABLE_XET=1 does without" in said and said.endswith(f"{out / record.id} has the files")
+    assert "xet-write-token" in said and "HF_HUB_DISABLE_XET=1 does without" in said
+    assert said.endswith(f"{out / record.id} has the files")
 
     weights = (kept_folder / "adapter_model.safetensors").read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
