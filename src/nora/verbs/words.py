@@ -147,7 +147,7 @@ def list_(what: str | None, words: Sequence[str], as_json: bool) -> int:
     """
     allowed = [*_LISTS, "runs"]
     if what is None:
-        print(f"nora list {'|'.join(allowed)}")
+        print(json.dumps(allowed) if as_json else f"nora list {'|'.join(allowed)}")
         return 0
     one_of("what", what, allowed)
     if what == "runs":
