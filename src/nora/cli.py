@@ -123,6 +123,8 @@ class _Verbs(click.Group):
         if cmd_name in _EXAMPLES:
             targets = any(p.metavar == "TARGET… [key=value …]" for p in found.params)
             found.epilog = f"Example: nora {cmd_name} {_EXAMPLES[cmd_name]}" + (_TARGETS if targets else "")
+            if isinstance(found, click.Group):  # model add, task show
+                found.commands[_EXAMPLES[cmd_name].split()[0]].epilog = found.epilog
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

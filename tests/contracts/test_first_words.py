@@ -28,6 +28,8 @@ def test_a_slip_is_answered_with_what_was_meant(capsys: Out) -> None:
     assert "did you mean launch?" in capsys.readouterr().err
     assert cli.main(["list", "metods"]) == 2
     assert "did you mean methods?" in capsys.readouterr().err
+    assert cli.main(["theory", "--only", "Lemma 100"]) == 2
+    assert "did you mean Lemma 10?" in capsys.readouterr().err
     assert cli.main(["help", "colate"]) == 2
     assert "did you mean collate?" in capsys.readouterr().err
 
@@ -42,6 +44,12 @@ def test_help_of_all_and_of_each_verb_has_an_example(capsys: Out) -> None:
         assert f"nora {verb} " in out
         if verb not in ("run", "theory", "completion"):
             assert f"Example: nora {verb} {cli._EXAMPLES[verb]}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("verb", ["model add", "task show"])
+def test_help_of_a_verb_of_two_words_has_its_example(verb: str, capsys: Out) -> None:
+    assert cli.main([*verb.split(), "--help"]) == 0
+    assert f"Example: nora {verb} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["plan", "status", "list", "trace"])

@@ -311,17 +311,15 @@ def theory(also: Sequence[str], as_json: bool, only: Sequence[str]) -> int:
     import torch
 
     from nora.factorization.theory import check_expectations, run_ledger
+    from nora.factorization.theory import claims as statements
     from nora.reporting.collation import LEDGER, write_artefact
     from nora.reporting.ledger import ledger_document, ledger_line, rows_hash
 
+    for word in only:
+        one_of("--only", word, [statement.id for statement in statements()])
     torch.set_num_threads(1)
     quiet = as_json
-    try:
-        rows = run_ledger(
-            only=only, progress=lambda row: None if quiet else print(ledger_line(row.as_dict()), flush=True)
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    rows = run_ledger(only=only, progress=lambda row: None if quiet else print(ledger_line(row.as_dict()), flush=True))
     problems = check_expectations(rows, complete=not only)
     if quiet:
         print(json.dumps({"rows": [row.as_dict() for row in rows], "problems": problems}, indent=1, ensure_ascii=False))
