@@ -116,7 +116,7 @@ def _unchosen(table: Table, method: str, column: str, records: Mapping[str, Reco
     if all(t.complete for t in tried):
         return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})", ids
     states = states_of(searched, records)
-    return (gap(states) if {*states} & {"damaged", "stale", "failed"} else MISSING), ids
+    return (gap(states) if {*states} & {"damaged", "newer", "stale", "failed"} else MISSING), ids
 
 
 def binomial_error(accuracy: float, n: int) -> float:

@@ -26,11 +26,11 @@ def sensitivity_line(target: AnyTarget, records: Mapping[str, Record]) -> str:
     if spread is None:
         return ""
     n, needed = len(target.seeds), seeds_needed(_WANTED, spread)
-    seen = (
-        f"smallest difference seen on a column with {n} seeds: {smallest_difference(spread, n):.1f} points"
-        if n > 1
-        else "a single seed shows no difference of methods"
-    )
+    least = smallest_difference(spread, n) if n > 1 else math.inf
+    if least <= 100:
+        seen = f"smallest difference seen on a column with {n} seeds: {least:.1f} points"
+    else:
+        seen = f"{'a single seed shows' if n == 1 else f'{n} seeds show'} no difference of methods"
     return f"  {seen} (80 % power, p 0.05); {_WANTED:g} points would need {needed:,} seeds ({source})"
 
 
