@@ -95,6 +95,12 @@ _EXAMPLES = {
 """Words after a verb that do something; an id may be any beginning of one that no other has."""
 
 
+def _read_enough() -> int:
+    """After `| head`: what is still in the buffer goes nowhere, or the interpreter would end with its own error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 0
+
+
 _TARGETS = """
 
 TARGET: table1 … table9, fig1 … fig7, deployment, cost, tuning, ablation, curves, ranks, forgetting, likelihood,
@@ -117,6 +123,8 @@ class _Verbs(click.Group):
         if cmd_name in _EXAMPLES:
             targets = any(p.metavar == "TARGET… [key=value …]" for p in found.params)
             found.epilog = f"Example: nora {cmd_name} {_EXAMPLES[cmd_name]}" + (_TARGETS if targets else "")
+            if isinstance(found, click.Group):  # model add, task show
+                found.commands[_EXAMPLES[cmd_name].split()[0]].epilog = found.epilog
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -166,7 +174,7 @@ def nora(ctx: click.Context) -> None:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_words)
 def run(words: tuple[str, ...]) -> int:
     """One run, or a Hydra multirun with -m: nora run [-m] key=value …"""
-    if words in (("--help",), ("-h",)):
+    if {"--help", "-h"} & set(words):
         click.echo(_RUN_HELP)
         return 0
     from nora.workspace import find_checkout, seen_from_here, with_own_store, with_wandb
@@ -311,7 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out, err = cast(TextIO, _Plain(sys.stdout)), cast(TextIO, _Plain(sys.stderr))
     words, before = list(sys.argv[1:] if arguments is None else arguments), os.environ.get(starts.FOLDER)
     with redirect_stdout(out), redirect_stderr(err):
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        warnings = logging.StreamHandler(sys.stderr)
+        warnings.setLevel(logging.WARNING)  # of its own: what Hydra's --info lets through is printed by Hydra
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[warnings])
         try:
             if not _FOLDER.isdisjoint(word.split("=")[0] for word in words):
                 words = _take_folder(words)
@@ -344,8 +354,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("nora: interrupted; what was finished is kept")
             return 130
         except BrokenPipeError:
-            sys.stderr.close()
-            return 0
+            return _read_enough()
+        except SystemExit:
+            if sys.stdout is out:
+                raise
+            return _read_enough()  # click has put another in its place: its own answer to a broken pipe is exit code 1
         except OSError as error:  # no file descriptor left, a read-only file system, a disk that fails
             where = f"{error.filename}: " if error.filename is not None else ""
             code_name = errno.errorcode.get(error.errno or 0, type(error).__name__)

@@ -67,8 +67,17 @@ def test_its_flags(capsys: Out) -> None:
     for flags, said in ((["--info", "searchpath"], "conf"), (["-cn", "config", "--cfg", "job"], "kind: finetune")):
         assert cli.main(["run", *SMOKE, *flags]) == 0
         assert said in capsys.readouterr().out
+    assert cli.main(["run", *SMOKE, "--help"]) == 0 and "nora run -m method=lora,nora" in capsys.readouterr().out
     assert cli.main(["run", *SMOKE, "-cn", "nothing"]) == 2
     assert "Cannot find primary config 'nothing'" in capsys.readouterr().err
+
+
+def test_info_is_printed_once(checkout: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "nora", "run", *SMOKE, "--info", "searchpath"], cwd=checkout, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("structured://") == 1, done.stdout
 
 
 def test_a_multirun_where_nothing_can_be_written_and_nothing_is_asserted(checkout: Path, tmp_path: Path) -> None:

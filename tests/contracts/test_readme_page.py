@@ -72,6 +72,15 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert len(weights) == 12 and not (checkout / "results").exists()
 
 
+def test_every_block_can_be_typed_as_it_stands(checkout: Path) -> None:
+    """A dot between two commands would be one more word of the first."""
+    blocks = re.findall(r"```bash\n(.*?)```", (checkout / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 8
+    for block in blocks:
+        assert subprocess.run(["bash", "-n"], input=block, text=True, check=False).returncode == 0, block
+        assert not [line for line in block.splitlines() if "·" in line.partition("#")[0]], block
+
+
 def test_the_page_is_one_page() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8").split(HEADING)[1].split("\n## ")[0]
     assert len(page.splitlines()) <= 85 and "nora model add" in commands() and "stock PEFT" in commands()

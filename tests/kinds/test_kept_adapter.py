@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,49 @@ def test_an_adapter_is_exported_and_pushed_when_asked(
     code, said = pushed()
     assert code == 2 and "http://127.0.0.1:9 is out of reach" in said and said.count("nora:") == 1
     assert cli.main([*words, "--push", "no name"]) == 2 and cli.main(["export", "--push", "somebody/mine"]) == 2
+
+
+def test_with_hf_xet_installed_the_large_file_goes_by_xet(
+    hub: Hub, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own library talks to a content store that believes everything: what reaches it is of the file's size, and the
+    commit names the file by its hash. A Hub without that store is one line, with where the files lie."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_TOKEN", "accepted")
+    store, out = tmp_path / "store", tmp_path / "out"
+    _, record, kept_folder = _kept(["task=cb", "method=nora"], checkout, store)
+    words = ["export", f"exec.results={store}", "--adapter", record.id, "--out", str(out), "--push", "somebody/mine"]
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err  # of the store's own thread too, whose client hung up
+    (said,) = [line for line in err.splitlines() if line.startswith("nora:")]
+    assert "xet-write-token" in said and "HF_HUB_DISABLE_XET=1 does without" in said
+    assert said.endswith(f"{out / record.id} has the files")
+
+    weights = (kept_folder / "adapter_model.safetensors").read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    brought: list[bytes] = []
+
+    def content_store(request: Any, method: str, path: str) -> bool:
+        if "/xet-write-token/" in path:
+            request.send_json({"accessToken": "t", "exp": 4102444800, "casUrl": f"{hub.endpoint}/cas"})
+        elif not path.startswith("/cas/"):
+            return False
+        elif "/xorbs/" in path:
+            brought.append(request.body)
+            request.send_json({"was_inserted": True})
+        elif "/shards" in path:
+            hub.uploaded[digest] = weights  # put together from its chunks by the real one
+            request.send_json({"type": "result", "result": 1})
+        else:
+            request.refuse(404, "NotFound")
+        return True
+
+    hub.faults.append(content_store)
+    assert cli.main(words) == 0
+    assert f"{hub.endpoint}/somebody/mine/commit/" in capsys.readouterr().out
+    assert 0.8 * len(weights) < sum(map(len, brought)) < 1.1 * len(weights) + 4096
+    assert hub.models["somebody/mine"].files["adapter_model.safetensors"] == weights
 
 
 def test_a_run_that_kept_no_adapter_says_how_one_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from nora import cli
 from nora.errors import RunFailed
-from nora.launch import doctor, slurm
+from nora.launch import doctor, readiness, slurm
 from nora.launch.doctor import Finding
 
 Out = pytest.CaptureFixture[str]
@@ -124,7 +124,54 @@ def test_a_folder_without_git_and_an_old_python(site: Path, tmp_path: Path, monk
     assert "commit unknown" in found["checkout"].said and "not a git repository" in found["checkout"].said
 
 
+def test_a_hub_out_of_reach_is_a_finding_of_the_target(monkeypatch: Patch) -> None:
+    """Its client raises its HTTP library's own error, which is no OSError."""
+    from huggingface_hub import HfApi
+
+    class ConnectError(Exception):
+        pass
+
+    def away(self: Any, repo: str) -> None:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "auth_check", away)
+    assert readiness._unpinned("a/b").endswith("; the Hub says ConnectError")
+
+
 def test_cancel_without_slurm_is_one_line(monkeypatch: Patch, tmp_path: Path, capsys: Out) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli.main(["cancel", "table2", "scale=smoke", "task=cb"]) == 2
     assert capsys.readouterr().err == "nora: cancel: squeue is not found; this is no machine of a SLURM cluster\n"
+
+
+_DNS = """{0}: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+{0}: error: fetch_config: DNS SRV lookup failed
+{0}: error: _establish_config_source: failed to fetch config
+{0}: fatal: Could not establish a configuration source"""
+_FILE = """{0}: error: s_p_parse_file: cannot stat file /etc/slurm.conf: No such file or directory, retrying in 1sec
+{0}: error: ClusterName needs to be specified
+{0}: fatal: Unable to process configuration file"""
+_DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [(_DNS, 2, "installed, without a slurm.conf; this is no machine of a SLURM cluster"),
+     (_FILE, 2, "installed, without a slurm.conf; this is no machine of a SLURM cluster"), (_DOWN, 1, _DOWN)],
+)  # fmt: skip
+def test_slurm_without_a_cluster_is_one_line(
+    answer: str, code: int, said: str, monkeypatch: Patch, tmp_path: Path, capsys: Out
+) -> None:
+    """As SLURM 23.11's client commands say it where nobody has configured them, or where the controller is away."""
+    for name in ("sbatch", "squeue", "srun", "scontrol", "sacct"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{answer.format(name)}\nEND\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    place = f"exec.results={tmp_path / 'store'}"
+    assert cli.main(["cancel", "table2", "scale=smoke", "task=cb", place]) == code
+    assert capsys.readouterr().err == f"nora: scontrol: {said}\n"
+    (tmp_path / "store" / "submissions").mkdir(parents=True)
+    assert cli.main(["plan", "table2", "scale=smoke", "task=cb", place]) == 0
+    assert capsys.readouterr().err == f"nora: scontrol: {said}; states are from the runs' own markers alone\n"
+    assert doctor._slurm().said == f"does not answer: squeue: {said}"[: len("does not answer: ") + 90]

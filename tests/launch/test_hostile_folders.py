@@ -262,12 +262,70 @@ def test_every_verb_says_a_line(spoil: Spoil, whole: Path, tmp_path: Path, capsy
         ["plan", "table2", *WORDS, *slurm, "--sbatch"], ["verify", "table2", *WORDS], ["collate", "table2", *WORDS],
         ["show", identity], ["why", identity], ["logs", identity], ["diff", identity, identity],
         ["trace", "table2", "lora/cb", *WORDS], ["launch", "table2", *WORDS, "--dry-run"],
+        ["list", "runs"], ["export", "--dry-run"],
     ):  # fmt: skip
         code = cli.main([*words, place])
         out, err = capsys.readouterr()
         assert code in (0, 1, 2) and "Traceback" not in out + err, (words, out, err)
     assert cli.main(["merge", str(store), f"exec.results={tmp_path / 'own'}"]) in (0, 1, 2)
     assert os.path.lexists(store)
+
+
+_OTHERS: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "key": (("method", "warp"), 3, "(method.warp: unknown key)"),
+    "kind": (("kind",), "teleport", "(kind: given 'teleport')"),
+    "protocol": (("protocol", "name"), "future", "(protocol.name: given 'future')"),
+    "schema": ((), None, "written by a newer version: its schema is 2, this version reads 1"),
+}
+
+
+@pytest.mark.parametrize("other", _OTHERS)
+def test_a_record_of_another_version_stops_nobody(
+    other: str, whole: Path, checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is named in one line, the others count; what is asked of it alone is refused, nothing is run over it."""
+    path, value, said = _OTHERS[other]
+    shutil.copytree(whole / "runs", tmp_path / "store" / "runs", symlinks=True)
+    store = Store(tmp_path / "store")
+    (run,) = store.root.glob("runs/finetune/*")
+    record = store.read("finetune", run.name)
+    assert record is not None
+    spec = json.loads(json.dumps({**record.spec, "seed": 1}))
+    node = spec
+    for key in path[:-1]:
+        node = node[key]
+    if path:
+        node[path[-1]] = value
+    strange = replace(record, id=run_id(spec), result={**record.result, "spec": spec}, folder=None)
+    store.publish_record(strange)
+    for file in run.glob("predictions*"):
+        store.publish_file(strange.kind, strange.id, file.name, file.read_bytes())
+    there = store.record_path(strange.kind, strange.id)
+    if other == "schema":
+        there.write_text(json.dumps({**json.loads(there.read_text()), "schema": 2}))
+    before, place = there.read_bytes(), f"exec.results={store.root}"
+    for code, *words in (
+        (0, "plan", "table2", *WORDS), (0, "status", "table2", *WORDS), (0, "collate", "table2", *WORDS),
+        (0, "list", "runs"), (0, "export", "--dry-run"), (int(other == "schema"), "verify", "table2", *WORDS),
+        (0, "launch", "table2", *WORDS), (0, "trace", "table2", "lora/cb", *WORDS), (0, "show", record.id),
+        (0, "why", record.id), (0, "diff", record.id, record.id), (0, "why", strange.id), (2, "repeat", strange.id),
+    ):  # fmt: skip
+        assert cli.main([*words, place]) == code, words
+        out, err = capsys.readouterr()
+        named = ("plan", "status", "collate", "list", *(["export"] if other == "schema" else []))
+        assert words[0] not in named or err.count(said) == err.count("\n") == 1, (words, err)
+        assert words[0] != "status" or "1 done" in out
+    assert there.read_bytes() == before
+    merged = cli.main(["merge", str(store.root), f"exec.results={tmp_path / 'own'}"])
+    assert merged == int(other == "schema") and record.id in capsys.readouterr().out
+    if other == "schema":
+        words = [*WORDS[:2], "seed=1", "method=lora"]
+        assert cli.main(["plan", "table2", *words, place]) == 0 and "1 newer" in capsys.readouterr().out
+        assert cli.main(["launch", "table2", *words, place]) == 1 and "1 newer" in capsys.readouterr().out
+        (cell,) = load_target(checkout, "table2", words).cells({})
+        assert cli.main(["run", *cell.overrides, place]) == 2 and said in capsys.readouterr().err
+        assert cli.main(["show", strange.id, place]) == 2 and said in capsys.readouterr().err
+        assert there.read_bytes() == before and not (there.parent / "attempts").exists()
 
 
 _NAMES = ("owner.json", "journal.jsonl", "failed.json", "interrupted.json")

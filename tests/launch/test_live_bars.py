@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,11 +24,12 @@ from nora.store.runs import Store, last_update, read_json_lines
 from nora.store.states import State
 
 
-def on_a_terminal(*words: str, columns: int) -> tuple[int, str]:
+def on_a_terminal(*words: str, columns: int, letters: str = "utf-8") -> tuple[int, str]:
     """`nora WORDS` on a terminal of so many columns: the exit code and everything that was drawn."""
     pid, descriptor = pty.fork()
     if pid == 0:
         environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+        environment["PYTHONIOENCODING"] = letters
         os.execve(sys.executable, [sys.executable, "-m", "nora", *words], environment)
     drawn = b""
     while True:
@@ -49,6 +51,36 @@ def test_a_launch_on_a_terminal_draws_runs_steps_and_loss(tmp_path: Path) -> Non
     assert re.search(r"\[1/1\] done +lora +cb +seed 0", plain) and "1 done" in plain.splitlines()[-1]
     for line in re.split(r"[\r\n]+", plain):
         assert len(line) <= columns or not line.startswith(tuple("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")), line
+
+
+def test_a_terminal_of_few_letters_sees_no_codes(tmp_path: Path) -> None:
+    code, drawn = on_a_terminal(
+        "run", "scale=smoke", "task=cb", f"exec.results={tmp_path}", columns=80, letters="latin-1"
+    )
+    assert code == 0 and "seed 0: starting" in drawn and "\\u" not in drawn, drawn
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["verify", "table2", "task=cb"], "verifying the records"),
+     (["plan", "table2", "table3", "scale=smoke"], "planning"),
+     (["export", "--dry-run"], "reading the records")],
+    ids=["verify", "plan", "export"],
+)  # fmt: skip
+def test_what_reads_much_draws_the_time_left(words: list[str], said: str, tmp_path: Path) -> None:
+    for kind, identity in (("factorize", "*"), ("finetune", "[0-3]*")):
+        for path in (Path(__file__).parents[2] / "results" / "runs" / kind).glob(identity):
+            (tmp_path / "runs" / kind).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "runs" / kind / path.name).symlink_to(path)
+    code, drawn = on_a_terminal(*words, f"exec.results={tmp_path}", columns=70)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
+    bars = [line for line in re.split(r"[\r\n]+", plain) if line.startswith(said)]
+    assert code == 0 and bars and re.search(r"\d+% +[-\d]+:", bars[-1]), drawn
+    assert all(len(line) <= 70 for line in bars)
+    done = subprocess.run(
+        [sys.executable, "-m", "nora", *words, f"exec.results={tmp_path}"], capture_output=True, text=True, check=True
+    )
+    assert said not in done.stdout + done.stderr, "where nobody looks nothing is drawn"
 
 
 @pytest.mark.slow

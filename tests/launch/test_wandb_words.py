@@ -51,6 +51,14 @@ def test_a_mode_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         with_wandb([])
 
 
+def test_an_upload_says_where_it_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert cli.main(["sync-wandb", "table2", "scale=smoke", "task=cb", "--dry-run", f"exec.results={tmp_path}"]) == 0
+    assert capsys.readouterr().err == "W&B: project mine (WANDB_PROJECT)\n"
+
+
 def test_a_run_hands_it_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given: list[dict[str, Any]] = []
 

@@ -68,6 +68,10 @@ def _foreign(folder: Path, store: Store) -> None:
     _rewrite(folder / "record.json", lambda body: body.update(schema="x"))
 
 
+def _newer(folder: Path, store: Store) -> None:
+    _rewrite(folder / "record.json", lambda body: body.update(schema=2))
+
+
 def _gutted(folder: Path, store: Store) -> None:
     def empty(body: dict[str, object]) -> None:
         body["result"] = {}
@@ -145,7 +149,7 @@ STATES: list[tuple[Callable[[Path, Store], None], str]] = [
     (_gutted, "damaged 1/2"), (_no_number, "damaged 1/2"), (_no_proof, "damaged 1/2"), (_half_written, "damaged 1/2"),
     (_binary, "damaged 1/2"), (_copied, "damaged 1/2"),
     (_gone, "missing (1/2)"), (_failed, "failed 1/2"), (_interrupted, "interrupted 1/2"), (_running, "running 1/2"),
-    (_diverged, "diverged 1/2"), (_stale, "stale 1/2"),
+    (_diverged, "diverged 1/2"), (_stale, "stale 1/2"), (_newer, "newer 1/2"),
 ]  # fmt: skip
 
 

@@ -41,6 +41,8 @@ def test_without_runs_it_is_guessed_from_the_rows(checkout: Path) -> None:
 def test_one_seed_shows_nothing_and_a_figure_has_no_line(checkout: Path) -> None:
     assert "a single seed shows no difference" in sensitivity_line(load_target(checkout, "table9"), {})
     assert sensitivity_line(load_target(checkout, "fig1"), {}) == ""
+    few = sensitivity_line(load_target(checkout, "table2", ["scale=smoke"]), {})
+    assert "  2 seeds show no difference" in few, "of eight test rows: more than a hundred points"
 
 
 def test_plan_prints_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

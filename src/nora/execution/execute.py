@@ -18,7 +18,7 @@ import torch
 from nora import kinds
 from nora.config.schema import ExecSpec
 from nora.config.spec import run_id, spec_dict
-from nora.errors import AlreadyRunning, BankEnded, Interrupted, RunFailed
+from nora.errors import AlreadyRunning, BankEnded, Interrupted, RunFailed, UserError
 from nora.execution import provenance
 from nora.execution.checkpoint import CheckpointWriter
 from nora.execution.progress import Reporter
@@ -275,8 +275,11 @@ def _own_attempt(store: Store, kind: str, identity: str, *, job: Job | None, dea
 
 
 def _finished(store: Store, kind: str, identity: str, *, quiet: bool = False) -> Record | None:
-    """The run's record if it counts; what is damaged is said and counts as not there."""
+    """The run's record if it counts; what is damaged is said and counts as not there. UserError for one that a newer
+    version wrote."""
     found = run_state(store, kind, identity)
+    if found.state is State.NEWER:
+        raise UserError(found.reason)
     if found.state is State.DAMAGED and not quiet:
         _LOG.warning("%s: the run is repeated", found.reason)
     return found.record

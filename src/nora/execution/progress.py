@@ -81,7 +81,9 @@ class Sight:
         self._drawn: Progress | None = None
         self._said: threading.Thread | None = None
         if enabled and console.is_terminal and not console.is_dumb_terminal:
-            columns = (SpinnerColumn(), _plain("{task.description}"), BarColumn(_BAR), _plain("{task.fields[text]}"))
+            turning = "dots" if console.encoding.startswith("utf") else "line"
+            named = _plain("{task.description}")
+            columns = (SpinnerColumn(turning), named, BarColumn(_BAR), _plain("{task.fields[text]}"))
             self._room = max(console.width - _BAR - len(label) - 5, 10)
             self._drawn = Progress(*columns, console=console, transient=True, expand=False)
             self._task = self._drawn.add_task(label, total=None, text="")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from nora.files import Json
     from nora.kinds.parts.cost import Cost, Label
     from nora.store.record import Record
+    from nora.store.states import Snapshot
 
 __all__ = ["DeploymentSpec", "DreamboothSpec", "FactorizeSpec", "FewShotSpec", "InstructSpec"]
 DATA_ROWS = 16
@@ -105,6 +106,8 @@ def of(spec: Spec) -> Kind:
 def read_spec(plain: Mapping[str, Json]) -> Spec:
     """The typed spec of plain data; UserError with every problem at once."""
     kind, protocol = plain["kind"], plain["protocol"]
+    if kind not in _modules():
+        one_of("kind", kind, names())
     known = _modules()[kind]
     name = protocol.get("name") if isinstance(protocol, Mapping) else None
     if isinstance(name, str) and name in known:
@@ -122,6 +125,27 @@ def spec_of(record: Record) -> Spec:
     if record.id not in _typed:
         _typed[record.id] = read_spec(record.spec)
     return _typed[record.id]
+
+
+def readable(records: Iterable[Record], unread: list[str] | None = None) -> Iterator[tuple[Record, Spec]]:
+    """Records with their typed specs. Those of a kind or with a key that this version does not know, which another
+    version wrote and no cell can ask for, are left out; ``unread`` gets what each is and why."""
+    for record in records:
+        try:
+            yield record, spec_of(record)
+        except UserError as error:
+            if unread is not None:
+                unread.append(f"{record.id} ({str(error).partition(', ')[0]})")
+
+
+def troubles(snapshot: Snapshot) -> list[str]:
+    """What of a store does not count, a line each; what this version cannot read is one line."""
+    unread: list[str] = []
+    for _ in readable(snapshot.values(), unread):
+        pass
+    told = ", ".join([*unread[:3], *(["…"] if len(unread) > 3 else [])])
+    line = f"records of another version are left out ({len(unread)}): {told}"
+    return [*snapshot.troubles, *([line] if unread else [])]
 
 
 def build_spec(config: Mapping[str, Json], pins: Pins) -> Spec:
@@ -270,6 +294,16 @@ def check_ready(spec: Spec) -> None:
             f"{', '.join(missing)}: no commit in conf/revisions.lock; run `nora prefetch` for its table first, "
             "on a machine with network"
         )
+
+
+def outcome(record: Record, spec: Spec) -> str:
+    """How a run ended, on one line."""
+    if record.status == "diverged":
+        return f"diverged at step {record.result['diverged']['step']} ({record.result['diverged']['tensor']})"
+    try:
+        return of(spec).headline(record.metrics)
+    except (LookupError, TypeError, ValueError):
+        return "its scores are not those this version knows"
 
 
 def title(spec: Spec) -> str:

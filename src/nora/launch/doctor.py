@@ -96,7 +96,7 @@ def _slurm() -> Finding:
         waiting = sum(task.alive for task in slurm.queue())
         return Finding("SLURM", "good", f"answers; {waiting} jobs of yours; MaxArraySize {slurm.max_array_size()}")
     except (RunFailed, UserError) as error:
-        return Finding("SLURM", "note", f"installed, does not answer: {' '.join(str(error).split())[:90]}")
+        return Finding("SLURM", "note", f"does not answer: {' '.join(str(error).split())[:90]}")
 
 
 def _code(checkout: Path) -> Finding:
@@ -104,7 +104,9 @@ def _code(checkout: Path) -> Finding:
     if version["commit"] == provenance.UNKNOWN:
         return Finding("checkout", "note", f"commit unknown, exec.code=live only: {version['git']}")
     if version["dirty"]:
-        return Finding("checkout", "note", f"{version['commit'][:12]}, changed since: {', '.join(version['changed'])}")
+        first, more = version["changed"][:3], len(version["changed"]) - 3
+        said = f"{version['commit'][:12]}, changed since: {', '.join(first)}{f' and {more} more' if more > 0 else ''}"
+        return Finding("checkout", "note", said)
     return Finding("checkout", "good", version["commit"][:12])
 
 

@@ -127,7 +127,7 @@ def _users(folders: Sequence[Path]) -> set[str]:
 def with_queue(state: RunState, store: Store, kind: str, identity: str, queue: Queue) -> RunState:
     """A run's state with what SLURM says: *queued* where it will run, *running* only where its job is alive; one whose
     job ended before it began (cancelled, say) is *interrupted*."""
-    if state.state in (State.DONE, State.DIVERGED):
+    if state.state in (State.DONE, State.DIVERGED, State.NEWER):
         return state
     attempts = store.attempts(kind, identity)
     last = attempts[-1] if attempts else None
@@ -163,7 +163,11 @@ def find_run(store: Store, beginning: str) -> tuple[str, str]:
     for submission in submissions(store.root):
         found |= {(r["spec"]["kind"], i) for i, r in submission.content["runs"].items() if i.startswith(beginning)}
     if len(found) != 1 or not beginning.isalnum():
-        raise UserError(f"ID: given {beginning!r}, {len(found)} runs of {store.root} start with it; required one")
+        listed = "; ".join([*sorted(identity for _, identity in found)[:5], *(["…"] if len(found) > 5 else [])])
+        raise UserError(
+            f"ID: given {beginning!r}, {len(found)} runs of {store.root} start with it; required one"
+            f"{': ' if found else ''}{listed}"
+        )
     return found.pop()
 
 
@@ -268,7 +272,7 @@ def why_text(found: dict[str, Json]) -> str:
 
 
 def _published(store: Store, identity: str) -> bool:
-    return run_state(store, find_run(store, identity)[0], identity).state in (State.DONE, State.DIVERGED)
+    return run_state(store, find_run(store, identity)[0], identity).state in (State.DONE, State.DIVERGED, State.NEWER)
 
 
 def cancel(store: Store, ids: set[str], queue: Queue, *, dry_run: bool) -> list[str]:

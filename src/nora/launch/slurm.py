@@ -53,7 +53,8 @@ def installed() -> bool:
 
 
 def call(*command: str) -> str:
-    """Standard output of a SLURM command; RunFailed with its own words where it fails."""
+    """Standard output of a SLURM command; RunFailed with its own words where it fails, UserError where it is not there
+    or knows no cluster (client packages alone: there is no slurm.conf)."""
     try:
         done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
@@ -61,7 +62,10 @@ def call(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise RunFailed(f"{command[0]}: no answer within {SECONDS} s") from None
     if done.returncode != 0:
-        words = " ".join((done.stderr or done.stdout).split())
+        own = re.compile(rf"^{command[0]}: (error: |fatal: )?", re.MULTILINE)
+        words = " ".join(own.sub("", done.stderr or done.stdout).split())
+        if re.search(r"(establish a configuration source|process configuration file)$", words):
+            raise UserError(f"{command[0]}: installed, without a slurm.conf; this is no machine of a SLURM cluster")
         raise RunFailed(f"{command[0]}: {words or f'exit code {done.returncode}'}")
     return done.stdout
 
@@ -121,7 +125,7 @@ def accounted(job: str, name: str) -> str | None:
         return None
     try:
         lines = call("sacct", "-o", "JobID,State,NodeList,JobName", "--parsable2", "-j", job).splitlines()
-    except RunFailed:
+    except (RunFailed, UserError):
         return None
     for line in lines[1:]:
         identity, state, _, given = line.split("|", 3)

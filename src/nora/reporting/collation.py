@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from nora import kinds
 from nora.errors import UserError, one_of
 from nora.files import DamagedFile, read_json, sha256_bytes, write_atomic
 from nora.kinds import AnySpec
@@ -210,7 +211,7 @@ def collate_all(
     before = fingerprint(store, checkout)
     taken = take_snapshot(store)
     snapshot = taken.records_alone()
-    for line in snapshot.troubles:
+    for line in kinds.troubles(snapshot):
         warn(line)
     if taken.unfinished:
         counted = ", ".join(

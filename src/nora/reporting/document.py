@@ -129,6 +129,7 @@ _MEANINGS = {
     "waits": "its settings follow from another method's search, which is not complete",
     "diverged": "a loss or gradient was not finite and the run ended there (1/3: one of three runs)",
     "damaged": "a record that is not what its hash says, of another schema, or a copy",
+    "newer": "written by a newer version of this program, which this one does not read",
     "stale": "made with an older version of the protocol",
     "failed": "ended with an error",
     "interrupted": "stopped before its end",

@@ -206,7 +206,8 @@ def push(folder: Path, repo: str, *, private: bool, message: str) -> str:
         if status in (401, 403):
             raise UserError(f"--push: {api.endpoint} refuses the token for {repo} ({status}): {said}") from None
         why = f"says {status}" if status is not None else "is out of reach"
-        raise UserError(f"--push: {api.endpoint} {why} ({said}); {folder} has the files") from None
+        without = "HF_HUB_DISABLE_XET=1 does without xet; " if "xet" in said else ""
+        raise UserError(f"--push: {api.endpoint} {why} ({said}); {without}{folder} has the files") from None
 
 
 def _picture_head(record: Record) -> str:

@@ -287,7 +287,7 @@ def _reported_cells(
     found = known.get(spelt) or printed.get(spelt.casefold())
     if found is None:
         raise UserError(
-            f"CELL: given {cell!r}, {nearest(cell, list(known))} required METHOD/COLUMN with a method of "
+            f"CELL: given {cell!r}, {_meant(cell, list(known))}required METHOD/COLUMN with a method of "
             f"{', '.join(table.methods)} and a column of {', '.join(table.columns)}"
         )
     method, column = found
@@ -297,9 +297,14 @@ def _reported_cells(
     return settings, [table.cell(method, column, seed, 0, settings) for seed in table.seeds]
 
 
+def _meant(cell: str, known: Sequence[str]) -> str:
+    found = nearest(cell, known)
+    return found and f"{found} "
+
+
 def _unknown(cell: str, known: Sequence[str]) -> UserError:
     shown = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-    return UserError(f"CELL: given {cell!r}, {nearest(cell, known)} required ROW/COLUMN, ROW or COLUMN of {shown}")
+    return UserError(f"CELL: given {cell!r}, {_meant(cell, known)}required ROW/COLUMN, ROW or COLUMN of {shown}")
 
 
 def trace_text(traced: Mapping[str, Json]) -> str:

@@ -150,7 +150,7 @@ def render_report(
         contents=_contents(sections),
         scales=_scales(cells, runs),
         dirty=sum(bool(fact.get("dirty")) for fact in runs.values()),
-        damaged=sorted(snapshot.damaged.items()),
+        damaged=sorted({**snapshot.damaged, **snapshot.newer}.items()),
         runs=Markup(index.to_json()),
         css=Markup(own.joinpath("report.css").read_text(encoding="utf-8")),
         script=Markup(own.joinpath("report.js").read_text(encoding="utf-8")),

@@ -22,7 +22,7 @@ from nora.tables.methods import Table
 from nora.tables.target import AnyTarget
 
 MISSING = "missing"
-_WORST_FIRST = ("diverged", "damaged", "stale", "failed", "interrupted", "running")
+_WORST_FIRST = ("diverged", "damaged", "newer", "stale", "failed", "interrupted", "running")
 
 
 def gap(states: Sequence[str]) -> str:
@@ -137,7 +137,7 @@ def _unchosen(table: Table, method: str, column: str, records: Mapping[str, Reco
     if all(t.complete for t in tried):
         return f"diverged ({sum(t.diverged for t in tried)}/{sum(len(t.ids) for t in tried)})", ids
     states = states_of(searched, records)
-    return (gap(states) if {*states} & {"damaged", "stale", "failed"} else MISSING), ids
+    return (gap(states) if {*states} & {"damaged", "newer", "stale", "failed"} else MISSING), ids
 
 
 def binomial_error(accuracy: float, n: int) -> float:
@@ -179,11 +179,11 @@ def sensitivity_line(target: AnyTarget, records: Mapping[str, Record]) -> str:
     if spread is None:
         return ""
     n, needed = len(target.seeds), seeds_needed(_WANTED, spread)
-    seen = (
-        f"smallest difference seen on a column with {n} seeds: {smallest_difference(spread, n):.1f} points"
-        if n > 1
-        else "a single seed shows no difference of methods"
-    )
+    least = smallest_difference(spread, n) if n > 1 else math.inf
+    if least <= 100:
+        seen = f"smallest difference seen on a column with {n} seeds: {least:.1f} points"
+    else:
+        seen = f"{'a single seed shows' if n == 1 else f'{n} seeds show'} no difference of methods"
     return f"  {seen} (80 % power, p 0.05); {_WANTED:g} points would need {needed:,} seeds ({source})"
 
 

@@ -44,10 +44,7 @@ def merge(own: Store, other: Store, *, dry_run: bool) -> Iterator[Merged]:
 
 def _verified(store: Store, kind: str, identity: str) -> tuple[Record | None, str]:
     """The run's record if it counts, else why not."""
-    try:
-        found = run_state(store, kind, identity)
-    except NewerRecord as error:
-        return None, str(error)
+    found = run_state(store, kind, identity)
     if found.record is None:
         return None, found.reason
     problems = verify_record(store, found.record)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nora.config.spec import versionless_id
 from nora.store.index import Index
-from nora.store.record import DamagedRecord, Record, read_unchecked
+from nora.store.record import DamagedRecord, NewerRecord, Record, read_unchecked
 from nora.store.runs import Store
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class State(StrEnum):
     DIVERGED = "diverged"
     DAMAGED = "damaged"
     STALE = "stale"
+    NEWER = "newer"
+    """A newer version wrote its record: not read here, and never run over."""
     MISSING = "missing"
     WAITS = "waits"
     """A cell whose settings another run's choice decides."""
@@ -83,6 +85,8 @@ def run_state(store: Store, kind: str, run_id: str) -> RunState:
         record = store.read(kind, run_id)
     except DamagedRecord as error:
         return RunState(State.DAMAGED, str(error))
+    except NewerRecord as error:
+        return RunState(State.NEWER, str(error))
     if record is None:
         return _state_without_record(store, kind, run_id)
     if (record.kind, record.id) != (kind, run_id):
@@ -95,8 +99,9 @@ def run_state(store: Store, kind: str, run_id: str) -> RunState:
 class Snapshot(Mapping[str, Record]):
     """id → record that counts, read once: what is written afterwards is not in it, so that tables made of it agree.
 
-    ``damaged``: id → why its record does not count. ``contested``: id → that another result of it lies beside.
-    ``troubles``: those two, a line each. ``unfinished``: id → state of a run without a record.
+    ``damaged``: id → why its record does not count. ``newer``: id → that a newer version wrote it. ``contested``: id →
+    that another result of it lies beside. ``troubles``: those three, a line each. ``unfinished``: id → state of a run
+    without a record.
     """
 
     def __init__(
@@ -104,13 +109,15 @@ class Snapshot(Mapping[str, Record]):
         records: Mapping[str, Record],
         *,
         damaged: Mapping[str, str] | None = None,
+        newer: Mapping[str, str] | None = None,
         contested: Mapping[str, str] | None = None,
         unfinished: Mapping[str, RunState] | None = None,
     ) -> None:
         self._records = dict(sorted(records.items()))  # by id: what is made of it does not depend on the order read
         self.damaged = dict(damaged or {})
+        self.newer = dict(newer or {})
         self.contested = dict(contested or {})
-        self.troubles = [*self.damaged.values(), *self.contested.values()]
+        self.troubles = [*self.damaged.values(), *self.newer.values(), *self.contested.values()]
         self.unfinished = dict(unfinished or {})
 
     def __getitem__(self, identity: str) -> Record:
@@ -124,7 +131,7 @@ class Snapshot(Mapping[str, Record]):
 
     def records_alone(self) -> Snapshot:
         """The same without what only this checkout knows of runs that have no record: what a clone of it sees."""
-        return Snapshot(self._records, damaged=self.damaged, contested=self.contested)
+        return Snapshot(self._records, damaged=self.damaged, newer=self.newer, contested=self.contested)
 
     @cached_property
     def _versions(self) -> dict[str, Record]:
@@ -139,6 +146,8 @@ class Snapshot(Mapping[str, Record]):
             return _ended(record)
         if identity in self.damaged:
             return RunState(State.DAMAGED, self.damaged[identity])
+        if identity in self.newer:
+            return RunState(State.NEWER, self.newer[identity])
         found = self.unfinished.get(identity, MISSING)
         if found.state is State.MISSING:
             older = self._versions.get(versionless_id(spec))
@@ -166,6 +175,7 @@ def take_snapshot(store: Store, index: Index | None = None) -> Snapshot:
     """Reads every run once. With ``index`` (for what is only shown) those it saw whole are not checked again."""
     records: dict[str, Record] = {}
     damaged: dict[str, str] = {}
+    newer: dict[str, str] = {}
     contested: dict[str, str] = {}
     unfinished: dict[str, RunState] = {}
     for folder, found in runs(store, index):
@@ -177,6 +187,8 @@ def take_snapshot(store: Store, index: Index | None = None) -> Snapshot:
         elif found.state is State.DAMAGED:
             # A run of that id may stand whole under its own kind.
             damaged[f"{kind}/{run_id}" if run_id in records or run_id in damaged else run_id] = found.reason
+        elif found.state is State.NEWER:
+            newer[run_id] = found.reason
         elif found.state is not State.MISSING:
             unfinished[run_id] = found
-    return Snapshot(records, damaged=damaged, contested=contested, unfinished=unfinished)
+    return Snapshot(records, damaged=damaged, newer=newer, contested=contested, unfinished=unfinished)

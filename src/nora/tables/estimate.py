@@ -46,9 +46,8 @@ def measured_on(record: Record) -> str:
 def measured_hours(records: Iterable[Record]) -> Measured:
     """Mean hours of the runs that are done, by device and by what runs of like cost share."""
     groups: dict[tuple[str, ...], list[float]] = {}
-    for record in records:
+    for record, spec in kinds.readable(records):
         if record.status == "done" and "wall_seconds" in record.run:
-            spec = kinds.spec_of(record)
             key = (measured_on(record), *kinds.of(spec).like(spec))
             groups.setdefault(key, []).append(record.run["wall_seconds"])
     return {key: mean(values) / 3600 for key, values in groups.items()}

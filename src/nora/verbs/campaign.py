@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from nora import kinds
 from nora.config.compose import remembering, run_words
 from nora.errors import RunFailed, UserError
 from nora.files import Json
@@ -38,11 +39,11 @@ from nora.store.index import Index
 from nora.store.states import Snapshot, State, take_snapshot
 from nora.tables.estimate import measured_hours
 from nora.tables.target import AnyTarget
-from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets, waiting
+from nora.verbs.words import counted, dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets, waiting
 from nora.workspace import Workspace, open_workspace, with_wandb
 
 _LISTED = 40  # cells shown one by one; larger plans are summed up (--json has them all)
-_TOLD = (State.FAILED, State.INTERRUPTED, State.DAMAGED, State.DIVERGED, State.STALE)
+_TOLD = (State.FAILED, State.INTERRUPTED, State.DAMAGED, State.DIVERGED, State.STALE, State.NEWER)
 _REFRESH_SECONDS = 5.0
 
 
@@ -86,7 +87,7 @@ def memory_lines(rest: Sequence[PlannedCell]) -> list[str]:
 def plan_text(target: AnyTarget, planned: Sequence[PlannedCell]) -> str:
     """State, reason and cost: cell by cell for a small plan, summed by row and stage for a large one."""
     lines = [_head(target, planned)]
-    rest = [p for p in planned if p.state not in ENDED]
+    rest = [p for p in planned if p.state not in (*ENDED, State.NEWER)]
     lines.append(f"still to run: {len(rest)} cells, {_hours(rest)} on one device" if rest else "nothing to run")
     sources = sorted({p.cost_source for p in rest if p.hours is not None})
     lines += [f"  cost: {source}" for source in sources]
@@ -130,7 +131,7 @@ def status_text(
             lines.append(_progress_line(p, steps or {}))
         if p.state in _TOLD:
             lines.append(f"  {p.cell.id} {p.state} {p.cell.row} {p.cell.column} seed {p.cell.seed}: {p.reason}")
-    rest = [p for p in planned if p.state not in ENDED]
+    rest = [p for p in planned if p.state not in (*ENDED, State.NEWER)]
     if rest:
         eta = eta_hours(planned)
         lines.append(f"  left: {_hours(rest)} on one device" + (f"; about {eta:.1f} h as it runs now" if eta else ""))
@@ -143,7 +144,7 @@ def queue_of(workspace: Workspace) -> Queue | None:
         return None
     try:
         queue = read_queue(workspace.store.root)
-    except RunFailed as error:
+    except (RunFailed, UserError) as error:
         print(f"nora: {error}; states are from the runs' own markers alone", file=sys.stderr)
         return None
     for line in queue.lost_lines():
@@ -152,10 +153,11 @@ def queue_of(workspace: Workspace) -> Queue | None:
 
 
 def _planned(targets: Sequence[AnyTarget], workspace: Workspace, snapshot: Snapshot) -> dict[str, list[PlannedCell]]:
-    for line in snapshot.troubles:
-        print(f"nora: {line}", file=sys.stderr)
     queue = queue_of(workspace)
-    cells = {target.name: target.cells(snapshot) for target in targets}
+    several = targets if len(targets) == 1 else counted("planning", targets)
+    cells = {target.name: target.cells(snapshot) for target in several}
+    for line in kinds.troubles(snapshot):
+        print(f"nora: {line}", file=sys.stderr)
     memory, measured = device_memory(workspace), measured_hours(snapshot.values())
     where = (workspace.store, snapshot, queue, memory, measured, workspace.settings)
     return {name: plan_of(own, *where) for name, own in cells.items()}
@@ -254,7 +256,9 @@ def _launch(words: Sequence[str], *, retry: bool = False, canary: bool = False, 
         elif workspace.settings.name == "slurm":
             code |= launch_slurm(target, workspace, retry=retry, dry_run=dry_run)
         elif dry_run:
-            for p in _planned([target], workspace, take_snapshot(workspace.store))[target.name]:
+            with waiting(f"{target.name}: planning"):
+                planned = _planned([target], workspace, take_snapshot(workspace.store))[target.name]
+            for p in planned:
                 if p.state in (RETRIED if retry else SUBMITTABLE):
                     print(shlex.join(run_words([*p.cell.overrides, f"exec.results={workspace.settings.results}"])))
         else:

@@ -13,12 +13,13 @@ from types import ModuleType
 
 import click
 
+from nora import kinds
 from nora.errors import UserError, one_of
 from nora.execution import provenance
 from nora.files import write_atomic
 from nora.store.states import take_snapshot
-from nora.verbs.words import complete, dry_run_flag, json_flag, on_targets, read_targets
-from nora.workspace import find_checkout, open_workspace
+from nora.verbs.words import complete, dry_run_flag, json_flag, on_targets, read_targets, waiting
+from nora.workspace import find_checkout, open_workspace, with_wandb
 
 
 @click.command()
@@ -31,7 +32,8 @@ def prefetch(words: Sequence[str], dry_run: bool) -> int:
     scaled = words if any(w.startswith("scale=") for w in words) else [*words, "scale=paper"]
     targets, workspace = read_targets(scaled)
     specs = [c.spec for target in targets for c in target.cells({}) if c.spec is not None]
-    lines = bring(specs, workspace.checkout, dry_run=dry_run)
+    with waiting("asking the Hub"):
+        lines = bring(specs, workspace.checkout, dry_run=dry_run)
     print("\n".join(lines) or "nothing to fetch: this target reads no Hub model or data set")
     return 0
 
@@ -44,12 +46,15 @@ def sync_wandb(words: Sequence[str], dry_run: bool) -> int:
     from nora.execution.tracker import sync
 
     targets, workspace = read_targets(words)
+    if told := with_wandb([*words, "exec.wandb=online"])[1]:
+        print(told, file=sys.stderr)
     snapshot = take_snapshot(workspace.store)
-    for line in snapshot.troubles:
+    for line in kinds.troubles(snapshot):
         print(f"nora: {line}", file=sys.stderr)
     cells = [c for target in targets for c in target.cells(snapshot)]
     specs = {c.id: c.spec for c in cells if c.id is not None and c.spec is not None}
-    lines = sync(workspace.store, specs, project=workspace.settings.wandb_project, dry_run=dry_run)
+    with waiting("uploading"):
+        lines = sync(workspace.store, specs, project=workspace.settings.wandb_project, dry_run=dry_run)
     print("\n".join(lines) or "nothing to upload")
     return 0
 
@@ -79,7 +84,8 @@ def doctor(words: Sequence[str], as_json: bool) -> int:
             for target in targets
             for p in plan(target.cells(snapshot), workspace.store, snapshot, None, device, settings=workspace.settings)
         ]
-        findings += check_runs(planned, workspace)
+        with waiting("reading what the runs will read"):
+            findings += check_runs(planned, workspace)
     print(json.dumps([vars(f) for f in findings], indent=1) if as_json else report(findings))
     return 1 if any(f.verdict == "bad" for f in findings) else 0
 

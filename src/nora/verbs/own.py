@@ -16,7 +16,7 @@ from nora.config import own_model
 from nora.config.compose import choices
 from nora.errors import UserError
 from nora.files import Json, write_atomic
-from nora.verbs.words import dry_run_flag, json_flag
+from nora.verbs.words import dry_run_flag, json_flag, waiting
 from nora.workspace import find_checkout
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def model_add(name: str, path: str, dry_run: bool) -> int:
             asked["revision"] = fetched_model(path)
         except Exception as error:
             raise refused(error, path) from None
-    spec, said = own_model.found(asked, checkout)
+    with waiting(f"{name}: reading its files"):
+        spec, said = own_model.found(asked, checkout)
     print(said)
     target = conf / "model" / f"{name}.yaml"
     if dry_run:
@@ -106,7 +107,8 @@ def task_show(name: str, words: Sequence[str], count: int, as_json: bool) -> int
     assert isinstance(spec, kinds.FinetuneSpec)
     kinds.check_inputs(spec, checkout)
     kinds.check_ready(spec)
-    rows, said = _texts(spec, _tokenizer_of(spec, checkout), checkout, count)
+    with waiting(f"{name}: reading rows and tokenizer"):
+        rows, said = _texts(spec, _tokenizer_of(spec, checkout), checkout, count)
     if as_json:
         print(json.dumps({"task": spec.task.name, "model": spec.model.name, **said, "rows": rows}, indent=1))
         return 0

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import click
 
+from nora import kinds
 from nora.errors import UserError, one_of
 from nora.files import Json, write_atomic
-from nora.store.record import DamagedRecord, Record
+from nora.store.record import DamagedRecord, NewerRecord, Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, State, runs, take_snapshot
-from nora.verbs.words import dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets
+from nora.verbs.words import counted, dry_run_flag, in_store, json_flag, of_run, on_targets, read_targets, waiting
 from nora.workspace import find_checkout, open_workspace
 
 
@@ -26,16 +27,18 @@ def _warn(line: str) -> None:
 
 def _snapshot(store: Store) -> Snapshot:
     """The store now; records that do not count are named on stderr."""
-    snapshot = take_snapshot(store)
-    for line in snapshot.troubles:
+    with waiting("reading the records"):
+        snapshot = take_snapshot(store)
+    for line in kinds.troubles(snapshot):
         _warn(line)
     return snapshot
 
 
 def _counted(store: Store) -> Iterator[Record]:
     """The records that count, by id, one at a time; the others are named on stderr."""
-    for folder, found in runs(store):
-        line = found.reason if found.state is State.DAMAGED else store.contest(folder) if found.record else ""
+    for folder, found in counted("reading the records", runs(store), len(store.run_dirs())):
+        left_out = found.state in (State.DAMAGED, State.NEWER)
+        line = found.reason if left_out else store.contest(folder) if found.record else ""
         if line:
             _warn(line)
         if found.record is not None:
@@ -68,8 +71,8 @@ def collate(words: Sequence[str], dry_run: bool) -> int:
             return 0
     snapshot = _snapshot(store)
     if dry_run:
-        for target in targets:
-            print(collation.summary(collation.build_artefact(target, snapshot)))
+        artefacts = [collation.build_artefact(target, snapshot) for target in counted("collating", targets)]
+        print("\n".join(map(collation.summary, artefacts)))
         return 0
     for path in collation.collate(targets, snapshot, store.root, show=print):
         print(path)
@@ -87,19 +90,21 @@ def verify(words: Sequence[str], as_json: bool) -> int:
     targets, workspace = read_targets(words)
     store, whole = workspace.store, _whole(words)
     targets = with_all_scales(targets) if whole else targets
-    snapshot = take_snapshot(store)
+    with waiting("reading the records"):
+        snapshot = take_snapshot(store)
     problems = list(snapshot.troubles)
-    checked: set[str] = set()
-    for target in targets:
-        for cell in target.cells(snapshot):
-            record = snapshot.get(cell.id or "")
-            if record is not None and record.id not in checked:
-                checked.add(record.id)
-                problems += verify_record(store, record)
-        if whole and words[0] != "all":
-            problems += audit(target, snapshot, store.root)
+    for line in kinds.troubles(snapshot)[len(problems) :]:
+        _warn(line)
+    asked = (cell.id or "" for target in targets for cell in target.cells(snapshot))
+    checked = [identity for identity in dict.fromkeys(asked) if identity in snapshot]
+    for identity in counted("verifying the records", checked):
+        problems += verify_record(store, snapshot[identity])
     if whole and words[0] == "all":
-        problems += audit_all(targets, snapshot, store.root)
+        with waiting("comparing the artefacts"):
+            problems += audit_all(targets, snapshot, store.root)
+    elif whole:
+        for target in counted("comparing the artefacts", targets):
+            problems += audit(target, snapshot, store.root)
     unhashed = sum(not snapshot[identity].run_is_hashed for identity in checked)
     if as_json:
         print(json.dumps({"checked": len(checked), "problems": problems, "run_not_hashed": unhashed}, indent=1))
@@ -148,7 +153,8 @@ def trace(target: str, cell: str, words: Sequence[str], as_json: bool) -> int:
     targets, workspace = read_targets([target, *words])
     if len(targets) != 1:
         raise UserError(f"TARGET: given {target!r}, required a single one, such as table2")
-    traced = trace_cell(targets[0], cell, take_snapshot(workspace.store))
+    with waiting(f"{target}: looking for the runs"):
+        traced = trace_cell(targets[0], cell, take_snapshot(workspace.store))
     print(json.dumps(traced, indent=1) if as_json else trace_text(traced))
     return 0
 
@@ -156,19 +162,19 @@ def trace(target: str, cell: str, words: Sequence[str], as_json: bool) -> int:
 def _one_record(store: Store, given: str) -> Record:
     """The record whose id starts so; UserError unless there is exactly one: which there are, why one there is not
     believed."""
-    from nora import kinds
-
-    found, why = [], ""
+    found: list[Record] = []
+    why, unread = "", list[str]()
     store = store.home(given)
     for folder in store.run_dirs(given):
         try:
             record = store.read(folder.parent.name, folder.name)
             found += [] if record is None else [record]
-        except DamagedRecord as error:
+        except (DamagedRecord, NewerRecord) as error:
             why += f"; {error}"
     if len(found) == 1:
         return found[0]
-    listed = "".join(f"; {record.id} {kinds.title(kinds.spec_of(record))}" for record in found[:5])
+    named = [f"{record.id} {kinds.title(spec)}" for record, spec in kinds.readable(found[:5], unread)]
+    listed = "".join(f"; {one}" for one in (*named, *unread))
     more = "; …" if len(found) > 5 else ""
     raise UserError(
         f"ID: given {given!r}, {len(found)} records of {store.root} start with it; required one{listed}{more}{why}"
@@ -215,19 +221,18 @@ _SURROUNDINGS = ("machine", "cpu", "device", "threads", "bank", "commit", "dirty
 def repeat(identity: str, words: Sequence[str]) -> int:
     """Make a record's run once more, in a store of its own that is left behind empty, with the record's threads: says
     identical (result, predictions, adapter, to the byte), or what differs; then the exit code is 1."""
-    from tempfile import TemporaryDirectory
-
-    from nora import kinds
-    from nora.execution.execute import execute
-    from nora.execution.progress import progress_bar
-    from nora.execution.stops import listening
-    from nora.reporting.provenance import differences, differences_text
-
     workspace = open_workspace(words)
     record, checkout = _one_record(workspace.store, identity), workspace.checkout
     spec = kinds.spec_of(record)
     kinds.check_ready(spec)
     kinds.check_inputs(spec, checkout)
+    with waiting(f"{kinds.title(spec)}: starting"):
+        from tempfile import TemporaryDirectory
+
+        from nora.execution.execute import execute
+        from nora.execution.progress import progress_bar
+        from nora.execution.stops import listening
+        from nora.reporting.provenance import differences, differences_text
     settings = replace(workspace.settings, wandb="none", keep_adapter=False)
     threads = record.run.get("threads")
     if isinstance(threads, int) and not any(word.startswith("exec.threads=") for word in words):
@@ -306,17 +311,15 @@ def theory(also: Sequence[str], as_json: bool, only: Sequence[str]) -> int:
     import torch
 
     from nora.factorization.theory import check_expectations, run_ledger
+    from nora.factorization.theory import claims as statements
     from nora.reporting.collation import LEDGER, write_artefact
     from nora.reporting.ledger import ledger_document, ledger_line, rows_hash
 
+    for word in only:
+        one_of("--only", word, [statement.id for statement in statements()])
     torch.set_num_threads(1)
     quiet = as_json
-    try:
-        rows = run_ledger(
-            only=only, progress=lambda row: None if quiet else print(ledger_line(row.as_dict()), flush=True)
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    rows = run_ledger(only=only, progress=lambda row: None if quiet else print(ledger_line(row.as_dict()), flush=True))
     problems = check_expectations(rows, complete=not only)
     if quiet:
         print(json.dumps({"rows": [row.as_dict() for row in rows], "problems": problems}, indent=1, ensure_ascii=False))
@@ -348,7 +351,9 @@ def claims(words: Sequence[str], as_json: bool) -> int:
     for word in wanted:
         one_of("ID", word, [claim.id for claim in known])
     # All of them, whatever is shown: a verdict depends on how many are asked (Holm).
-    found, ranks = judgement.evidence_of(workspace.checkout, _snapshot(store).records_alone(), store.root)
+    snapshot = _snapshot(store).records_alone()
+    with waiting("judging every claim"):
+        found, ranks = judgement.evidence_of(workspace.checkout, snapshot, store.root)
     shown = [j for j in found if not wanted or j.claim.id in wanted]
     if as_json:
         print(json.dumps(judgement.as_json(shown), indent=1, ensure_ascii=False))

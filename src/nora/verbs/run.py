@@ -27,12 +27,12 @@ from nora.config.compose import expand_sweep, first_line, permit_new_keys, searc
 from nora.config.pins import Pins
 from nora.config.schema import ExecSpec, validate
 from nora.config.spec import run_id
-from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError
+from nora.errors import AlreadyRunning, Interrupted, RunFailed, UserError, one_of
 from nora.execution.stops import listening
 from nora.files import Json
 from nora.kinds import InstructSpec, Spec
 from nora.store.attempt import Job
-from nora.store.record import NewerRecord, Record
+from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import State, run_state
 from nora.workspace import find_checkout
@@ -44,18 +44,23 @@ _FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info",
     "-i",
 )  # fmt: skip
+_FLAGS = (
+    *_FLAGS_WITH_VALUE, "-m", "--multirun", "-r", "--run", "--resolve", "-h", "--help", "--hydra-help", "--version",
+    "--shell-completion", "-sc", "--experimental-rerun",
+)  # fmt: skip
+_SHOWN = {
+    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+}
+"""What some of them take; argparse answers a slip with its usage, of ten lines."""
 
 
 def ended(record: Record, *, made: bool, folder: Path) -> str:
     """One line that says how a run ended."""
     spec = kinds.spec_of(record)
-    if record.status == "diverged":
-        outcome = f"diverged at step {record.result['diverged']['step']} ({record.result['diverged']['tensor']})"
-    else:
-        outcome = kinds.of(spec).headline(record.metrics)
     proof = "init proved" if record.result["proof"]["passed"] else "INIT NOT PROVED"
     again = "" if made else "; already done, nothing to do"
-    return f"{record.id}  {kinds.title(spec)}: {outcome}; {proof}{again}  [{folder}]"
+    return f"{record.id}  {kinds.title(spec)}: {kinds.outcome(record, spec)}; {proof}{again}  [{folder}]"
 
 
 def check_place(settings: ExecSpec) -> None:
@@ -208,13 +213,10 @@ def tell(jobs: Sequence[tuple[Spec, Store]]) -> int:
     another process."""
     states = []
     for number, (spec, store) in enumerate(jobs):
-        try:
-            found = run_state(store, spec.kind, run_id(spec))
-            state, reason = str(found.state), found.reason
-        except NewerRecord as error:
-            state, reason = "refused", str(error)
-        states.append(state)
-        print(f"#{number} {state:8} {run_id(spec)}  {kinds.title(spec)}{': ' if reason else ''}{reason}")
+        found = run_state(store, spec.kind, run_id(spec))
+        states.append(found.state)
+        why = f": {found.reason}" if found.reason else ""
+        print(f"#{number} {found.state:8} {run_id(spec)}  {kinds.title(spec)}{why}")
     tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(jobs)} jobs: {tally}", flush=True)
     return int(any(state not in (State.DONE, State.RUNNING) for state in states))
@@ -226,6 +228,12 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
 
     words, launcher = place(words, checkout)
     flags, overrides = _split(words)
+    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+        name, joined, value = flag.partition("=")
+        if flag.startswith("-"):
+            one_of("flag", name, _FLAGS)
+        if name in _SHOWN and (value or following and not following.startswith("-")):
+            one_of(name, value if joined else following, _SHOWN[name])
     multirun = {"-m", "--multirun"} & set(flags)
     shows = {"--cfg", "-c", "--info", "-i"} & {flag.split("=")[0] for flag in flags}
     if shows and multirun:

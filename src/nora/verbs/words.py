@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from nora import kinds
-from nora.config.compose import choices
+from nora.config.compose import choices, folders
 from nora.errors import UserError, one_of
 from nora.files import Json
-from nora.store.states import take_snapshot
+from nora.store.states import Snapshot, take_snapshot
 from nora.tables.cell import names
 from nora.tables.target import AnyTarget, has_scale, load_targets
 from nora.workspace import Workspace, find_checkout, open_workspace
@@ -54,8 +55,25 @@ def waiting(text: str) -> Iterator[None]:
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(file=sys.__stderr__).status(escape(text), spinner_style="none"):
+    console = Console(file=sys.__stderr__)
+    turning = "dots" if console.encoding.startswith("utf") else "line"
+    with console.status(escape(text), spinner=turning, spinner_style="none"):
         yield
+
+
+_One = TypeVar("_One")
+
+
+def counted(text: str, items: Iterable[_One], total: int | None = None) -> Iterator[_One]:
+    """The items one by one; on a terminal a bar beside ``text`` with the time that is left."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(file=sys.__stderr__)
+    yield from track(items, text, total=total, console=console, transient=True, disable=console.is_dumb_terminal)
 
 
 def read_targets(words: Sequence[str], workspace: Workspace | None = None) -> tuple[list[AnyTarget], Workspace]:
@@ -88,8 +106,8 @@ def _of_group(checkout: Path, group: str) -> list[dict[str, Json]]:
     """The choices of a config group, each with the first comment of its file, or else what tells it from the others."""
     found: list[dict[str, Json]] = []
     for name in choices(checkout / "conf", group):
-        path = checkout / "conf" / group / f"{name}.yaml"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        paths = [folder / group / f"{name}.yaml" for folder in folders(checkout / "conf")]
+        lines = next(path for path in paths if path.is_file()).read_text(encoding="utf-8").splitlines()
         notes = [line.lstrip("# ") for line in lines[:3] if line.startswith("#") and "@package" not in line]
         pairs = dict(line.split(": ", 1) for line in lines if ": " in line and not line.startswith((" ", "#", "-")))
         keys = [f"{key} {pairs[key].split('#')[0].strip()}" for key in _TELLING if key in pairs]
@@ -97,16 +115,15 @@ def _of_group(checkout: Path, group: str) -> list[dict[str, Json]]:
     return found
 
 
-def _of_store(workspace: Workspace, wanted: Sequence[str]) -> list[dict[str, Json]]:
+def _of_store(snapshot: Snapshot, wanted: Sequence[str]) -> list[dict[str, Json]]:
     """The runs of a store whose id or title has every word that is asked for, the newest first."""
-    snapshot = take_snapshot(workspace.store)
     found: list[dict[str, Json]] = []
-    for record in snapshot.values():
-        spec = kinds.spec_of(record)
+    for line in kinds.troubles(snapshot):
+        print(f"nora: {line}", file=sys.stderr)
+    for record, spec in kinds.readable(snapshot.values()):
         title = kinds.title(spec)
         if all(word.lower() in f"{record.id} {record.status} {title}".lower() for word in wanted):
-            done = record.status == "done"
-            said = kinds.of(spec).headline(record.result["metrics"]) if done else "diverged"
+            said = kinds.outcome(record, spec)
             started = float(record.run.get("started", 0.0))
             found.append({"id": record.id, "state": record.status, "run": title, "says": said, "started": started})
     return sorted(found, key=lambda row: -row["started"])
@@ -122,24 +139,28 @@ def _age(started: float) -> str:
 @click.argument("words", nargs=-1, metavar="[WORD …] [exec.results=…]")
 @json_flag
 def list_(what: str | None, words: Sequence[str], as_json: bool) -> int:
-    """What there is: the choices of a group, the tables, or the runs of a store.
+    """What there is: the choices of a group, the tables, or the runs of a store; with words those that have them all.
 
     \b
-    nora list methods
+    nora list methods pissa
     nora list runs nora_plus sst2 exec.results=mine
     """
     allowed = [*_LISTS, "runs"]
     if what is None:
-        print(f"nora list {'|'.join(allowed)}")
+        print(json.dumps(allowed) if as_json else f"nora list {'|'.join(allowed)}")
         return 0
     one_of("what", what, allowed)
     if what == "runs":
         workspace = open_workspace([word for word in words if "=" in word])
-        rows = _of_store(workspace, [word for word in words if "=" not in word])
+        with waiting("reading the records"):
+            snapshot = take_snapshot(workspace.store)
+        rows = _of_store(snapshot, [word for word in words if "=" not in word])
         lines = [f"{r['id']}  {r['state']:8} {_age(r['started']):>8}  {r['run']}: {r['says']}" for r in rows]
     else:
         checkout = find_checkout()
-        rows = _of_group(checkout, _LISTS[what])
+        wanted = [word.lower() for word in words if "=" not in word]
+        there = _of_group(checkout, _LISTS[what])
+        rows = [row for row in there if all(word in f"{row['name']} {row['says']}".lower() for word in wanted)]
         width = max((len(row["name"]) for row in rows), default=0)
         lines = [f"{row['name']:{width}}  {row['says']}".rstrip() for row in rows]
     print(json.dumps(rows, indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
