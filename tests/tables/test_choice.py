@@ -11,6 +11,7 @@ import pytest
 from nora.errors import UserError
 from nora.store.record import Record
 from nora.tables.choice import Trial, choose, chosen_path, grid_points, read_chosen, summarize
+from nora.tables.methods import load_table
 
 
 def _trial(metric: float, loss: float, lr: float = 1e-3, xi: float = 0.1, **changes: Any) -> Trial:
@@ -72,3 +73,14 @@ def test_another_tables_choice_is_refused(checkout: Path, tmp_path: Path) -> Non
         path.write_text(text)
         with pytest.raises(UserError, match=r"chosen/.*: foreign \(the choice of table2 at scale=mini\)"):
             read_chosen(tmp_path, table, scale)
+
+
+def test_a_table_of_chosen_runs_waits_where_nothing_is_chosen(checkout: Path) -> None:
+    """Its cells are the committed choice's; of another table that has a search too, the same question is refused."""
+    there = load_table(checkout, "forgetting", ["scale=mini", "method=nora"])
+    chosen = read_chosen(checkout, "table2", "mini")["cb"]["nora"]
+    assert [cell.settings for cell in there.cells({})] == [chosen] * 3
+    waiting = load_table(checkout, "forgetting", ["scale=smoke"]).cells({})
+    assert {(cell.id, cell.waits_for) for cell in waiting} == {(None, "a choice")}
+    with pytest.raises(UserError, match="nora collate tuning"):
+        load_table(checkout, "table2", ["scale=smoke", "search=chosen"]).cells({})
