@@ -1,5 +1,6 @@
 """Every start with every solver on every problem: tables found in the folders, so a new file joins by itself."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nora.factorization.problems import geometric
 from nora.streams import generator
 
 M, N, SPECTRUM = 40, 30, geometric(4, 4.0)
+KINDS = ("symmetric", "asymmetric", "dense_symmetric", "dense_asymmetric")
 RANKS = {"EP": 4, "OP": 7, "UP": 2}
 ASYMMETRIC_ONLY = {"altgd"}
 SETTINGS = {"gd": 0.2, "altgd": 0.2}  # a step at which plain gradient descent is stable; the scaled ones take 0.5
@@ -37,12 +39,16 @@ def problem(kind: str, rank: int):
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "dense_symmetric", "dense_asymmetric"])
-@pytest.mark.parametrize("regime", RANKS)
 @pytest.mark.parametrize("start", starts.names())
 @pytest.mark.parametrize("solver", solvers.names())
-def test_every_combination(kind, regime, start, solver):
-    p = problem(kind, RANKS[regime])
+def test_every_combination(start, solver, subtests):
+    """Each problem in each regime of the rank, named where it fails."""
+    for kind, regime in itertools.product(KINDS, RANKS):
+        with subtests.test(kind=kind, regime=regime):
+            _check(problem(kind, RANKS[regime]), regime, start, solver)
+
+
+def _check(p, regime, start, solver):
     if p.symmetric and (start in ASYMMETRIC_ONLY or solver in ASYMMETRIC_ONLY):
         with pytest.raises(ValueError, match="required the asymmetric one"):
             iterate(p, solvers.load(solver)(eta=0.05), starts.load(start)(p, generator=generator(0, "init")), budget=1)
