@@ -72,6 +72,15 @@ def test_its_flags(capsys: Out) -> None:
     assert "Cannot find primary config 'nothing'" in capsys.readouterr().err
 
 
+def test_words_in_quotes(tmp_path: Path, capsys: Out) -> None:
+    """A value in quotes is Hydra's text, whoever reads it; a whole word in quotes is none, and said so plainly."""
+    for words in (["method=nora", "task=cb"], ["method='nora'", 'task="cb"', "seed='0'"]):
+        assert cli.main(["plan", "table2", "scale=smoke", f"exec.results={tmp_path}", *words, "seed=0"]) == 0
+        assert " 1 waits" in capsys.readouterr().out
+    assert cli.main(["run", "'method=nora'"]) == 2
+    assert capsys.readouterr().err == "nora: 'method=nora' (an override is key=value)\n"
+
+
 def test_info_is_printed_once(checkout: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nora", "run", *SMOKE, "--info", "searchpath"], cwd=checkout, capture_output=True,

@@ -75,9 +75,9 @@ def _check_choices(conf: Path, overrides: Sequence[str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of Hydra or OmegaConf says first, on one line."""
-    said = str(error).partition("\nConfig search path:")[0]
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    """What an error of Hydra or OmegaConf says first, on one line, without its grammar's class and caret."""
+    said = re.sub(r"^Lexer\w+: ", "", str(error).partition("\nConfig search path:")[0])
+    lines = [line.strip() for line in said.splitlines() if line.strip(" ^") and "hydra.cc" not in line]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 

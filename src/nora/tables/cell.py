@@ -129,9 +129,10 @@ def pick(axis: str, given: str, allowed: Sequence[Picked]) -> tuple[Picked, ...]
 
 
 def split_overrides(overrides: Sequence[str], axes: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The values of a target's own axes, and the overrides that are left for every run."""
+    """The values of a target's own axes (no name has a quote: those around one are Hydra's), and the overrides that are
+    left for every run."""
     pairs = [override.partition("=") for override in overrides]
-    own = {key: value for key, _, value in pairs if key in axes}
+    own = {key: value.strip("'\"") for key, _, value in pairs if key in axes}
     return own, tuple(f"{key}={value}" for key, _, value in pairs if key not in axes)
 
 

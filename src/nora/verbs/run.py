@@ -228,7 +228,7 @@ def run_by_hydra(words: Sequence[str], checkout: Path) -> int:
 
     words, launcher = place(words, checkout)
     flags, overrides = _split(words)
-    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+    for flag, following in zip(flags, [*flags, ""][1:], strict=True):
         name, joined, value = flag.partition("=")
         if flag.startswith("-"):
             one_of("flag", name, _FLAGS)
