@@ -138,7 +138,7 @@ PROPOSAL = [
 
 def test_every_kind_of_layer_mixed_adapters_and_the_optimiser(peft_source: Path, tmp_path: Path) -> None:
     outcome = run(peft_source, ["custom_models", "mixed", "riemannian_lora"], tmp_path / "report.xml", mode="start")
-    check(outcome, [*CUSTOM, *RIEMANNIAN], passed=2750)
+    check(outcome, [*CUSTOM, *RIEMANNIAN], passed=2734)
 
 
 def test_initialisation(peft_source: Path, tmp_path: Path) -> None:
