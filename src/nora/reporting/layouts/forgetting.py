@@ -27,8 +27,8 @@ def build(table: Table, records: Mapping[str, Record]) -> Document:
         notes=(
             "Loss of the first 64 windows of 128 tokens of a children's book (data/held_out), nats per token; "
             "perplexity is its exponential. Change: after minus the untouched base. Drift: the mean size of a token's "
-            f"change. {labels.over_seeds(table.seeds)}; in brackets the change minus {labels.method(_first(table))}'s, "
-            "within a seed [95 % t interval].",
+            f"change. Numbers: {labels.over_seeds(table.seeds)}; beside a change that minus "
+            f"{labels.method(_first(table))}'s, within a seed [95 % t interval].",
             "Each method with the settings that its search for the task's own dev score chose: nothing is chosen by "
             "what stands here.",
             *table.file.caption,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from nora import tasks
 from nora.reporting import labels
@@ -93,7 +94,7 @@ def _by_likelihood(table: Table, model: str, entries: Mapping[str, Reported], se
 
     def of(key: str, entry: Reported) -> tuple[Entry, ...]:
         read = [lambda r, n=name: r.metrics[key]["likelihood"]["sets"][n] for name in sets]
-        found = [entry.values(one) for one in (*read, lambda r: r.metrics[key]["likelihood"]["mean_accuracy"])]
+        found = [entry.values(one) for one in (*read, lambda r: _likelihood(r, key))]
         return tuple(Entry("–" if s is None else _text(s), runs=entry.behind) for s in found)
 
     measured = {
@@ -103,12 +104,28 @@ def _by_likelihood(table: Table, model: str, entries: Mapping[str, Reported], se
     }
     if not measured:
         return []
-    lines = [Line(labels.method(method), of("test", entry)) for method, entry in measured.items()]
     first = measured.get(table.file.search.first)
+    chance = first is not None and at_chance(
+        first, [e.values(lambda r: _likelihood(r, "test")) for e in measured.values()], zero_shot=_likelihood
+    )
+    lines = [
+        Line(labels.method(m), tuple(replace(e, grey=chance) for e in of("test", own))) for m, own in measured.items()
+    ]
     if first is not None and _measured(first, "zero_shot"):
         lines.append(Line("Zero-shot base", of("zero_shot", first), True))
-    heading = f"{labels.model(model)}, by likelihood: the listed answer of the highest log-probability per token"
+    heading = (
+        f"{labels.model(model)}, by likelihood: the listed answer of the highest log-probability per token"
+        f"{' (at chance)' if chance else ''}"
+    )
     return [Block(heading, (*map(labels.task, sets), "avg"), tuple(lines))]
+
+
+def _likelihood(record: Record, key: str) -> float:
+    return float(record.metrics[key]["likelihood"]["mean_accuracy"])
+
+
+def _generated(record: Record, key: str) -> float:
+    return float(record.metrics[key]["mean_accuracy"])
 
 
 def _references(first: Reported, sets: tuple[str, ...], *, with_loss: bool) -> list[Line]:
@@ -128,12 +145,12 @@ def _references(first: Reported, sets: tuple[str, ...], *, with_loss: bool) -> l
     return lines
 
 
-def at_chance(first: Reported, averages: Sequence[Summary | None]) -> bool:
+def at_chance(
+    first: Reported, averages: Sequence[Summary | None], zero_shot: Callable[[Record, str], float] = _generated
+) -> bool:
     """Whether no method's mean over the sets is above that of the most frequent answers or of the untrained base."""
     references = [first.values(lambda r: r.metrics["majority"]) if _measured(first, "majority") else None]
-    references += [
-        first.values(lambda r: r.metrics["zero_shot"]["mean_accuracy"]) if _measured(first, "zero_shot") else None
-    ]
+    references += [first.values(lambda r: zero_shot(r, "zero_shot")) if _measured(first, "zero_shot") else None]
     known, means = [s.mean for s in references if s is not None], [s.mean for s in averages if s is not None]
     if not known or not means or first.records[0] is None:
         return False
