@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from nora.files import Json, write_atomic
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000",
 )  # fmt: skip
+_BANNER = 120  # letters of a banner's line
 PAPER_WIDTH = 6.75  # inches, the text width of a conference page
 _PHOTOGRAPHS = 80  # dots per inch of photographs in a PDF, which are lossless there: the files are kept with the code
 _STYLE: Any = {
@@ -78,7 +80,7 @@ def render(figure: Figure) -> dict[str, bytes]:
         canvas = Canvas(figsize=figure.size, layout="constrained")
         figure.draw(canvas)
         if figure.banner:
-            canvas.suptitle(figure.banner, fontsize=7, color=VERMILION)
+            canvas.suptitle(fill(figure.banner, _BANNER), fontsize=7, color=VERMILION)
         metadata: dict[str, dict[str, Json]] = {
             "pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None},
         }  # fmt: skip
