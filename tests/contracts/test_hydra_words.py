@@ -48,7 +48,10 @@ def test_every_sweep_has_hydras_own_values(checkout: Path) -> None:
 def test_a_multirun_takes_what_a_run_takes(words: list[str], jobs: int, tmp_path: Path, capsys: Out) -> None:
     words = [word.strip("'") for word in words]
     assert cli.main(["run", "-m", *SMOKE, *words, f"exec.results={tmp_path}"]) == 0
-    assert f"{jobs} different runs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    told = [line for line in out.splitlines() if line.startswith("#")]
+    assert f"{jobs} different runs" in out and len(told) >= jobs
+    assert all(" done " in line and "accuracy 0." in line for line in told), "its result, also where a job made it"
     assert len(list(tmp_path.glob("runs/finetune/*/record.json"))) == jobs
 
 

@@ -215,7 +215,8 @@ def tell(jobs: Sequence[tuple[Spec, Store]]) -> int:
     for number, (spec, store) in enumerate(jobs):
         found = run_state(store, spec.kind, run_id(spec))
         states.append(found.state)
-        why = f": {found.reason}" if found.reason else ""
+        said = found.reason or (kinds.outcome(found.record, spec) if found.record else "")
+        why = f": {said}" if said else ""
         print(f"#{number} {found.state:8} {run_id(spec)}  {kinds.title(spec)}{why}")
     tally = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"{len(jobs)} jobs: {tally}", flush=True)
