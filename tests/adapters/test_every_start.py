@@ -7,6 +7,7 @@ weight, and of the layer's inputs caught by a hook on a model without an adapter
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -71,9 +72,11 @@ def _inputs() -> dict[str, list[np.ndarray]]:
     return seen
 
 
-def test_a_start_whose_package_is_not_here_is_one_line_and_no_change() -> None:
-    if not starts.missing("inits", "loftq"):
-        pytest.skip("bitsandbytes is installed here")
+def test_a_start_whose_package_is_not_here_is_one_line_and_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec  # where it is installed it is not seen for once
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *at: None if name == "bitsandbytes" else there(name, *at)
+    )
     model = _model()
     before = snapshot(model)
     with pytest.raises(

@@ -67,3 +67,14 @@ def test_a_run_compares_with_the_untouched_base(method: str, checkout: Path, tmp
     else:
         assert still["after"] == pytest.approx(still["before"], abs=1e-6) and still["drift"] < 1e-5
     assert moved["drift"] > 10 * still["drift"] or method == "prefix"
+
+
+def test_what_cannot_be_measured_is_refused_before_an_attempt(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "scale=smoke", "task=cb", "measure=[forgetting]", f"exec.results={tmp_path}"]
+    assert cli.main([*words, "model.max_length=100"]) == 2
+    assert "given forgetting with model.max_length=100, required 128 or more" in capsys.readouterr().err
+    monkeypatch.setattr("nora.kinds.few_shot.HELD_OUT", {"held_out/other.jsonl.gz": "0" * 64})
+    assert cli.main(words) == 2
+    assert "held_out/other.jsonl.gz: missing" in capsys.readouterr().err and not list(tmp_path.rglob("attempts"))

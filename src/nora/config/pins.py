@@ -15,6 +15,10 @@ from nora import starts
 from nora.errors import RunFailed, UserError
 from nora.files import DamagedFile, Json, read_json, sha256_file
 
+HELD_OUT = {"held_out/books.jsonl.gz": "9f4cbe34d6c82d09569e58b57508f6f641e625c6a551a02c31562e37044e4d64"}
+"""The text of ``measure=[forgetting]``, below data/: which one it is belongs to what the word means."""
+WINDOW = 128
+"""Tokens of it that are read at once."""
 DOWNLOADS = Path("data") / "hub"  # files that `nora prefetch` brings, below the checkout
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic.dataclasses import dataclass
 
 from nora import tasks
+from nora.config.pins import HELD_OUT, WINDOW, check_files
 from nora.config.schema import STRICT, Count, MethodSpec, ModelSpec, Seed, Size, TaskSpec, TrainingProtocol
 from nora.errors import RunFailed, UserError
 from nora.files import Json, canonical_json
@@ -83,6 +84,15 @@ def check(spec: Spec, checkout: Path) -> None:
         raise UserError(
             f"measure: given zero_shot with init={spec.method.init}, which leaves no untrained base to measure"
         )
+    if "forgetting" in spec.measure:
+        if spec.model.max_length < WINDOW:
+            raise UserError(
+                f"measure: given forgetting with model.max_length={spec.model.max_length}, required {WINDOW} or more"
+            )
+        try:
+            check_files(checkout / "data", HELD_OUT)
+        except RunFailed as error:
+            raise UserError(f"measure: given forgetting; {error}") from None
 
 
 def check_base(model: ModelSpec, checkout: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nora import streams
 from nora.config.own_rows import splits as own_splits
-from nora.config.pins import DOWNLOADS, check_files
+from nora.config.pins import DOWNLOADS, HELD_OUT, WINDOW, check_files
 from nora.config.schema import TaskSpec
 from nora.errors import RunFailed
 from nora.files import DamagedFile, Json, canonical_json, parse_json, read_bounded_lines, sha256_file
@@ -34,9 +34,7 @@ def read_lines(path: Path) -> list[Json]:
     return rows
 
 
-HELD_OUT = {"held_out/books.jsonl.gz": "9f4cbe34d6c82d09569e58b57508f6f641e625c6a551a02c31562e37044e4d64"}
-"""The text of ``measure=[forgetting]``, below data/: which one it is belongs to what the word means."""
-_WINDOWS, _WINDOW = 64, 128
+_WINDOWS = 64
 
 
 def held_out_windows(tokenizer: PreTrainedTokenizerBase, bos: int | None, checkout: Path) -> torch.Tensor:
@@ -46,7 +44,7 @@ def held_out_windows(tokenizer: PreTrainedTokenizerBase, bos: int | None, checko
     texts = [row["text"] for name in HELD_OUT for row in read_lines(checkout / "data" / name)]
     ids: list[int] = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"]
     start = [] if bos is None else [bos]
-    room = _WINDOW - len(start)
+    room = WINDOW - len(start)
     count = min(_WINDOWS, len(ids) // room)
     return torch.tensor([[*start, *ids[i * room : (i + 1) * room]] for i in range(count)])
 
