@@ -158,11 +158,26 @@ def canonical_json(value: Json) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
+_LINE = 300  # letters
+
+
 def readable_json(value: Json) -> str:
-    """Sorted and indented for people and diffs, lists of numbers on one line."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    numbers = re.compile(r"\[\s+((?:(?:-?[\d.]+(?:e[-+]?\d+)?|null),\s+)*(?:-?[\d.]+(?:e[-+]?\d+)?|null))\s+\]")
-    return numbers.sub(lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text) + "\n"
+    """Sorted and indented for people and diffs; what holds nothing nested is one line: a module's proof, a curve."""
+    return _laid_out(value, "\n") + "\n"
+
+
+def _laid_out(value: Json, margin: str) -> str:
+    """``margin``: a line break and what the lines that enclose the value begin with."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    if not any(isinstance(item, dict | list | tuple) and item for item in inner):
+        text = json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        if len(text) <= _LINE or not any(isinstance(item, str) for item in inner):
+            return text
+    deeper = margin + " "
+    if isinstance(value, dict):
+        items = [json.dumps(key, ensure_ascii=False) + ": " + _laid_out(value[key], deeper) for key in sorted(value)]
+        return "{" + deeper + f",{deeper}".join(items) + margin + "}"
+    return "[" + deeper + f",{deeper}".join(_laid_out(item, deeper) for item in value) + margin + "]"
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -23,7 +23,7 @@ import pytest
 from nora import cli
 from nora.config.spec import run_id
 from nora.errors import UserError
-from nora.files import DamagedFile, publish_once, read_bounded_lines, write_atomic
+from nora.files import DamagedFile, publish_once, read_bounded_lines, readable_json, write_atomic
 from nora.kinds import read_spec
 from nora.store.record import DamagedRecord, Record, read_record
 from nora.store.runs import Store, read_json_lines
@@ -390,3 +390,30 @@ def test_another_runs_record_does_not_stand_in_the_way(checkout: Path, tmp_path:
     assert store.publish_record(record)
     assert store.read(record.kind, record.id) == record
     assert not store.publish_record(record)
+
+
+def test_a_record_is_a_text_for_people() -> None:
+    curve = [0.1234567890123456 * i for i in range(50)]
+    value = {
+        "proof": {"modules": [{"rho": 1.5, "name": "q [0]"}, {"rho": 1e-7, "name": "v {1}"}], "problems": []},
+        "losses": curve,
+        "libraries": {f"library-{i}": "1.0" for i in range(30)},
+        "é\n": None,
+    }
+    text = readable_json(value)
+    assert json.loads(text) == value
+    lines = text.splitlines()
+    assert lines[0] == "{" and lines[1] == ' "libraries": {' and lines[2] == '  "library-0": "1.0",'
+    assert ' "losses": ' + json.dumps(curve) + "," in lines, "a curve is a line, however long"
+    module = lines.index('   {"name": "q [0]", "rho": 1.5},')
+    assert lines[module + 1 :] == [
+        '   {"name": "v {1}", "rho": 1e-07}',
+        "  ],",
+        '  "problems": []',
+        " },",
+        ' "é\\n": null',
+        "}",
+    ]
+    assert readable_json([]) == "[]\n" and readable_json([[]]) == "[[]]\n"
+    with pytest.raises(ValueError, match="JSON compliant"):
+        readable_json({"loss": [1.0, float("nan")]})
