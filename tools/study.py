@@ -72,6 +72,7 @@ def main() -> int:
         whole = [launch("table2", "task=sst2,cb"), launch("table2", f"task={','.join(_PILOTS)}", "method=lora")]
         whole += [launch("table2", f"task={task}") for task in _PILOTS if learns(task)]
         whole += [launch("starts", f"task={task}") for task in ("cb", "sst2")]
+        whole += [launch("table4"), launch("table9")]
     return 0 if all(whole) else 1
 
 

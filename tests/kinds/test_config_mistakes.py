@@ -69,6 +69,9 @@ def test_no_attempt_is_made(
         (["table2", "method=lora,pissa", "method.rank=4000"], "rank: given 4000, required at most"),
         (["table2", "method=lora", "method.init=kaimign"], "method.init: given kaimign, did you mean kaiming? allowed"),
         (["table2", "task.num_dev=5000"], "task.num_dev: 5001 rows are needed"),
+        (["table2", "scale=small", "task.num_dev=5000"], "task.num_dev: 5001 rows are needed, data/small/"),
+        (["table4", "scale=small", "task.num_train=5000"], "5120 rows are needed, data/small/commonsense has 1728"),
+        (["table9", "scale=small", "task.num_train=900"], "900 rows are needed, data/small/gsm8k has 800"),
         (["table4", "model.targets=[nothing]"], "model.targets: given nothing"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nora import starts, tasks
 from nora.config.schema import MethodSpec, ModelSpec, TaskSpec
 from nora.errors import UserError, among
-from nora.files import DamagedFile, Json, read_json
+from nora.files import DamagedFile, Json, read_bounded_lines, read_json
 
 if TYPE_CHECKING:
     from nora.kinds import AnySpec
@@ -244,17 +244,23 @@ def _of_task(task: TaskSpec, suite: str, checkout: Path) -> Iterator[str]:
     if task.name not in names:
         yield f"task.name: given {task.name}, {among(task.name, names)}"
         return
-    if task.source != "slice":
+    if task.source == "hub":
         return
+    small = task.source == "small"
+    folder, suffix = (f"data/small/{task.name}", "jsonl.gz") if small else (f"data/{task.name}", "jsonl")
     for what, files, wanted in _rows_wanted(task):
-        paths = [checkout / "data" / task.name / f"{file}.jsonl" for file in files]
+        paths = [checkout / folder / f"{file}.{suffix}" for file in files]
         absent = [path.name for path in paths if not path.is_file()]
         if absent:
-            yield f"task: {task.name} has no rows here: data/{task.name}/{absent[0]} is missing"
+            yield f"task: {task.name} has no rows here: {folder}/{absent[0]} is missing"
             return
-        there = sum(_lines(path, path.stat().st_mtime_ns) for path in paths)
+        try:
+            there = sum(_lines(path, path.stat().st_mtime_ns) for path in paths)
+        except DamagedFile as error:
+            yield f"task: {error}"
+            return
         if there < wanted:
-            yield f"task.{what}: {wanted} rows are needed, data/{task.name} has {there}"
+            yield f"task.{what}: {wanted} rows are needed, {folder} has {there}"
 
 
 def _rows_wanted(task: TaskSpec) -> list[tuple[str, list[str], int]]:
@@ -275,4 +281,4 @@ def _rows_wanted(task: TaskSpec) -> list[tuple[str, list[str], int]]:
 @cache
 def _lines(path: Path, changed: int) -> int:
     del changed  # part of the key
-    return sum(1 for line in path.read_bytes().splitlines() if line.strip())
+    return sum(1 for line in read_bounded_lines(path) if line.strip())

@@ -71,13 +71,8 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Js
     if spec.source == "file":
         return own_splits(spec, checkout)
     if spec.source != "hub":
-        folder = checkout / "data"
-        check_files(folder, spec.files or {})
-        folder, suffix = (folder / "small", ".jsonl.gz") if spec.source == "small" else (folder, ".jsonl")
-        return (
-            read_lines(folder / spec.name / f"train{suffix}"),
-            read_lines(folder / spec.name / f"validation{suffix}"),
-        )
+        train, test = _shipped(spec, checkout, ("train", "validation"))
+        return train, test
     from datasets import load_dataset
 
     source = task.SOURCE
@@ -87,6 +82,14 @@ def load_rows(spec: TaskSpec, task: ModuleType, checkout: Path) -> tuple[list[Js
         check_rows(rows, f"{spec.name}/{split}", expected, spec.files)
         splits.append(rows)
     return splits[0], splits[1]
+
+
+def _shipped(spec: TaskSpec, checkout: Path, names: Sequence[str]) -> list[list[Json]]:
+    """The rows of files of a task in data/ (slice) or data/small/ (small), once all its files have been checked."""
+    folder = checkout / "data"
+    check_files(folder, spec.files or {})
+    folder, suffix = (folder / "small", ".jsonl.gz") if spec.source == "small" else (folder, ".jsonl")
+    return [read_lines(folder / spec.name / f"{name}{suffix}") for name in names]
 
 
 def few_shot_rows(spec: TaskSpec, task: ModuleType, checkout: Path, *, seed: int) -> Subsets:
@@ -129,12 +132,10 @@ def _commonsense(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) ->
     """The mixture shuffled by the seed; its first rows are dev, the next ones training. Tests are each set's first."""
     pool: list[tuple[dict[str, Json], str]] = []
     test: list[Instruction] = []
-    if spec.source == "slice":
-        folder = checkout / "data"
-        check_files(folder, spec.files or {})
-        for name in task.SETS:
-            pool += [(row, name) for row in read_lines(folder / spec.name / f"{name}.train.jsonl")]
-            rows = read_lines(folder / spec.name / f"{name}.test.jsonl")
+    if spec.source != "hub":
+        shipped = _shipped(spec, checkout, [f"{name}.{part}" for name in task.SETS for part in ("train", "test")])
+        for name, train, rows in zip(task.SETS, shipped[::2], shipped[1::2], strict=True):
+            pool += [(row, name) for row in train]
             test += [task.testing(row, name) for row in rows[: spec.num_test]]
     else:
         root = checkout / DOWNLOADS / str(spec.revision)
@@ -160,10 +161,8 @@ def _own(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:
 
 def _math(spec: TaskSpec, task: ModuleType, checkout: Path, seed: int) -> Rows:
     """MetaMathQA's first rows; dev is drawn from GSM8K's training set, trained on by nobody."""
-    if spec.source == "slice":
-        folder = checkout / "data"
-        check_files(folder, spec.files or {})
-        train, held, test = (read_lines(folder / spec.name / f"{n}.jsonl") for n in ("standin", "train", "test"))
+    if spec.source != "hub":
+        train, held, test = _shipped(spec, checkout, ("standin", "train", "test"))
     else:
         train, held, test = _from_hub(spec, task)
     train = _take(train, spec.num_train, "MetaMathQA")
