@@ -22,7 +22,8 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK = (
 )  # fmt: skip
 _BANNER = 120  # letters of a banner's line
 PAPER_WIDTH = 6.75  # inches, the text width of a conference page
-_PHOTOGRAPHS = 80  # dots per inch of photographs in a PDF, which are lossless there: the files are kept with the code
+_PHOTOGRAPHS = {"pdf": 80, "png": 150}
+"""Dots per inch of a figure of photographs (in a PDF they are lossless): the files are kept with the code."""
 _STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -86,8 +87,8 @@ def render(figure: Figure) -> dict[str, bytes]:
         }  # fmt: skip
         for suffix, fields in metadata.items():
             buffer = io.BytesIO()
-            coarse = figure.photographs and suffix == "pdf"
-            canvas.savefig(buffer, format=suffix, metadata=fields, dpi=_PHOTOGRAPHS if coarse else "figure")
+            dots = _PHOTOGRAPHS[suffix] if figure.photographs else "figure"
+            canvas.savefig(buffer, format=suffix, metadata=fields, dpi=dots)
             outputs[suffix] = buffer.getvalue()
     smaller = to_jpeg if figure.photographs else _with_palette
     outputs[figure.raster] = smaller(outputs.pop("png"))

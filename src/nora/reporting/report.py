@@ -141,7 +141,6 @@ def render_report(
     index = RunIndex(runs)
     own = files("nora.reporting").joinpath("html")
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
     environment.filters["ranges"] = index.ranges
     environment.filters["rich"] = _rich
     return environment.from_string(own.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
@@ -195,9 +194,3 @@ def _scales(
         if states:
             outcome.append((name, meaning, sorted(states.items())))
     return outcome
-
-
-def _number(text: str) -> str:
-    """What a cell is sorted by: its first number, empty where it has none."""
-    found = re.search(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", text)
-    return found[0].replace("−", "-") if found else ""

@@ -59,24 +59,38 @@ function more(runs, from) {
   body.append(button);
 }
 
+// Its row and column; the artefact, of all its runs.
+function labelOf(button) {
+  const cell = button.closest("td");
+  if (!cell) return button.closest("section").querySelector("h2").textContent;
+  const head = cell.closest("table").tHead.rows[0].cells[cell.cellIndex];
+  return `${cell.parentNode.cells[0].textContent}, ${head.textContent}`;
+}
+
 function open(button) {
   const runs = numbers(button.dataset.runs);
   const states = {};
   for (const run of runs) states[stateOf(run)] = (states[stateOf(run)] || 0) + 1;
   const counts = Object.entries(states).map(([state, count]) => `${count} ${state}`).join(", ");
-  document.getElementById("panel-title").textContent = `${button.dataset.label}: ${counts}`;
+  document.getElementById("panel-title").textContent = `${labelOf(button)}: ${counts}`;
   body.replaceChildren();
   more(runs, 0);
   panel.showModal();
   panel.scrollTop = 0;
 }
 
-function compare(a, b, column) {
+// What a cell is sorted by: its first number, NaN where it has none.
+function numberIn(cell) {
+  const found = cell.textContent.match(/[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?/);
+  return found ? Number(found[0].replace("−", "-")) : NaN;
+}
+
+function compare(a, b, column, sign) {
   const cells = [a, b].map(row => row.children[column]);
-  const [x, y] = cells.map(cell => cell.dataset.n === undefined ? cell.textContent : cell.dataset.n);
-  if (cells[0].dataset.n === undefined) return x.localeCompare(y);
-  if (x === "" || y === "") return (x === "") - (y === "");   // what has no number stands last, either way
-  return Number(x) - Number(y);
+  if (column === 0) return sign * cells[0].textContent.localeCompare(cells[1].textContent);
+  const [x, y] = cells.map(numberIn);
+  if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y);   // what has no number stands last, either way
+  return sign * (x - y);
 }
 
 function sort(button) {
@@ -92,11 +106,7 @@ function sort(button) {
   if (next !== "none") {
     head.setAttribute("aria-sort", next);
     const sign = next === "ascending" ? 1 : -1;
-    const empty = row => row.children[column].dataset.n === "";
-    order = [...order].sort((a, b) => {
-      const difference = compare(a, b, column);
-      return empty(a) !== empty(b) ? difference : sign * difference;
-    });
+    order = [...order].sort((a, b) => compare(a, b, column, sign));
   }
   rows.append(...order);
 }

@@ -77,7 +77,7 @@ def build(target: Panels, records: Mapping[str, Record]) -> Figure:
             drawn[name].append((curve, measured))
             if measured is not None:
                 rows += [
-                    (name, curve.label, step, f"{m:.9g}", f"{lo:.9g}", f"{hi:.9g}", len(found))
+                    (name, curve.label, step, f"{m:.6g}", f"{lo:.6g}", f"{hi:.6g}", len(found))
                     for step, m, lo, hi in zip(
                         measured.steps, measured.middle, measured.low, measured.high, strict=True
                     )
