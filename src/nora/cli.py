@@ -103,8 +103,9 @@ def _read_enough() -> int:
 
 _TARGETS = """
 
-TARGET: table1 … table9, fig1 … fig7, deployment, cost, tuning, ablation, curves, ranks, forgetting, likelihood,
-beyond, starts, starts_pictures, starts_rates, all; and the tables of your own --config-dir."""
+TARGET: table1 … table9, fig1 … fig7, deployment, cost, tuning, ablation, curves, ranks, forgetting,
+forgetting_pictures, likelihood, beyond, starts, starts_pictures, starts_rates, all; and the tables of
+your own --config-dir."""
 
 
 class _Verbs(click.Group):

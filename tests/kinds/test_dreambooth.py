@@ -419,6 +419,34 @@ def test_what_prefetch_would_fetch() -> None:
     assert found.models == {"facebook/dino-vits16", "facebook/dinov2-base", "openai/clip-vit-base-patch32"}
 
 
+def test_the_drift_of_the_subjects_kind_is_measured_against_the_base_and_changes_no_step(
+    dream: Dream, tmp_path: Path
+) -> None:
+    plain, _ = dream("method=nora", store=tmp_path / "plain")
+    words = ("method=nora", "measure=[fidelity,drift]")
+    whole, _ = dream(*words, store=tmp_path / "whole")
+    assert whole.metrics["loss"] == plain.metrics["loss"]
+    assert whole.result["files"]["picture_00"] == plain.result["files"]["picture_00"]
+    drift = whole.metrics["drift"]["clip_mini"]
+    assert 0 < drift["kept"] < 1 and drift["subject_before"] != drift["subject_after"]
+    still, _ = dream(*words, "protocol.lr=1e-12", store=tmp_path / "still")
+    told = still.metrics["drift"]["clip_mini"]
+    assert told["kept"] == pytest.approx(1, abs=1e-5) and told["subject_before"] == drift["subject_before"]
+    assert told["subject_after"] == pytest.approx(told["subject_before"], abs=1e-5)
+    calls = iter([False, False, True])  # a resumed run has the trained adapter when it begins
+    with pytest.raises(Interrupted):
+        dream(*words, stop_requested=lambda: next(calls))
+    record, _ = dream(*words)
+    assert record.run["resumed_at_step"] == 3 and _result(record) == _result(whole)
+
+
+@pytest.mark.parametrize("measure", ["fidelity", "drift"])
+def test_what_compares_pictures_needs_an_encoder(measure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["kind=dreambooth", "scale=smoke", f"measure=[{measure}]", "protocol.encoders=null"]
+    assert cli.main(["run", *words]) == 2
+    assert f"measure=[{measure}]: protocol.encoders is required" in capsys.readouterr().err
+
+
 def test_the_mirror_gets_the_sample_pictures(dream: Dream, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[int, dict[str, Any]]] = []
     fake = SimpleNamespace(

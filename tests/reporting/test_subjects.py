@@ -142,6 +142,30 @@ def test_fidelity_stands_beside_what_real_pictures_reach(records: dict[str, Reco
     assert any("facebook/dinov2-base" in note for note in document.notes)
 
 
+def test_the_drift_of_the_subjects_kind_is_paired_within_a_seed(checkout: Path) -> None:
+    target = _target("forgetting_pictures", checkout)
+    records = {str(c.id): _record(c) for c in target.cells({})}
+    for cell in target.cells({}):
+        rise = SHIFT[cell.row] + 0.001 * cell.seed
+        records[str(cell.id)].result["metrics"]["drift"] = {
+            "clip_x": {
+                "kept": 0.9,
+                "subject_before": 0.5 + 0.1 * cell.seed,
+                "subject_after": 0.5 + 0.1 * cell.seed + rise,
+            }
+        }
+    document = build_artefact(target, records)
+    assert isinstance(document, Document) and len(document.blocks) == 2, "Table 3's claim is not told again"
+    assert document.blocks[1].columns == ("clip_x: to the base's", "clip_x: to the subject", "clip_x: rise of that")
+    found = _cells_of(document, 1)
+    assert found["LoRA"][:2] == ["0.9000 ± 0.0000", "0.6010 ± 0.1010"]
+    # Three differences 0, 0.001, 0.002: mean 0.001, t(2) at 97.5 % 4.3027, standard error 0.001 / sqrt(3).
+    assert found["LoRA"][2] == "+0.0010 [-0.0015, +0.0035]"
+    assert found["NoRA"][2].startswith("-0.0090")
+    del records[str(target.cells({})[0].id)]
+    assert _cells_of(build_artefact(target, records), 1)["LoRA"] == ["missing (2/3)"] * 3
+
+
 def test_a_missing_and_a_diverged_run_are_shown_and_not_averaged_over(
     records: dict[str, Record], checkout: Path
 ) -> None:

@@ -15,7 +15,7 @@ from diffusion_twins import noise_picture
 from make_base import pictures as parts
 from make_base import scenes
 from nora import streams
-from nora.training.diffusion.pictures import MAX_BYTES, fidelity, square, strip, to_jpeg
+from nora.training.diffusion.pictures import MAX_BYTES, drift, fidelity, square, strip, to_jpeg
 
 
 def _dice(seed: int) -> scenes.Dice:
@@ -129,6 +129,25 @@ def test_fidelity_is_the_mean_of_the_cosines_written_out() -> None:
     }
     assert fidelity(_Colours(), drawn, real, "red") == pytest.approx(expected, rel=1e-5)
     assert "ceiling" not in fidelity(_Colours(), drawn, real[:1], "red")
+
+
+def test_drift_is_the_mean_of_the_cosines_written_out() -> None:
+    before, after, real = (
+        [Image.new("RGB", (4, 4), c) for c in colours]
+        for colours in (((250, 20, 0), (10, 200, 40)), ((250, 20, 0), (90, 90, 90)), ((0, 0, 255), (80, 80, 80)))
+    )
+    a, b, c = (np.array([i.getpixel((0, 0)) for i in images], dtype=float) for images in (before, after, real))
+
+    def cosine(x: np.ndarray, y: np.ndarray) -> float:
+        return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+    expected = {
+        "kept": (1.0 + cosine(a[1], b[1])) / 2,
+        "subject_before": np.mean([cosine(x, y) for x in a for y in c]),
+        "subject_after": np.mean([cosine(x, y) for x in b for y in c]),
+    }
+    assert drift(_Colours(), before, after, real) == pytest.approx(expected, rel=1e-5)
+    assert expected["kept"] < 1 and expected["subject_after"] > expected["subject_before"]
 
 
 def test_the_middle_square_is_compared() -> None:

@@ -337,5 +337,6 @@ def unpinned(spec: Mapping[str, Json]) -> list[str]:
         return part.get("source") == "hub" and part.get("weights") != "random" and not part.get("revision")
 
     found = [name for name in ("model", "task") if is_open(spec.get(name) or {})]
-    encoders = spec["protocol"].get("encoders") or [] if "fidelity" in spec.get("measure", []) else []
+    compared = {"fidelity", "drift"} & {*spec.get("measure", [])}
+    encoders = spec["protocol"].get("encoders") or [] if compared else []
     return found + [f"encoder {encoder['name']}" for encoder in encoders if is_open(encoder)]

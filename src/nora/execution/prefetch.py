@@ -17,7 +17,7 @@ from nora.config.own_model import PIPELINE
 from nora.config.pins import DOWNLOADS, MODEL_FILES, PIPELINE_FILES, how_to_unlock, model_hashes, picture_hashes
 from nora.errors import RunFailed, UserError
 from nora.files import DamagedFile, read_json, sha256_bytes, sha256_file, write_atomic
-from nora.kinds import DreamboothSpec, FinetuneSpec, Spec
+from nora.kinds import DreamboothSpec, FinetuneSpec, Spec, dreambooth
 
 LOCK = Path("conf") / "revisions.lock"
 
@@ -47,8 +47,7 @@ def wanted(specs: Iterable[Spec]) -> Wanted:
         if spec.model.source == "hub" and spec.model.weights == "pretrained":
             (found.pipelines if diffusion else found.models).add(str(spec.model.repo))
         if isinstance(spec, DreamboothSpec):
-            if "fidelity" in spec.measure:
-                found.models.update(e.repo for e in spec.protocol.encoders or () if e.source == "hub")
+            found.models.update(e.repo for e in dreambooth.encoders(spec) if e.source == "hub")
             if spec.task.source == "hub":
                 found.pictures.add(str(spec.task.repo))
         elif spec.task.source == "hub":

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _LAST = 100
 _SAMPLES = 4  # pictures of a sample on the way
+_OF_ITS_KIND = 16
+"""Pictures of the subject's kind that are drawn before training and after it, for measure=[drift]."""
+COMPARED = {"fidelity", "drift"}
+"""What is measured by the protocol's encoders."""
 # One UNet pass at 64 × 64 latents and 77 tokens, counted by torch's FlopCounterMode; and its weights with the VAE's and
 # the text encoder's (0.86 + 0.08 + 0.12 billion parameters).
 _UNET_FLOPS = {"sd14": 0.803e12}
@@ -120,7 +124,7 @@ class DreamboothProtocol(TrainingProtocol):
     picture_steps: Count
     guidance: NonNegative
     encoders: list[EncoderSpec] | None = None
-    """Read with measure=[fidelity]."""
+    """Read with measure=[fidelity] and [drift]."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -133,7 +137,7 @@ class Spec:
     method: MethodSpec
     protocol: DreamboothProtocol
     seed: Seed
-    measure: list[Literal["fidelity", "sharpness"]]
+    measure: list[Literal["fidelity", "sharpness", "drift"]]
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Spec:
@@ -148,11 +152,17 @@ class Spec:
             problems.append(f"method.variant=dora with init={self.method.init}: no file that diffusers loads holds it")
         if starts.said("inits", self.method.init).get("QUANTISES"):
             problems.append(f"method.init={self.method.init}: given kind=dreambooth, required a text model")
-        if "fidelity" in self.measure and not self.protocol.encoders:
-            problems.append("measure=[fidelity]: protocol.encoders is required")
+        compared = [measure for measure in self.measure if measure in COMPARED]
+        if compared and not self.protocol.encoders:
+            problems.append(f"measure=[{compared[0]}]: protocol.encoders is required")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def encoders(spec: Spec) -> list[EncoderSpec]:
+    """Those that the run loads."""
+    return list(spec.protocol.encoders or []) if COMPARED & {*spec.measure} else []
 
 
 def label(spec: Spec) -> Label:
@@ -183,7 +193,8 @@ def cost(spec: Spec) -> Cost:
     name, protocol = spec.model.name, spec.protocol
     if name not in _UNET_FLOPS:
         return Cost()
-    passes = 2 * protocol.steps * protocol.batch_size + 2 * protocol.pictures * protocol.picture_steps
+    pictures = protocol.pictures + (2 * _OF_ITS_KIND if "drift" in spec.measure else 0)
+    passes = 2 * protocol.steps * protocol.batch_size + 2 * pictures * protocol.picture_steps
     return Cost(
         float((passes * _UNET_FLOPS[name] / _FLOPS_PER_SECOND_FP32 + SETUP_SECONDS) / 3600),
         "estimate: 0.8 TFLOP per UNet pass in fp32 at 30 % of an H100",
@@ -293,7 +304,7 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     """Trains one run and draws its pictures; returns the losses, the init proof, the pictures and the adapter."""
     from nora.kinds.parts import bases, pipelines
     from nora.kinds.parts.recipe import OutputFile, TrainingRun, float32_products
-    from nora.training.diffusion.pictures import draw_pictures, strip, to_jpeg
+    from nora.training.diffusion.pictures import draw_pictures, drift, fidelity, strip, to_jpeg
     from nora.training.loop import Diverged, train
 
     started = time.monotonic()
@@ -324,19 +335,23 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
             return objective.loss(unet, everyone) / len(everyone)
 
         common["sharpness"] = bases.measure_sharpness(adapted.unet, at_fixed_draws, spec.seed, rows=len(everyone))
-    run.resume(since=started)
-    run.timing |= adapted.cost
 
-    def draw(seeds: range, **between: Any) -> list[Image]:
+    def draw(prompt: str, seeds: range, **between: Any) -> list[Image]:
         return draw_pictures(
-            pipeline, spec.task.prompt, seeds=seeds, steps=protocol.picture_steps, guidance=protocol.guidance,
+            pipeline, prompt, seeds=seeds, steps=protocol.picture_steps, guidance=protocol.guidance,
             side=protocol.resolution // pipeline.vae_scale_factor, **between,
         )  # fmt: skip
+
+    kind = spec.task.prompt.replace(spec.task.subject, spec.task.noun)  # says what the subject is, not its name
+    # Before a state is read: the start leaves the base's output as it is, which the proof says.
+    of_its_kind = draw(kind, range(_OF_ITS_KIND)) if "drift" in spec.measure else []
+    run.resume(since=started)
+    run.timing |= adapted.cost
 
     def sample(state: LoopState) -> None:
         every = context.settings.sample_every
         if every is not None and state.step % every == 0:
-            drawn = draw(range(min(_SAMPLES, protocol.pictures)))
+            drawn = draw(spec.task.prompt, range(min(_SAMPLES, protocol.pictures)))
             context.show_picture("sample", to_jpeg(strip(drawn)), state.step)
 
     try:
@@ -353,14 +368,14 @@ def execute(spec: Spec, context: RunContext) -> Outcome:
     run.timing["encoded_crops"] = objective.latents.encoded
     run.trained("pictures")
     run.stop_if_asked()
-    drawn = draw(range(protocol.pictures), between=run.between("pictures"))
+    drawn = draw(spec.task.prompt, range(protocol.pictures), between=run.between("pictures"))
     metrics: dict[str, Json] = {**common, "steps": run.state.step, "loss": loss_metrics(run.state.losses)}
+    loaded = {e.name: pipelines.load_encoder(e, context.checkout, device) for e in encoders(spec)}
     if "fidelity" in spec.measure:
-        prompt = spec.task.prompt.replace(spec.task.subject, spec.task.noun)  # says what the subject is, not its name
-        metrics["fidelity"] = {
-            encoder.name: pipelines.measure_fidelity(encoder, drawn, pictures, prompt, context.checkout, device)
-            for encoder in protocol.encoders or []
-        }
+        metrics["fidelity"] = {name: fidelity(encoder, drawn, pictures, kind) for name, encoder in loaded.items()}
+    if "drift" in spec.measure:
+        after = draw(kind, range(_OF_ITS_KIND), between=run.between("pictures of its kind"))
+        metrics["drift"] = {name: drift(encoder, of_its_kind, after, pictures) for name, encoder in loaded.items()}
     files = {f"picture_{i:02d}": OutputFile(f"picture_{i:02d}", ".jpg", to_jpeg(p)) for i, p in enumerate(drawn)}
     adapter = pipelines.adapter_bytes(adapted.unet, adapted.at_start)
     files["adapter"] = OutputFile("pytorch_lora_weights", ".safetensors", adapter, context.settings.keep_adapter)

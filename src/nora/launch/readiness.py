@@ -18,7 +18,7 @@ from nora.config.pins import PIPELINE_FILES, check_files, fetched_folder, how_to
 from nora.config.schema import ModelSpec
 from nora.errors import RunFailed, UserError
 from nora.files import canonical_json
-from nora.kinds import AnySpec, DreamboothSpec, FewShotSpec, InstructSpec
+from nora.kinds import AnySpec, DreamboothSpec, FewShotSpec, InstructSpec, dreambooth
 from nora.launch.doctor import Finding
 from nora.launch.plan import ENDED, PlannedCell
 from nora.launch.profile import load_profile
@@ -233,8 +233,8 @@ def _pictures(spec: DreamboothSpec, checkout: Path) -> Finding:
 
 def _encoders(specs: Sequence[AnySpec], checkout: Path) -> Iterator[Finding]:
     """The encoders that pictures are compared by, loaded."""
-    measured = [s for s in specs if isinstance(s, DreamboothSpec) and "fidelity" in s.measure]
-    for encoder in {e.name: e for spec in measured for e in spec.protocol.encoders or ()}.values():
+    measured = [s for s in specs if isinstance(s, DreamboothSpec)]
+    for encoder in {e.name: e for spec in measured for e in dreambooth.encoders(spec)}.values():
 
         def load(encoder: Any = encoder) -> Finding:
             import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -38,7 +37,7 @@ from nora.config.schema import MethodSpec, ModelSpec
 from nora.errors import RunFailed
 from nora.files import Json
 from nora.kinds.parts import bases
-from nora.training.diffusion.pictures import ClipEncoder, DinoEncoder, Encoder, fidelity
+from nora.training.diffusion.pictures import ClipEncoder, DinoEncoder, Encoder
 
 if TYPE_CHECKING:
     from nora.kinds.dreambooth import EncoderSpec
@@ -218,10 +217,3 @@ def load_encoder(spec: EncoderSpec, checkout: Path, device: torch.device) -> Enc
     if spec.family == "clip":
         return ClipEncoder(model, AutoTokenizer.from_pretrained(spec.repo, **where), processor)
     return DinoEncoder(model, processor)
-
-
-def measure_fidelity(
-    spec: EncoderSpec, drawn: Sequence[Image], real: Sequence[Image], prompt: str, checkout: Path, device: torch.device
-) -> dict[str, float]:
-    """The cosines of one encoder."""
-    return fidelity(load_encoder(spec, checkout, device), drawn, real, prompt)

@@ -23,6 +23,9 @@ MISSING = "missing"
 _MEASURES = (("mean", "all\N{NO-BREAK SPACE}steps"), ("last_100", "last\N{NO-BREAK SPACE}100\N{NO-BREAK SPACE}steps"))
 
 
+_DRIFT = ("kept", "subject_before", "subject_after")
+
+
 def finished(cells: Sequence[Cell[dreambooth.Spec]], records: Mapping[str, Record]) -> dict[str, list[Record | None]]:
     """Method → its record per seed, None where there is no finished one."""
     found: dict[str, list[Record | None]] = {}
@@ -147,19 +150,54 @@ def _fidelity_block(found: Mapping[str, Sequence[Record | None]], gaps: Mapping[
     return (Block("Drawn pictures: mean cosine with the real ones and with the prompt", columns, tuple(lines)),)
 
 
+def _drift_block(found: Mapping[str, Sequence[Record | None]], gaps: Mapping[str, str]) -> tuple[Block, ...]:
+    """What became of the pictures of the subject's kind, per encoder."""
+    names = next((list(r.metrics["drift"]) for records in found.values() for r in records if r is not None), [])
+    lines = []
+    for method, records in found.items():
+        drifts = [r.metrics["drift"] for r in records if r is not None]
+        entries = [Entry(gaps[method])] * 3 * len(names)
+        if len(drifts) == len(records):
+            entries = []
+            for name in names:
+                kept, before, after = ([float(d[name][key]) for d in drifts] for key in _DRIFT)
+                rise = Entry(difference(paired_interval(after, before)))
+                entries += [Entry(spread(summarize(kept))), Entry(spread(summarize(after))), rise]
+        lines.append(Line(labels.method(method), tuple(entries)))
+    columns = [f"{name}: {what}" for name in names for what in ("to the base's", "to the subject", "rise of that")]
+    heading = "Pictures of the subject's kind, by a prompt that does not name it: mean cosines"
+    return (Block(heading, tuple(columns), tuple(lines)),) if names else ()
+
+
+def _drift_notes(cells: Sequence[Cell[dreambooth.Spec]]) -> list[str]:
+    spec = next(c.spec for c in cells if c.spec is not None)
+    said = spec.task.prompt.replace(spec.task.subject, spec.task.noun)
+    return [
+        f"Sixteen pictures of “{said}”, drawn before training and after it from the same noise. To the base's: each "
+        "with the one before (1: training changed nothing). To the subject: with the pictures trained on, which is "
+        "DreamBooth's prior preservation; where it rises, the subject stands for its kind. Rise: after minus before "
+        "within a seed [95 % t interval].",
+        *_stand_in(spec),
+    ]
+
+
+def _stand_in(spec: dreambooth.Spec) -> list[str]:
+    if not any(e.source == "asset" for e in (spec.protocol.encoders or [])):
+        return []
+    return ["STAND-IN: a tiny CLIP of this project takes the place of DINO, DINOv2 and CLIP at this scale."]
+
+
 def _fidelity_notes(cells: Sequence[Cell[dreambooth.Spec]]) -> list[str]:
     spec = next((c.spec for c in cells if c.spec is not None and "fidelity" in c.spec.measure), None)
     if spec is None:
         return []
     words = [f"{e.name} ({e.repo})" for e in (spec.protocol.encoders or [])]
-    notes = [
+    return [
         f"Cosines over {spec.protocol.pictures} pictures of “{spec.task.prompt}” per run, by "
         f"{', '.join(words)}; the text says {spec.task.noun} for {spec.task.subject}. The real pictures: "
-        "pairs of different ones, which is the ceiling, and each with the prompt, which none of them shows."
+        "pairs of different ones, which is the ceiling, and each with the prompt, which none of them shows.",
+        *_stand_in(spec),
     ]
-    if any(e.source == "asset" for e in (spec.protocol.encoders or [])):
-        notes.append("STAND-IN: a tiny CLIP of this project takes the place of DINO, DINOv2 and CLIP at this scale.")
-    return notes
 
 
 def build(target: Subjects, records: Mapping[str, Record]) -> Document:
@@ -169,13 +207,18 @@ def build(target: Subjects, records: Mapping[str, Record]) -> Document:
     losses = {method: {m: _values(rs, m) for m, _ in _MEASURES} for method, rs in found.items()}
     gaps = {method: _gap(method, cells, records) for method in found}
     paper = target.scale == "paper"
-    blocks = (_main_block(losses, gaps, paper), _claim_block(losses, paper), *_fidelity_block(found, gaps))
+    if "drift" in target.file.measure:
+        blocks = (_main_block(losses, gaps, False), *_drift_block(found, gaps))
+        notes = [*_notes(target, cells, found)[:2], *_drift_notes(cells)]
+    else:
+        blocks = (_main_block(losses, gaps, paper), _claim_block(losses, paper), *_fidelity_block(found, gaps))
+        notes = [*_notes(target, cells, found), *_fidelity_notes(cells)]
     return Document(
         name=f"{target.name}.{target.scale}",
         title=labels.heading(target.name, target.file.title),
         banner=labels.BANNERS[target.scale],
         blocks=tuple(_with_runs(block, cells) for block in blocks),
-        notes=(*_notes(target, cells, found), *_fidelity_notes(cells), *target.file.caption),
+        notes=(*notes, *target.file.caption),
         csv_header=("table", "scale", "method", "seed", "mean_loss", "last_100", "steps", "id", "state"),
         csv_rows=tuple(_row(cell, records) for cell in cells),
     )
