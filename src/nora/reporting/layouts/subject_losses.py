@@ -21,8 +21,6 @@ from nora.tables.subjects import Subjects
 
 MISSING = "missing"
 _MEASURES = (("mean", "all\N{NO-BREAK SPACE}steps"), ("last_100", "last\N{NO-BREAK SPACE}100\N{NO-BREAK SPACE}steps"))
-
-
 _DRIFT = ("kept", "subject_before", "subject_after")
 
 
@@ -175,7 +173,7 @@ def _drift_notes(cells: Sequence[Cell[dreambooth.Spec]]) -> list[str]:
     return [
         f"Sixteen pictures of “{said}”, drawn before training and after it from the same noise. To the base's: each "
         "with the one before (1: training changed nothing). To the subject: with the pictures trained on, which is "
-        "DreamBooth's prior preservation; where it rises, the subject stands for its kind. Rise: after minus before "
+        "DreamBooth's PRES; where it rises, the subject stands for its kind. Rise: after minus before "
         "within a seed [95 % t interval].",
         *_stand_in(spec),
     ]

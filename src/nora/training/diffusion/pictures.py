@@ -143,8 +143,8 @@ def drift(
 ) -> dict[str, float]:
     """What training on a subject changed of the pictures of its kind, a prompt that does not name it: mean cosines of
     the two pictures from one noise (``kept``; 1: nothing changed), and of the subject's own pictures with those before
-    and after it (``subject_before``, ``subject_after``: DreamBooth's prior preservation, arXiv 2208.12242, Section
-    4.2; where it rises, the subject stands for its kind)."""
+    and after it (``subject_before``, ``subject_after``: the PRES of DreamBooth, arXiv 2208.12242; where it
+    rises, the subject stands for its kind)."""
     old, new, theirs = encoder.pictures(before), encoder.pictures(after), encoder.pictures(real)
     found = {"kept": (old * new).sum(dim=-1), "subject_before": old @ theirs.T, "subject_after": new @ theirs.T}
     return {key: float(f"{float(value.mean()):.6g}") for key, value in found.items()}
