@@ -111,6 +111,13 @@ function sort(button) {
   rows.append(...order);
 }
 
+for (const head of document.querySelectorAll("main thead th")) {
+  const button = element("button", undefined, "sort");
+  button.type = "button";
+  button.append(...head.childNodes);
+  head.append(button);
+}
+
 document.addEventListener("click", event => {
   const button = event.target.closest("button");
   if (!button) {
