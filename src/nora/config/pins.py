@@ -19,6 +19,8 @@ HELD_OUT = {"held_out/books.jsonl.gz": "9f4cbe34d6c82d09569e58b57508f6f641e625c6
 """The text of ``measure=[forgetting]``, below data/: which one it is belongs to what the word means."""
 WINDOW = 128
 """Tokens of it that are read at once."""
+COMPARED = {"fidelity", "drift"}
+"""What is measured of pictures by the protocol's encoders, which a run without it does not load."""
 DOWNLOADS = Path("data") / "hub"  # files that `nora prefetch` brings, below the checkout
 
 
@@ -337,6 +339,5 @@ def unpinned(spec: Mapping[str, Json]) -> list[str]:
         return part.get("source") == "hub" and part.get("weights") != "random" and not part.get("revision")
 
     found = [name for name in ("model", "task") if is_open(spec.get(name) or {})]
-    compared = {"fidelity", "drift"} & {*spec.get("measure", [])}
-    encoders = spec["protocol"].get("encoders") or [] if compared else []
+    encoders = spec["protocol"].get("encoders") or [] if COMPARED & {*spec.get("measure", [])} else []
     return found + [f"encoder {encoder['name']}" for encoder in encoders if is_open(encoder)]

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from nora import starts
-from nora.config.pins import SUFFIXES, not_here, pictures_in
+from nora.config.pins import COMPARED, SUFFIXES, not_here, pictures_in
 from nora.config.schema import (
     STRICT,
     Count,
@@ -44,8 +44,6 @@ _LAST = 100
 _SAMPLES = 4  # pictures of a sample on the way
 _OF_ITS_KIND = 16
 """Pictures of the subject's kind that are drawn before training and after it, for measure=[drift]."""
-COMPARED = {"fidelity", "drift"}
-"""What is measured by the protocol's encoders."""
 # One UNet pass at 64 × 64 latents and 77 tokens, counted by torch's FlopCounterMode; and its weights with the VAE's and
 # the text encoder's (0.86 + 0.08 + 0.12 billion parameters).
 _UNET_FLOPS = {"sd14": 0.803e12}
