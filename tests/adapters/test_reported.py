@@ -307,13 +307,15 @@ def test_a_gradient_sketch_of_an_adapter_no_loss_depends_on_is_refused(how: str)
     assert same_bytes(before, snapshot(model))
 
 
-def test_a_weight_of_lower_rank_than_the_adapter_is_told_and_the_pseudo_inverse_moves_it() -> None:
-    """Divided by ‖P‖_F the empty directions take all of P: the layer stands still. (A Aᵀ)⁺ leaves them out."""
-    draw = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_weight_of_lower_rank_than_the_adapter_is_told_and_the_pseudo_inverse_moves_it(seed: int) -> None:
+    """(A Aᵀ)⁺ leaves the empty directions out. Otherwise they, which are rounding and so each processor's own (the loss
+    left was between 0.56 and 1.7 of the first), take most of P."""
+    draw = torch.Generator().manual_seed(seed)
     W = torch.randn(64, 2, generator=draw) @ torch.randn(2, 64, generator=draw) / 8
     x = torch.randn(128, 64, generator=draw)
 
-    def progress(**settings: Any) -> float:
+    def left(**settings: Any) -> float:
         layer = nn.Linear(64, 64, bias=False)
         layer.weight.data.copy_(W)
         model = get_peft_model(nn.Sequential(layer), LoraConfig(r=8, lora_alpha=8, target_modules=["0"]))
@@ -329,9 +331,9 @@ def test_a_weight_of_lower_rank_than_the_adapter_is_told_and_the_pseudo_inverse_
         return losses[-1] / losses[0]
 
     with pytest.warns(UserWarning, match=r"0: 6 directions of its rank are empty .* give inverse='pinv', damping=0.0"):
-        standing = progress()
-    moving, unnormalised = progress(inverse="pinv", damping=0.0), progress(normalize="none")
-    assert standing > 0.99 and moving < unnormalised < 0.8, (standing, moving, unnormalised)
+        damped = left()
+    leaving_out, unnormalised = left(inverse="pinv", damping=0.0), left(normalize="none")
+    assert leaving_out < 0.55 and leaving_out < min(damped, unnormalised), (damped, leaving_out, unnormalised)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

@@ -54,7 +54,9 @@ def test_fp16_trains_as_fp32_does(run: Callable[..., Any], tmp_path: Path) -> No
     full, _ = run(*WORDS, "method.dropout=0.0", "protocol.precision=fp32", task="commonsense", store=tmp_path)
     assert "skipped_steps" not in full.metrics and half.id != full.id
     for ours, theirs in zip(half.metrics["epochs"], full.metrics["epochs"], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3) and ours["loss"] != theirs["loss"]
+        for loss in ("loss", "train_loss"):
+            assert ours[loss] == pytest.approx(theirs[loss], rel=2e-3)
+        assert ours["train_loss"] != theirs["train_loss"]  # dev's few rows may round to one sum
 
 
 @pytest.mark.gpu
