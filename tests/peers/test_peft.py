@@ -31,6 +31,10 @@ class Expected:
     count: int
     reason: str
 
+    def agrees(self, found: int) -> bool:
+        """Whether as many have failed as expected; what a rounding decides may also hold on another processor."""
+        return found <= self.count if self.reason == CLOSE else found == self.count
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -72,7 +76,8 @@ def check(outcome: Outcome, expected: list[Expected], *, passed: int) -> None:
         else:
             surprises.append(name)
     assert surprises == [], "failures that nobody expected"
-    assert {one.pattern: found[one.pattern] for one in expected} == {one.pattern: one.count for one in expected}
+    wrong = {one.pattern: (found[one.pattern], one.count) for one in expected if not one.agrees(found[one.pattern])}
+    assert wrong == {}, "found, expected"
     assert outcome.passed >= passed, f"{outcome.passed} passed, {outcome.skipped} skipped"
 
 

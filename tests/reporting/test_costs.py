@@ -84,4 +84,4 @@ def test_at_paper_scale_waiting_runs_are_counted_and_memory_is_an_estimate(check
 def test_an_unknown_target_is_one_clear_line(checkout: Path) -> None:
     file = CostsFile(title="t", layout="costs", targets=["table2", "tabel4"])
     with pytest.raises(UserError, match=r"cost.yaml: targets: given 'tabel4', did you mean table4. allowed all, "):
-        load_costs(checkout, file, "cost", [])
+        load_costs(checkout, file, "cost", [], {})

@@ -24,6 +24,7 @@ from nora.store.record import Record
 from nora.store.runs import Store
 from nora.store.states import Snapshot, take_snapshot
 from nora.tables.cell import Cell
+from nora.tables.methods import SpecBook
 from nora.tables.target import AnyTarget, has_scale, load_target
 
 
@@ -104,8 +105,9 @@ def up_to_date(store: Store, checkout: Path) -> int | None:
 
 def with_all_scales(targets: Sequence[AnyTarget]) -> list[AnyTarget]:
     """The targets, and after each the larger scales it has, in the paper's order."""
+    books: dict[str, SpecBook] = {}
     larger = [
-        load_target(t.checkout, t.name, [f"scale={scale}"])
+        load_target(t.checkout, t.name, [f"scale={scale}"], books)
         for scale in _LARGER
         for t in targets
         if t.scale and has_scale(t.checkout, t.name, scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,12 @@ class Costs(Target[AnySpec]):
 
     file: CostsFile
     targets: tuple[str, ...]
+    books: dict[str, SpecBook] = field(default_factory=dict, compare=False, repr=False)
+
+    def others(self) -> list[AnyTarget]:
+        """The targets whose runs are counted."""
+        words = [f"scale={self.scale}"]
+        return [load_target(self.checkout, name, words, self.books) for name in self.targets]
 
     def cells(self, records: Mapping[str, Record]) -> list[Cell[AnySpec]]:
         """None: the other targets list them."""
@@ -49,14 +55,16 @@ def has_scale(checkout: Path, name: str, scale: str) -> bool:
     return scale in seeds if isinstance(seeds, Mapping) else True
 
 
-def load_costs(checkout: Path, file: CostsFile, name: str, overrides: Sequence[str]) -> Costs:
+def load_costs(
+    checkout: Path, file: CostsFile, name: str, overrides: Sequence[str], books: dict[str, SpecBook]
+) -> Costs:
     known = [other for other in names(checkout) if other != name]
     wanted = known if file.targets == "all" else file.targets
     for target in wanted:
         one_of(f"conf/table/{name}.yaml: targets", target, known, "allowed all,")
     own, _ = split_overrides(overrides, ("scale",))
     scale = own.get("scale", "mini")
-    return Costs(checkout, name, scale, file, tuple(t for t in wanted if has_scale(checkout, t, scale)))
+    return Costs(checkout, name, scale, file, tuple(t for t in wanted if has_scale(checkout, t, scale)), books)
 
 
 def load_target(
@@ -82,7 +90,8 @@ def load_target(
     if "subjects" in content:
         return load_subjects(checkout, validate(content, SubjectsFile, prefix=prefix), name, own)
     if "targets" in content:
-        return load_costs(checkout, validate(content, CostsFile, prefix=prefix), name, own)
+        file = validate(content, CostsFile, prefix=prefix)
+        return load_costs(checkout, file, name, own, {} if books is None else books)
     return load_table(checkout, name, own, books)
 
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 
+@cache
 def names(suite: str) -> list[str]:
     """The tasks of one suite: the file names of its folder."""
     package = importlib.import_module(f"{__name__}.{suite}")

@@ -11,7 +11,7 @@ from nora.reporting.document import Block, Document, Entry, Line
 from nora.store.record import Record
 from nora.tables.cell import Cell
 from nora.tables.estimate import Measured, device_of, estimate, measured_hours, measured_on, memory_gib, predicted
-from nora.tables.target import Costs, load_target
+from nora.tables.target import Costs
 
 _FLOAT_BYTES = 4
 _COLUMNS = ("runs there", "planned", "so far", "predicted/actual", "memory, GiB", "adapter, kB")
@@ -84,7 +84,7 @@ def build(target: Costs, records: Mapping[str, Record]) -> Document:
     """A row per target and kind of run, the totals below a rule."""
     found: list[tuple[str, str, Cost]] = []
     everything: list[Cell[AnySpec]] = []
-    others = [load_target(target.checkout, name, [f"scale={target.scale}"]) for name in target.targets]
+    others = target.others()
     # A hyper-parameter table lists the runs of the table it belongs to: they are that one's.
     others.sort(key=lambda other: (other.file.layout == "hyperparameters", labels.papers_order(other.name)))
     cells_of = {other.name: other.cells(records) for other in others}
