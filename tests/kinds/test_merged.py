@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nora import tasks
+from nora import cli, tasks
 from nora.errors import UserError
 from nora.kinds import FinetuneSpec, compose_run
 from nora.kinds.instruct import InstructProtocol
@@ -33,9 +34,14 @@ WORDS = ("protocol=llm_adapters_modern", "model=llama_smoke", "task.num_test=1")
 def test_the_merged_model_answers_as_the_run(method: str, run: Run, checkout: Path, tmp_path: Path) -> None:
     record, _ = run(*WORDS, f"method={method}", "exec.keep_adapter=true", task="commonsense", store=tmp_path / "s")
     store = Store(tmp_path / "s")
-    write_merged(record, store, checkout, tmp_path / "merged")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    words = ["export", f"exec.results={store.root}", "--adapter", record.id, "--merged", "--out", str(tmp_path / "out")]
+    folder = tmp_path / "out" / f"{record.id}-merged"
+    assert cli.main([*words, "--dry-run"]) == 0 and not folder.exists()
+    assert cli.main(words) == 0
+    card = ModelCard((folder / "README.md").read_text())
+    assert card.data.to_dict()["library_name"] == "transformers" and f"nora repeat {record.id}" in card.text
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     spec, _, _ = compose_run(checkout, ["scale=smoke", "task=commonsense", *WORDS, f"method={method}"])
     assert isinstance(spec, FinetuneSpec) and isinstance(spec.protocol, InstructProtocol)
     rows = load_instruct_rows(spec.task, tasks.load("instruct", "commonsense"), checkout, seed=spec.seed)
@@ -52,6 +58,7 @@ def test_an_adapter_that_was_not_kept_is_named(run: Run, checkout: Path, tmp_pat
     record, _ = run(*WORDS, "method=lora", task="commonsense", store=tmp_path)
     with pytest.raises(UserError, match="exec.keep_adapter=true"):
         write_merged(record, Store(tmp_path), checkout, tmp_path / "merged")
+    assert cli.main(["export", f"exec.results={tmp_path}", "--merged"]) == 2
 
 
 def _script(checkout: Path) -> Any:

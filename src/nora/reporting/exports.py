@@ -255,21 +255,23 @@ def _measured(record: Record) -> list[str]:
     ]  # fmt: skip
 
 
-def model_card(record: Record) -> str:
-    """The Hub's card of a kept adapter: what it is, how it scored, how it was proved and how to repeat it."""
+def model_card(record: Record, *, merged: bool = False) -> str:
+    """The Hub's card of a kept adapter, or of its base with it merged: what it is, how it scored, how it was proved and
+    how to repeat it."""
     spec, file = record.spec, record.result["files"]["adapter"]
+    what = f"the base with `{file['name']}` merged" if merged else f"`{file['name']}`"
     task, method, model = (spec[group]["name"] for group in ("task", "method", "model"))
     return "\n".join(
         [
             "---",
-            "library_name: peft",
+            f"library_name: {'transformers' if merged else 'peft'}",
             f"base_model: {spec['model'].get('repo', model)}",
             f"tags: [lora, nora, {method}]",
             "---",
             "",
             f"# {labels.method(method)} on {labels.task(task)}, {labels.model(model)}, seed {spec['seed']}",
             "",
-            f"Run `{record.id}` of the reproduction of arXiv 2410.18965; `{file['name']}`, SHA-256 `{file['sha256']}`.",
+            f"Run `{record.id}` of the reproduction of arXiv 2410.18965; {what}, SHA-256 `{file['sha256']}`.",
             "",
             *_measured(record),
         ]

@@ -263,24 +263,41 @@ def repeat(identity: str, words: Sequence[str]) -> int:
 @in_store
 @click.option("--out", type=click.Path(path_type=Path), default=Path("export"), help="default: export/")
 @click.option("--adapter", metavar="ID", help="one run's adapter for stock PEFT or diffusers, with its card: OUT/ID/")
+@click.option("--merged", is_flag=True, help="with --adapter: its base with it merged, a model alone: OUT/ID-merged/")
 @click.option("--push", "repo", metavar="OWNER/NAME", help="that folder onto the Hub, into this repository")
 @click.option("--private", is_flag=True, help="with --push: a repository that is made is a private one")
 @dry_run_flag
-def export(words: Sequence[str], out: Path, adapter: str | None, repo: str | None, private: bool, dry_run: bool) -> int:
+def export(
+    words: Sequence[str],
+    out: Path,
+    adapter: str | None,
+    merged: bool,
+    repo: str | None,
+    private: bool,
+    dry_run: bool,
+) -> int:
     """Every record as CSV and Parquet, PEFT's comparison format, adapter cards. With --adapter ID: that run's adapter
     as stock PEFT or diffusers reads it; nothing leaves this machine without --push."""
-    from nora.reporting.exports import adapter_folder, push
+    from nora.reporting.exports import adapter_folder, model_card, push
     from nora.reporting.exports import export as exported
 
-    if adapter is None and (repo is not None or private):
-        raise UserError("--push, --private: required with --adapter ID: one adapter is pushed")
-    store = open_workspace(words).store
+    if adapter is None and (repo is not None or private or merged):
+        raise UserError("--push, --private, --merged: required with --adapter ID: one adapter is pushed")
+    workspace = open_workspace(words)
+    store = workspace.store
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: given {out}, which is a file; required a folder")
     if adapter is not None:
         record = _one_record(store, adapter)
         assert record.folder is not None  # it was read there
         folder, files = out / record.id, adapter_folder(record, record.folder)
+        if merged:
+            from nora.kinds.parts.bases import write_merged
+
+            folder, files = Path(f"{folder}-merged"), {"README.md": model_card(record, merged=True).encode()}
+            if not dry_run:
+                write_merged(record, store, workspace.checkout, folder)
+            print(folder)
         for name, content in files.items():
             print(folder / name)
             if not dry_run:
