@@ -114,21 +114,16 @@ class SpecBook:
         """The resolved spec and its id; that of another seed differs in the seed alone."""
         key = repr((method, column, measure, sorted(settings.items())))
         if (key, seed) not in self._seeded:
-            spec, plain = self._unseeded(key, method, column, measure, settings)
+            if key not in self._specs:
+                config = dict(self._config(self._file.axis, column))
+                config |= {"method": self._config("method", method)["method"], "seed": seed, "measure": measure}
+                made = build_spec(with_settings(config, {**self._file.settings, **settings}), self._pins)
+                if not isinstance(made, FinetuneSpec):
+                    raise UserError(f"a table of methods is made of kind=finetune, given {made.kind}")
+                self._specs[key] = made, spec_dict(made)
+            spec, plain = self._specs[key]
             self._seeded[key, seed] = replace(spec, seed=seed), run_id({**plain, "seed": seed})
         return self._seeded[key, seed]
-
-    def _unseeded(
-        self, key: str, method: str, column: str, measure: list[str], settings: Settings
-    ) -> tuple[FinetuneSpec, dict[str, Json]]:
-        if key not in self._specs:
-            config = dict(self._config(self._file.axis, column))
-            config |= {"method": self._config("method", method)["method"], "seed": 0, "measure": measure}
-            made = build_spec(with_settings(config, {**self._file.settings, **settings}), self._pins)
-            if not isinstance(made, FinetuneSpec):
-                raise UserError(f"a table of methods is made of kind=finetune, given {made.kind}")
-            self._specs[key] = made, spec_dict(made)
-        return self._specs[key]
 
 
 @dataclass(frozen=True)
