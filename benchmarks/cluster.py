@@ -142,7 +142,9 @@ def _strike(what: str, task: slurm.Task, draw: random.Random, folder: Path, stor
     elif what == "preempt":
         slurm.call("sbatch", "-p", "urgent", "-N1", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
     elif what == "node down":
-        node = slurm.call("squeue", "-h", "-j", task.id, "-o", "%N").strip()
+        # Where a run is now: the task that was chosen may be off its node since, and then any node will do.
+        nodes = slurm.call("squeue", "-h", "-p", "scav", "-t", "RUNNING", "-o", "%N").split()
+        node = (nodes or slurm.call("sinfo", "-h", "-N", "-o", "%N").split())[0]
         slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=chaos")
         time.sleep(1)
         _bring_back(folder)

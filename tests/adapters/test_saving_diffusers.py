@@ -80,10 +80,11 @@ def test_a_pipeline_loads_it(setting: str, carried: str, init: str, tmp_path: Pa
     bare = tiny_unet()
     base = _output(bare)
     bare.load_lora_adapter(str(tmp_path), prefix="unet", weight_name="pytorch_lora_weights.safetensors")
-    size = float(wanted.abs().max())  # of OLoRA: its frozen pair is folded, a rounding a layer, each processor's own
+    size = float(wanted.abs().max())
+    rounding = 16 * torch.finfo(wanted.dtype).eps * size  # OLoRA's frozen pair is folded: a rounding in every layer
     assert (wanted - base).abs().max() > 0.01
     for loaded in (pipeline.unet, bare):
-        torch.testing.assert_close(_output(loaded), wanted, rtol=0, atol=0 if init == "nystrom" else 3e-6 * size)
+        torch.testing.assert_close(_output(loaded), wanted, rtol=0, atol=0 if init == "nystrom" else rounding)
 
 
 def test_a_unet_in_peft_is_a_peft_adapter_too(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nora import cli, tasks
@@ -38,6 +39,7 @@ def test_the_merged_model_answers_as_the_run(method: str, run: Run, checkout: Pa
     folder = tmp_path / "out" / f"{record.id}-merged"
     assert cli.main([*words, "--dry-run"]) == 0 and not folder.exists()
     assert cli.main(words) == 0
+    _a_full_disk_leaves_what_stood_there(words, folder)
     card = ModelCard((folder / "README.md").read_text())
     assert card.data.to_dict()["library_name"] == "transformers" and f"nora repeat {record.id}" in card.text
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -52,6 +54,21 @@ def test_the_merged_model_answers_as_the_run(method: str, run: Run, checkout: Pa
     path = store.run_dir("finetune", record.id) / record.result["files"]["predictions"]["name"]
     said = [json.loads(line)["text"] for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
     assert given == said != untrained
+
+
+def _a_full_disk_leaves_what_stood_there(words: list[str], folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def save(model: Any, at: Path) -> None:
+        at.mkdir()
+        (at / "config.json").touch()
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nora.kinds.parts.bases.save_merged", save)
+        assert cli.main(words) == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [*folder.parent.iterdir()] == [folder]
 
 
 def test_an_adapter_that_was_not_kept_is_named(run: Run, checkout: Path, tmp_path: Path) -> None:

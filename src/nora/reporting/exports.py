@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -184,6 +185,26 @@ def adapter_folder(record: Record, home: Path) -> dict[str, bytes]:
         )
     said = "\n".join(["", *_measured(record)])
     return {**files, "README.md": files["README.md"].rstrip() + b"\n" + said.encode()}
+
+
+def write_merged_folder(record: Record, store: Store, checkout: Path, folder: Path) -> None:
+    """The base with the run's kept adapter merged, its tokenizer and a card, whole or not at all: what stood there goes
+    when the new one is whole. UserError where nothing can be merged, OSError where it cannot be written."""
+    from safetensors import SafetensorError
+
+    from nora.kinds.parts.bases import write_merged
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder.parent) as place:
+        made = Path(place) / folder.name
+        try:
+            write_merged(record, store, checkout, made)
+        except SafetensorError as error:  # how safetensors tells of a full disk
+            raise OSError(f"{folder}: {error}") from None
+        (made / "README.md").write_text(model_card(record, merged=True), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
 
 
 def push(folder: Path, repo: str, *, private: bool, message: str) -> str:

@@ -278,7 +278,7 @@ def export(
 ) -> int:
     """Every record as CSV and Parquet, PEFT's comparison format, adapter cards. With --adapter ID: that run's adapter
     as stock PEFT or diffusers reads it; nothing leaves this machine without --push."""
-    from nora.reporting.exports import adapter_folder, model_card, push
+    from nora.reporting.exports import adapter_folder, push, write_merged_folder
     from nora.reporting.exports import export as exported
 
     if adapter is None and (repo is not None or private or merged):
@@ -292,11 +292,9 @@ def export(
         assert record.folder is not None  # it was read there
         folder, files = out / record.id, adapter_folder(record, record.folder)
         if merged:
-            from nora.kinds.parts.bases import write_merged
-
-            folder, files = Path(f"{folder}-merged"), {"README.md": model_card(record, merged=True).encode()}
+            folder, files = Path(f"{folder}-merged"), {}
             if not dry_run:
-                write_merged(record, store, workspace.checkout, folder)
+                write_merged_folder(record, store, workspace.checkout, folder)
             print(folder)
         for name, content in files.items():
             print(folder / name)
@@ -304,7 +302,7 @@ def export(
                 write_atomic(folder / name, content)
         if repo is not None:
             told = push(folder, repo, private=private, message=f"nora: run {record.id}") if not dry_run else ""
-            print(told or f"{repo}: {len(files)} files would be pushed")
+            print(told or f"{repo}: {f'{len(files)} files' if files else folder} would be pushed")
         return 0
     shown: Counter[str] = Counter()
     for name, parts in exported(_counted(store), store):
